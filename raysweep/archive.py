@@ -1,0 +1,204 @@
+"""A sweep's folder, `results/<sweep>/`: append-only JSON lines that survive a kill at any byte.
+
+    job.yaml        the resolved job          plans.jsonl    trials as proposed
+    env.json        versions, commit, machine phases.jsonl   phase records
+    study.journal   Optuna's journal          trials.jsonl   how each trial ended
+    checkpoints/    the phase store           tensorboard/   one run per trial
+    lanes.jsonl     worker groups started
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from raysweep.errors import ArchiveError, known_names_hint
+from raysweep.jobfile import Job, check_job
+from raysweep.records import PhaseRecord, TrialRecord
+from raysweep.yamlfile import load_mapping
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A trial as proposed: what resume needs to run it again."""
+
+    trial: int
+    values: dict[str, Any]
+    proposer: str
+    optuna_number: int | None
+    attempt: int
+    """1, and one more for each time that a resumed sweep took it up again."""
+
+
+class SweepFolder:
+    """Reads and appends the records of one sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.name = path.name
+        self._phases_seen: set[tuple[int, str]] | None = None
+
+    @staticmethod
+    def create(results: Path, job: Job, name: str | None, environment: Mapping[str, Any]) -> SweepFolder:
+        """Make the folder of a new sweep: `name`, or `<job>-<number>` with the next free number.
+
+        Raises:
+            ArchiveError: the name is taken or unusable, or the results folder cannot be written.
+        """
+        if name is not None and not NAME.fullmatch(name):
+            raise ArchiveError(f"--name {name!r}: use letters, digits, '-', '_' and '.'.")
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+            folder = _make_named(results, name) if name else _make_numbered(results, job.spec.name)
+            sweep = SweepFolder(folder)
+            _write_text(folder / "env.json", json.dumps(environment, indent=2, sort_keys=True) + "\n")
+            text = yaml.safe_dump(job.spec.resolved(), sort_keys=False, allow_unicode=True)
+            _write_text(folder / "job.yaml", text)  # last: a folder with a job is a sweep
+        except OSError as error:
+            raise ArchiveError(
+                f"results folder {str(results)!r} cannot be written ({error.strerror}). Choose another with --results."
+            ) from error
+        return sweep
+
+    @staticmethod
+    def open(results: Path, name: str) -> SweepFolder:
+        """Open an existing sweep.
+
+        Raises:
+            ArchiveError: there is none of that name.
+        """
+        if not NAME.fullmatch(name) or not (results / name / "job.yaml").is_file():
+            known = list_sweeps(results)
+            hint = known_names_hint(name, known) if known else f"no {name!r}, nor any other sweep."
+            raise ArchiveError(f"sweep in {str(results)!r}: {hint}")
+        return SweepFolder(results / name)
+
+    def lock(self) -> FileLock:
+        """Return the taken lock that one driver at a time holds; the system frees it when the driver dies.
+
+        Raises:
+            ArchiveError: another process runs this sweep.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ArchiveError(f"sweep {self.name!r} is being run by another process.") from None
+        return lock
+
+    @property
+    def store(self) -> Path:
+        return self.path / "checkpoints"
+
+    def job(self) -> Job:
+        return check_job(load_mapping(self.path / "job.yaml"), str(self.path / "job.yaml"))
+
+    def environment(self) -> dict[str, Any]:
+        return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+
+    def proposals(self) -> dict[int, Proposal]:
+        """Return every proposed trial, its latest attempt."""
+        return {line["trial"]: Proposal(**line) for line in self._read("plans.jsonl")}
+
+    def phases(self) -> list[PhaseRecord]:
+        return [PhaseRecord.from_dict(line) for line in self._read("phases.jsonl")]
+
+    def trials(self) -> dict[int, TrialRecord]:
+        return {line["trial"]: TrialRecord.from_dict(line) for line in self._read("trials.jsonl")}
+
+    def lanes(self) -> list[dict[str, Any]]:
+        """Return one entry for each worker group that was started."""
+        return list(self._read("lanes.jsonl"))
+
+    def add_proposal(self, proposal: Proposal) -> None:
+        self._append("plans.jsonl", proposal.__dict__)
+
+    def add_phase(self, record: PhaseRecord) -> None:
+        """Append a phase record, unless an earlier attempt of the trial already did."""
+        if self._phases_seen is None:
+            self._phases_seen = {(known.trial, known.key) for known in self.phases()}
+        if (record.trial, record.key) not in self._phases_seen:
+            self._phases_seen.add((record.trial, record.key))
+            self._append("phases.jsonl", record.to_dict())
+
+    def add_trial(self, record: TrialRecord) -> None:
+        self._append("trials.jsonl", record.to_dict())
+
+    def add_lane(self, entry: Mapping[str, Any]) -> None:
+        self._append("lanes.jsonl", entry)
+
+    def _append(self, file: str, content: Mapping[str, Any]) -> None:
+        line = (json.dumps(content, sort_keys=True) + "\n").encode()
+        with open(self.path / file, "ab+") as stream:
+            _cut_partial_line(stream)
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _read(self, file: str) -> Iterator[dict[str, Any]]:
+        path = self.path / file
+        if not path.exists():
+            return
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):  # the last line of a killed writer is no record yet
+                yield json.loads(line)
+
+
+def list_sweeps(results: Path) -> list[str]:
+    """Return the names of all sweeps under a results folder, oldest first."""
+    jobs = [path for path in results.glob("*/job.yaml") if path.is_file()]
+    return [path.parent.name for path in sorted(jobs, key=lambda path: path.stat().st_mtime)]
+
+
+def _make_named(results: Path, name: str) -> Path:
+    try:
+        (results / name).mkdir()
+    except FileExistsError:
+        raise ArchiveError(
+            f"sweep {name!r} exists already. Continue it with 'raysweep resume {name}', or choose another --name."
+        ) from None
+    return results / name
+
+
+def _make_numbered(results: Path, job: str) -> Path:
+    number = 1
+    while True:
+        try:
+            folder = results / f"{job}-{number}"
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _cut_partial_line(stream: Any) -> None:
+    """Drop what a killed writer left after the last newline."""
+    end = stream.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65_536)
+        stream.seek(start)
+        block = stream.read(end - start)
+        newline = block.rfind(b"\n")
+        if newline == len(block) - 1 and end == stream.seek(0, os.SEEK_END):
+            return
+        if newline >= 0:
+            stream.truncate(start + newline + 1)
+            return
+        end = start
+    stream.truncate(0)

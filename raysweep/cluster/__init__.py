@@ -1,0 +1,1 @@
+"""Ray: lanes that train, and the sweep that feeds them."""

@@ -1,0 +1,92 @@
+"""Every contract between folders, on one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import optuna
+    import torch
+    from torch import nn
+
+    from raysweep.plasticity.sites import AttentionSite, Role
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Slot = tuple[int, int]
+"""(layer, head), by original position; never renumbered."""
+
+
+class Family(Protocol):
+    """models/<model_type>.py: one architecture of transformers, by its `model_type`."""
+
+    sizes: ClassVar[dict[str, dict[str, Any]]]
+    """From-scratch sizes: name -> configuration values, vocabulary excluded."""
+
+    def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
+        """Return the transformers configuration of a from-scratch size, dropout off."""
+
+    def sites(self, network: nn.Module) -> list[AttentionSite]:
+        """Return one site per layer, parameter names as in `network.named_parameters()`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadStatistics:
+    """What the probe measured on every head slot; arrays of shape [layers][heads].
+
+    `present` says which slots hold a head. Statistics of absent slots are those of the weights that stand there,
+    as if the head were there alone; `sensitivity` is only filled when a growth asks for it.
+    """
+
+    present: Mask
+    taylor: Array
+    """E over windows of |d(mean window loss) / d(gate)|."""
+    entropy: Array
+    """Mean over queries with at least two visible keys of H / log(visible keys); in [0, 1]."""
+    sink_mass: Array
+    """Mean attention weight on the first token, over the same queries."""
+    output_norm: Array
+    """Mean over tokens of the norm of the head's contribution to the layer's output."""
+    magnitude: Array
+    """Frobenius norm of the head's own weight slices."""
+    reference_entropy: Array | None = None
+    """Entropy of every head just before this cycle's prune."""
+    sensitivity: Array | None = None
+    """How much an absent slot would lower the loss if its proposed weights came in; see grow/gradient_sensitivity."""
+
+
+class Pruner(Protocol):
+    """prune/<name>.py"""
+
+    def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
+        """Return importance [layers][heads]; the lowest present ones are removed first. Never acts."""
+
+
+class Grower(Protocol):
+    """grow/<name>.py"""
+
+    def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
+        """Return exactly `count` distinct absent slots, best first. Never acts."""
+
+
+class Sampler(Protocol):
+    """samplers/<name>.py"""
+
+    def build(self, seed: int) -> optuna.samplers.BaseSampler:
+        """Return the Optuna sampler, seeded."""
+
+
+class Initializer(Protocol):
+    """init/<name>.py"""
+
+    sensitivity: ClassVar[Literal["gate", "output"]]
+    """Which gradient is alive at insertion: of the gate, or of the output weights (they are zero)."""
+
+    def __call__(
+        self, role: Role, tensor: torch.Tensor, std: float, generator: torch.Generator
+    ) -> None:
+        """Fill one slice of a new head in place. `std` is the model's own initializer range."""

@@ -1,0 +1,1 @@
+"""Data, the training loop, phases and the phase store: torch, no Ray."""

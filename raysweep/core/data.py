@@ -1,0 +1,198 @@
+"""From text to token windows: tokenized once a node, memory-mapped, sharded over ranks without overlap or loss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from raysweep.core.corpora import load_splits
+from raysweep.errors import DataError, UsageError
+from raysweep.plan import content_key
+from raysweep.spec import DataSpec
+
+Tokens = npt.NDArray[Any]
+SPLITS = ("train", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStore:
+    """The tokens of one corpus under one tokenizer, on disk."""
+
+    folder: Path
+    train: Tokens
+    evaluation: Tokens
+    vocab_size: int
+    fingerprint: str
+    """Hash of both texts and the tokenizer."""
+    text_sha256: str
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer (`encode(text).ids`, `decode(ids)`)."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+
+def prepare(data: DataSpec, *, tokenizer: str | None, vocab_size: int | None) -> TokenStore:
+    """Return a corpus as tokens, from the cache or tokenized now; safe to call from every process of a node at once.
+
+    Args:
+        tokenizer: hub name or folder of a tokenizer, or None to train a byte-level BPE on the training split.
+        vocab_size: size of that BPE.
+
+    Raises:
+        DataError: no such corpus or tokenizer, or text too short for one window in each split.
+    """
+    train, evaluation = load_splits(data)
+    texts = {"train": train, "evaluation": evaluation}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    built, identity = _tokenizer(train, digests["train"], tokenizer, vocab_size)
+    fingerprint = content_key({"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens})
+    folder = cache_folder() / "tokens" / fingerprint
+    with FileLock(_lock_path(folder)):
+        if not folder.exists():
+            _build_tokens(folder, texts, built, data.max_tokens)
+    store = TokenStore(
+        folder=folder,
+        train=np.load(folder / "train.npy", mmap_mode="r"),
+        evaluation=np.load(folder / "evaluation.npy", mmap_mode="r"),
+        vocab_size=built.get_vocab_size(),
+        fingerprint=fingerprint,
+        text_sha256=content_key(digests),
+    )
+    for name, tokens in (("train", store.train), ("evaluate", store.evaluation)):
+        if len(tokens) < data.seq_len:
+            raise DataError(
+                f"data.name = {data.name!r}: its {name} split has {len(tokens)} tokens, fewer than one window of "
+                f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
+            )
+    return store
+
+
+def check_enough(store: TokenStore, data: DataSpec, batch_size: int) -> None:
+    """Check that the training split fills one batch and the probe.
+
+    Raises:
+        DataError: it does not.
+    """
+    windows = len(store.train) // data.seq_len
+    for key, needed in (("training.batch_size", batch_size), ("data.probe_windows", data.probe_windows)):
+        if windows < needed:
+            raise DataError(
+                f"data.name = {data.name!r} is too short: {windows} training windows of data.seq_len = {data.seq_len}, "
+                f"but {key} = {needed}. Give a longer text, or lower one of them."
+            )
+
+
+def cache_folder() -> Path:
+    """Return `$RAYSWEEP_CACHE`, by default `~/.cache/raysweep`."""
+    return Path(os.environ.get("RAYSWEEP_CACHE") or Path.home() / ".cache" / "raysweep")
+
+
+def windows_of(tokens: Tokens, seq_len: int) -> Tokens:
+    """View tokens as consecutive windows (count, seq_len); a tail shorter than a window is left out."""
+    count = len(tokens) // seq_len
+    return tokens[: count * seq_len].reshape(count, seq_len)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOrder:
+    """The order in which windows are trained on: every epoch a new permutation, no window lost between epochs.
+
+    Stateless: the windows of step `s` follow from the seed and `s`, so a run resumed at any step sees what an
+    uninterrupted one would have seen, at any number of ranks.
+    """
+
+    num_windows: int
+    batch_size: int
+    seed: int
+
+    def indices(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Return this rank's share of the windows of one step; over all ranks they are the whole batch."""
+        positions = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
+        epochs, offsets = np.divmod(positions, self.num_windows)
+        order = [_permutation(self.num_windows, self.seed, int(epoch)) for epoch in epochs]
+        return np.array([permutation[at] for permutation, at in zip(order, offsets, strict=True)], np.int64)
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def shard(count: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    """Return this rank's indices of `count` items: disjoint over ranks, together all of them."""
+    return np.arange(rank, count, world_size)
+
+
+def _tokenizer(train: str, digest: str, name: str | None, vocab_size: int | None) -> tuple[Any, str]:
+    """Return a tokenizer and its identity."""
+    if name is not None:
+        tokenizer = _pretrained_tokenizer(name)
+        return tokenizer, hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    identity = content_key({"bpe": 1, "train": digest, "vocab_size": vocab_size})
+    path = cache_folder() / "tokenizers" / f"{identity}.json"
+    from tokenizers import Tokenizer
+
+    with FileLock(_lock_path(path)):
+        if not path.exists():
+            trained = _train_bpe(train, vocab_size)
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+                part.write(trained.to_str().encode())
+            os.replace(part.name, path)
+    return Tokenizer.from_file(str(path)), identity
+
+
+def _train_bpe(text: str, vocab_size: int | None) -> Any:
+    """Train a byte-level BPE (every text can be encoded, none becomes unknown)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    return tokenizer
+
+
+def _pretrained_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer.") from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise UsageError(f"the tokenizer of {name!r} has no fast form; name another with data.tokenizer.")
+    return backend
+
+
+def _build_tokens(folder: Path, texts: dict[str, str], tokenizer: Any, max_tokens: int | None) -> None:
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    for name in SPLITS:
+        ids = tokenizer.encode(texts[name], add_special_tokens=False).ids
+        np.save(partial / f"{name}.npy", np.array(ids if name != "train" else ids[:max_tokens], dtype=dtype))
+    (partial / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    counts = {name: len(np.load(partial / f"{name}.npy", mmap_mode="r")) for name in SPLITS}
+    (partial / "about.json").write_text(json.dumps({"tokens": counts, "vocab_size": tokenizer.get_vocab_size()}))
+    os.rename(partial, folder)
+
+
+def _lock_path(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(path.name + ".lock")

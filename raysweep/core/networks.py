@@ -1,0 +1,128 @@
+"""From a model's name to a network: a from-scratch size, a local folder, or a hub name."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from raysweep import registry
+from raysweep.contracts import Family
+from raysweep.errors import ModelError, known_names_hint
+from raysweep.plan import content_key
+from raysweep.spec import DataSpec, ModelSpec
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@cache
+def scratch_sizes() -> dict[str, str]:
+    """Return every from-scratch size and its family."""
+    return {size: family for family in registry.available("models") for size in registry.load("models", family).sizes}
+
+
+def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int | None]:
+    """Return (name of a pretrained tokenizer, None) or (None, size of a vocabulary to train)."""
+    if data.tokenizer is not None:
+        return data.tokenizer, None
+    if model.name in scratch_sizes():
+        family = registry.load("models", scratch_sizes()[model.name])
+        return None, family.sizes[model.name]["vocab_size"]
+    return model.name, None
+
+
+def check_model(model: ModelSpec) -> str:
+    """Check that a model can be loaded, without loading its weights; return its fingerprint.
+
+    Raises:
+        ModelError: unknown name, no weights, or a family without a file in raysweep/models/.
+    """
+    sizes = scratch_sizes()
+    if model.name in sizes:
+        return content_key(registry.load("models", sizes[model.name]).sizes[model.name])
+    config = _pretrained_config(model.name)
+    _family_of(config, model.name)
+    folder = Path(model.name)
+    if not folder.is_dir():
+        return content_key([model.name, getattr(config, "_commit_hash", None)])
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        raise ModelError(
+            f"model folder {model.name!r} holds no weights: none of {', '.join(WEIGHTS)}. "
+            "Save it with save_pretrained()."
+        )
+    return content_key([_file_sha256(path) for path in sorted(folder.glob("*.safetensors"))])
+
+
+def build_network(model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int) -> tuple[Any, Family]:
+    """Build a network with its first weights: pretrained, or random from the seed. Dropout is off.
+
+    Raises:
+        ModelError: it cannot be loaded, or does not fit the corpus's tokenizer or window length.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    sizes = scratch_sizes()
+    if model.name in sizes:
+        family: Family = registry.build("models", sizes[model.name])
+        config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
+        with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"), family
+    config = _pretrained_config(model.name)
+    family = _family_of(config, model.name)
+    _fit_to_corpus(config, model.name, vocab_size, seq_len)
+    try:
+        network, report = AutoModelForCausalLM.from_pretrained(
+            model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
+            use_safetensors=True, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {model.name!r} cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        raise ModelError(f"model {model.name!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}.")
+    return network, family
+
+
+def _fit_to_corpus(config: Any, name: str, vocab_size: int, seq_len: int) -> None:
+    for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "layerdrop"):
+        if hasattr(config, field):
+            setattr(config, field, 0.0)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and seq_len > positions:
+        raise ModelError(f"model {name!r} has {positions} positions, fewer than data.seq_len = {seq_len}.")
+    if vocab_size > config.vocab_size:
+        raise ModelError(f"model {name!r} knows {config.vocab_size} tokens, but the tokenizer has {vocab_size}.")
+
+
+def _pretrained_config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {name!r} holds no config.json. Save it with save_pretrained().")
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.name = {name!r} is neither a folder here nor a model that can be loaded ({reason}). "
+            f"From-scratch sizes: {known_names_hint(name, scratch_sizes())}"
+        ) from error
+
+
+def _family_of(config: Any, name: str) -> Family:
+    known = registry.available("models")
+    if config.model_type not in known:
+        raise ModelError(
+            f"model {name!r} is a {config.model_type!r}: {known_names_hint(config.model_type, known)} "
+            "To add a family, write raysweep/models/<model_type>.py (see CONTRIBUTING.md)."
+        )
+    return registry.build("models", config.model_type)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,274 @@
+"""Run the phases of one trial: each acts, is measured, and leaves an outcome in the phase store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from raysweep import registry
+from raysweep.contracts import HeadStatistics, Slot
+from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
+from raysweep.core.evaluation import batches, evaluate, to_device, write_samples
+from raysweep.core.networks import tokenizer_source
+from raysweep.core.runtime import Runtime
+from raysweep.core.state import TrialState
+from raysweep.core.store import Outcome, Partial, PhaseStore
+from raysweep.core.training import Schedule, Training
+from raysweep.errors import TrialError
+from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
+from raysweep.plasticity.accounting import active_parameters, flops_per_token
+from raysweep.plasticity.budget import lowest_heads, share
+from raysweep.plasticity.model import check_parity
+from raysweep.plasticity.probe import probe
+from raysweep.plasticity.surgery import absent_slices, initialise, snapshot, write_back
+from raysweep.records import PhaseRecord, perplexity
+from raysweep.spec import DataSpec, ModelSpec
+
+PROBE_BATCH = 4
+
+
+def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
+    """Yield the record of each phase, run now or taken from the store; the same on every rank.
+
+    Raises:
+        TrialError: a phase cannot be carried out as asked; DivergedError: a loss is not finite.
+    """
+    trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan))
+    for phase in plan.phases:
+        yield trial.record_of(phase)
+
+
+@lru_cache(maxsize=4)
+def _cached_data(data: DataSpec, model: ModelSpec) -> TokenStore:
+    tokenizer, vocab_size = tokenizer_source(model, data)
+    return prepare(data, tokenizer=tokenizer, vocab_size=vocab_size)
+
+
+def trial_data(plan: TrialPlan) -> TokenStore:
+    """Return the tokens of a trial's corpus, prepared once a process."""
+    return _cached_data(DataSpec(**plan.data), ModelSpec(**plan.model))
+
+
+@dataclass(kw_only=True)
+class _Trial:
+    """One trial on its way through its phases."""
+
+    plan: TrialPlan
+    runtime: Runtime
+    store: PhaseStore
+    data: TokenStore
+    state: TrialState | None = None
+    """None until a phase has to be run: a trial found whole in the store never builds a model."""
+    previous: str | None = None
+
+    def record_of(self, phase: PhasePlan) -> PhaseRecord:
+        """Return a phase's record; run the phase if no one has."""
+        started = time.perf_counter()
+        leads = self.runtime.rank == 0
+        with self.store.lease(phase.key) if leads else nullcontext():
+            outcome: Outcome | None = self.runtime.from_rank_0(self.store.find(phase.key) if leads else None)
+            if outcome is None:
+                outcome = self._run(phase, started)
+                if leads:
+                    self._save(phase, outcome)
+            else:
+                self.state = None  # the store is ahead of it
+            self.runtime.barrier()
+        self.previous = phase.key
+        record = {
+            **outcome.record,
+            "trial": self.plan.trial,
+            "reused": outcome.trial != self.plan.trial,
+            "seconds": round(time.perf_counter() - started, 4),
+        }
+        return PhaseRecord.from_dict(record)
+
+    def _run(self, phase: PhasePlan, started: float) -> Outcome:
+        state = self._state()
+        found = getattr(self, f"_{phase.kind}")(state, phase)
+        state.history.append(phase.key)
+        loss = evaluate(
+            state.model, self._windows(self.data.evaluation, self.plan.data["eval_tokens"]),
+            self.plan.training["batch_size"], self.runtime, self.plan.training["precision"],
+        )  # fmt: skip
+        if phase.kind in ("baseline", "measure", "learn"):
+            found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
+        record = PhaseRecord(
+            trial=self.plan.trial,
+            phase=phase.kind,
+            cycle=phase.cycle,
+            key=phase.key,
+            reused=False,
+            loss=loss,
+            perplexity=perplexity(loss),
+            active_heads=state.head_map.active,
+            head_map=state.head_map.to_lists(),
+            params=active_parameters(state.model, state.head_map),
+            flops_per_token=flops_per_token(state.model, state.head_map, self.plan.data["seq_len"]),
+            steps=phase.steps,
+            tokens=phase.steps * self.plan.training["batch_size"] * self.plan.data["seq_len"],
+            seconds=time.perf_counter() - started,
+            data_sha256=self.data.text_sha256,
+            **found,
+        )
+        return state.outcome(self.plan.trial, record.to_dict())
+
+    def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
+        assert self.state is not None
+        trained = phase.kind in TRAINING_PHASES and phase.steps
+        self.store.save(phase.key, outcome, self.state.tensors() if trained else None)
+
+    def _state(self) -> TrialState:
+        if self.state is None:
+            if self.previous is None:
+                self.state = TrialState.first(self.plan, self.data.vocab_size, self.runtime)
+            else:
+                self.state = TrialState.restored(
+                    self.plan, self.previous, self.store, self.data.vocab_size, self.runtime
+                )
+        return self.state
+
+    # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
+
+    def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        check_parity(state.model, to_device(self._windows(self.data.train)[:2], self.runtime))
+        if not phase.steps:
+            return {}
+        return {"curve": self._train(state, phase)}
+
+    def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        params = phase.params
+        statistics = self._probe(state)
+        options = _options("prune", params)
+        pruner = registry.build("prune", params["strategy"], options)
+        scores = pruner(statistics, np.random.default_rng(derived_seed(phase.key, "prune")))
+        grace = phase.cycle - params["grace_cycles"]
+        grown = state.head_map.grown
+        heads = lowest_heads(
+            scores, state.head_map, share(params["level"], grown.size),
+            budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
+            protected={(int(layer), int(head)) for layer, head in np.argwhere(grown > max(0, grace - 1))},
+        )  # fmt: skip
+        self.runtime.assert_equal(heads)
+        state.remove_heads(heads, np.where(statistics.present, statistics.entropy, np.nan))
+        state.refresh()
+        return {"decision": _decision(params["strategy"], options, heads, scores)}
+
+    def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        statistics = self._probe(state)
+        names = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
+        return {"statistics": {name: getattr(statistics, name).tolist() for name in names}}
+
+    def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        params = phase.params
+        count = share(params["ratio"], self._removed_in(phase.cycle))
+        options = _options("grow", params)
+        grower = registry.build("grow", params["strategy"], options)
+        initializer = registry.build("init", params["init"])
+        absent = absent_slices(state.model.sites, state.head_map)
+        held = snapshot(state.model, absent)
+        initialise(state.model, absent, initializer, phase.key)  # proposals, behind closed gates
+        statistics = self._probe(state, sensitivity=initializer.sensitivity)
+        write_back(state.model, absent, held)
+        heads = grower(statistics, count, np.random.default_rng(derived_seed(phase.key, "grow")))
+        self._check_grown(heads, count, statistics, params["strategy"])
+        self.runtime.assert_equal(heads)
+        state.add_heads(heads, phase.cycle)
+        state.initialise_new_heads(params["init"], phase.key)
+        state.refresh()
+        assert statistics.sensitivity is not None
+        scores = np.where(statistics.present, 0.0, statistics.sensitivity)
+        return {"decision": _decision(params["strategy"], {**options, "init": params["init"]}, heads, scores)}
+
+    def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        if phase.params["seed_second_moments"]:
+            fresh = {(part.parameter, part.start) for part in state.new_slices}
+            owned = [s for site in state.model.sites for h in range(site.num_heads) if state.head_map.present[site.layer, h]
+                     for s in site.head_slices(h)]  # fmt: skip
+            peers = [part for part in owned if (part.parameter, part.start) not in fresh]
+            state.optimizer.seed_second_moments(state.new_slices, peers)
+        return {"curve": self._train(state, phase)}
+
+    def _train(self, state: TrialState, phase: PhasePlan) -> list[dict[str, float]]:
+        names = Schedule.__dataclass_fields__
+        windows = self._windows(self.data.train)
+        training = Training(
+            state=state,
+            schedule=Schedule(**{name: phase.params[name] for name in names if name in phase.params}),
+            windows=windows,
+            order=BatchOrder(
+                num_windows=len(windows),
+                batch_size=self.plan.training["batch_size"],
+                seed=derived_seed(phase.key, "batches"),
+            ),
+            training=self.plan.training,
+            runtime=self.runtime,
+            on_point=lambda point: self._emit_progress(phase, point),
+            on_checkpoint=lambda step: self._checkpoint(phase, training, step),
+            checkpoint_every=self.plan.checkpoint_every_steps,
+        )
+        partial = self.store.find_partial(phase.key)
+        self.runtime.assert_equal(partial.step if partial else 0)
+        if partial is not None:
+            state.load_tensors(partial.tensors)
+            training.curve = partial.curve
+        return training.run(partial.step if partial else 0)
+
+    def _checkpoint(self, phase: PhasePlan, training: Training, step: int) -> None:
+        if self.runtime.rank == 0:
+            tensors = training.state.tensors()
+            self.store.save_partial(phase.key, Partial(step=step, curve=training.curve, tensors=tensors))
+        self.runtime.barrier()
+
+    def _emit_progress(self, phase: PhasePlan, point: dict[str, float]) -> None:
+        if self.runtime.rank == 0:
+            self.runtime.emit(
+                {"type": "progress", "trial": self.plan.trial, "phase": phase.kind, "cycle": phase.cycle,
+                 "steps": phase.steps, "point": point}
+            )  # fmt: skip
+
+    def _probe(self, state: TrialState, sensitivity: Any = None) -> HeadStatistics:
+        windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
+        return probe(
+            state.model, batches(windows, PROBE_BATCH, self.runtime), state.head_map, self.runtime.all_reduce,
+            reference_entropy=state.reference_entropy, sensitivity=sensitivity,
+        )  # fmt: skip
+
+    def _samples(self, state: TrialState) -> list[dict[str, Any]]:
+        return write_samples(
+            state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime
+        )
+
+    def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
+        return windows_of(tokens[:limit], self.plan.data["seq_len"])
+
+    def _removed_in(self, cycle: int) -> int:
+        prune = next(phase for phase in self.plan.phases if (phase.kind, phase.cycle) == ("prune", cycle))
+        outcome = self.store.find(prune.key)
+        assert outcome is not None
+        return len(outcome.record["decision"]["heads"])
+
+    def _check_grown(self, heads: list[Slot], count: int, statistics: HeadStatistics, strategy: str) -> None:
+        free = {(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)}
+        if len(heads) != count or len(set(heads)) != count or not set(heads) <= free:
+            raise TrialError(f"growth strategy {strategy!r} returned {heads}, not {count} distinct absent slots.")
+
+
+def _options(kind: str, params: dict[str, Any]) -> dict[str, Any]:
+    fields = registry.load(kind, params["strategy"]).__dataclass_fields__
+    return {name: params[name] for name in fields if name in params}
+
+
+def _decision(strategy: str, options: dict[str, Any], heads: list[Slot], scores: Any) -> dict[str, Any]:
+    return {
+        "strategy": strategy,
+        "options": options,
+        "heads": [list(slot) for slot in heads],
+        "scores": scores.tolist(),
+    }

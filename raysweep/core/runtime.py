@@ -1,0 +1,77 @@
+"""The one seam to distribution: what a phase may ask of the group of ranks that it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Event = dict[str, Any]
+
+
+def ignore_event(event: Event) -> None:
+    """Take no notice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """One rank of a process group; without a group, the only one."""
+
+    device: torch.device
+    emit: Callable[[Event], None] = ignore_event
+    """Called on rank 0 with progress and records."""
+
+    @property
+    def rank(self) -> int:
+        return distributed.get_rank() if distributed.is_initialized() else 0
+
+    @property
+    def world_size(self) -> int:
+        return distributed.get_world_size() if distributed.is_initialized() else 1
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum over ranks."""
+        if self.world_size > 1:
+            tensor = tensor.clone()
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def assert_equal(self, value: Any) -> None:
+        """Check that every rank came to rank 0's value: a decision must never differ between ranks."""
+        mine = repr(value)
+        theirs = self.from_rank_0(mine)
+        assert mine == theirs, f"rank {self.rank} decided {mine}, rank 0 {theirs}"
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            distributed.barrier()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return the module, its gradients averaged over ranks."""
+        if self.world_size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def without_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Skip the averaging, for all but the last pass of an accumulated step."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+        """Return bf16 autocast where asked, or where `auto` finds a device that has it."""
+        has_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        enabled = precision == "bf16" or (precision == "auto" and has_bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)

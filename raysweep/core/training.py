@@ -1,0 +1,135 @@
+"""The training loop of baseline and learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from raysweep.core.data import BatchOrder, Tokens
+from raysweep.core.evaluation import to_device, token_losses
+from raysweep.core.runtime import Runtime
+from raysweep.core.state import TrialState
+from raysweep.errors import DivergedError
+
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Everything that depends on the step; `step` counts finished steps, from 0."""
+
+    steps: int
+    lr: float
+    warmup_fraction: float
+    new_head_lr_multiplier: float = 1.0
+    multiplier_decay_steps: int | None = None
+    gate_warmup_steps: int = 0
+    gate_start: float = 1.0
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then cosine to 0."""
+        warmup = round(self.warmup_fraction * self.steps)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+    def multiplier(self, step: int) -> float:
+        """From the multiplier to exactly 1 by a half cosine."""
+        decay = self.multiplier_decay_steps or self.steps
+        if step >= decay:
+            return 1.0
+        return 1.0 + (self.new_head_lr_multiplier - 1.0) * 0.5 * (1 + math.cos(math.pi * step / decay))
+
+    def gate(self, step: int) -> float:
+        """From gate_start to exactly 1, linearly; never 0, where nothing but the gate would learn."""
+        if step >= self.gate_warmup_steps:
+            return 1.0
+        return self.gate_start + (1.0 - self.gate_start) * step / self.gate_warmup_steps
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One training phase, from a step on.
+
+    Args:
+        windows: training windows (count, seq_len).
+        on_point: called on every rank after each logged step, with (step, point).
+        on_checkpoint: called on every rank every `checkpoint_every` steps, with the number of finished steps.
+    """
+
+    state: TrialState
+    schedule: Schedule
+    windows: Tokens
+    order: BatchOrder
+    training: dict[str, Any]
+    runtime: Runtime
+    on_point: Callable[[dict[str, float]], None] = lambda point: None
+    on_checkpoint: Callable[[int], None] = lambda step: None
+    checkpoint_every: int = 10**9
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def run(self, start: int = 0) -> list[dict[str, float]]:
+        """Train from finished step `start` to the end; return the curve.
+
+        Raises:
+            DivergedError: the training loss or the gradient is not finite.
+        """
+        model, steps = self.state.model, self.schedule.steps
+        model.train()
+        wrapped = self.runtime.wrap(model)
+        losses = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
+        for step in range(start, steps):
+            self._set_gates(step)
+            losses[0] += self._accumulate(wrapped, step)
+            losses[1] += 1
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.training["clip_norm"])
+            self.state.optimizer.step(self.schedule.learning_rate(step), self.schedule.multiplier(step))
+            self.state.optimizer.zero_grad()
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == steps:
+                self._log(done, losses, norm)
+                losses.zero_()
+            if done % self.checkpoint_every == 0 and done < steps:
+                self.on_checkpoint(done)
+        self.state.refresh()
+        return self.curve
+
+    def _accumulate(self, wrapped: torch.nn.Module, step: int) -> torch.Tensor:
+        """Add up the gradients of one step; return its mean loss on this rank."""
+        accumulation = self.training["accumulation"]
+        indices = self.order.indices(step, self.runtime.rank, self.runtime.world_size)
+        tokens = to_device(self.windows[indices], self.runtime)
+        mean = torch.zeros((), device=self.runtime.device)
+        for part, batch in enumerate(tokens.chunk(accumulation)):
+            last = part == accumulation - 1
+            with nullcontext() if last else self.runtime.without_sync(wrapped):
+                with self.runtime.autocast(self.training["precision"]):
+                    loss = token_losses(wrapped(batch), batch) / accumulation
+                loss.backward()
+            mean += loss.detach()
+        return mean
+
+    def _set_gates(self, step: int) -> None:
+        if self.state.new_heads and step <= self.schedule.gate_warmup_steps:
+            self.state.model.set_gates(self.state.head_map, self.state.new_heads, self.schedule.gate(step))
+
+    def _log(self, done: int, losses: torch.Tensor, norm: torch.Tensor) -> None:
+        total, count = self.runtime.all_reduce(losses).tolist()
+        point = {
+            "step": float(done),
+            "loss": total / count,
+            "lr": self.schedule.learning_rate(done - 1),
+            "gradient_norm": float(norm),
+        }
+        if self.state.new_heads:
+            point["new_head_gate"] = self.schedule.gate(done - 1)
+            point["new_head_multiplier"] = self.schedule.multiplier(done - 1)
+        if not (math.isfinite(point["loss"]) and math.isfinite(point["gradient_norm"])):
+            raise DivergedError(f"at step {done} the loss is {point['loss']}, the gradient norm {point['gradient_norm']}.")
+        self.curve.append(point)
+        self.on_point(point)

@@ -1,0 +1,89 @@
+"""What can go wrong, as one tree.
+
+RaysweepError
+├── UsageError          your file or arguments are wrong: exit 2, nothing was started
+│   ├── SpecError       a job or a search space; holds every fault found
+│   ├── DataError       a corpus that is missing, empty, too short or not text
+│   ├── ModelError      a model that is missing, incomplete or of an unknown family
+│   └── ArchiveError    a results folder or a sweep that cannot be used as asked
+└── RunError            the run failed: exit 1
+    ├── TrialError      one trial cannot go on (recorded as FAILED)
+    │   └── DivergedError   its loss is no number any more (recorded as DIVERGED)
+    └── ClusterError    Ray could not give or keep what the sweep needs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+
+class RaysweepError(Exception):
+    """Base of everything raysweep raises for a person to read."""
+
+    exit_code = 1
+
+
+class UsageError(RaysweepError):
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault of a file: where it is, what stands there and the way out."""
+
+    file: str
+    key: str
+    message: str
+    value: Any = None
+
+    def __str__(self) -> str:
+        where = f"{self.file}: {self.key}" if self.key else self.file
+        shown = "" if self.value is None else f" = {self.value!r}"
+        return f"{where}{shown}: {self.message}"
+
+
+class SpecError(UsageError):
+    """A job or search space with faults; `faults` lists them all."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = list(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class DataError(UsageError):
+    pass
+
+
+class ModelError(UsageError):
+    pass
+
+
+class ArchiveError(UsageError):
+    pass
+
+
+class RunError(RaysweepError):
+    pass
+
+
+class TrialError(RunError):
+    pass
+
+
+class DivergedError(TrialError):
+    pass
+
+
+class ClusterError(RunError):
+    pass
+
+
+def known_names_hint(name: str, known: Iterable[str]) -> str:
+    """Say which names exist and which one was probably meant."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"no {name!r}.{meant} Known: {', '.join(names)}."

@@ -1,0 +1,1 @@
+"""One file per growth strategy: statistics in, the slots to grow out."""

@@ -1,0 +1,22 @@
+"""Fill the emptiest layers first, until layers differ by one head at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.contracts import HeadStatistics, Slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grower:
+    def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
+        present = statistics.present.copy()
+        chosen: list[Slot] = []
+        while len(chosen) < count:
+            layer = int(np.argmin(present.sum(1)))  # the first of equals
+            head = int(np.flatnonzero(~present[layer])[0])
+            present[layer, head] = True
+            chosen.append((layer, head))
+        return chosen

@@ -1,0 +1,50 @@
+"""Grow where pruning tore the largest hole into a layer's distribution of attention entropy.
+
+The gap of a layer is the Wasserstein-1 distance between the entropies its heads had before this cycle's prune and those
+of its heads now. Slots are taken one by one: the absent head whose stored entropy closes its layer's gap most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.contracts import HeadStatistics, Slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grower:
+    def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
+        before = statistics.reference_entropy
+        assert before is not None
+        before_present = np.isfinite(before)
+        now = [list(row[kept]) for row, kept in zip(before, before_present & statistics.present, strict=True)]
+        chosen: list[Slot] = []
+        absent = [(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)]
+        while len(chosen) < count:
+            slot = max(absent, key=lambda s: (_closed(before[s[0]], now[s[0]], before[s]), -s[0], -s[1]))
+            absent.remove(slot)
+            chosen.append(slot)
+            if np.isfinite(before[slot]):
+                now[slot[0]].append(before[slot])
+        return chosen
+
+
+def _closed(before: np.ndarray, now: Sequence[float], candidate: float) -> float:
+    """Return by how much adding `candidate` shrinks the distance; an absent slot without history closes nothing."""
+    if not np.isfinite(candidate):
+        return 0.0
+    whole = before[np.isfinite(before)]
+    return wasserstein(whole, now) - wasserstein(whole, [*now, candidate])
+
+
+def wasserstein(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
+    """Return the Wasserstein-1 distance of two samples in [0, 1]; an empty one stands a whole unit away."""
+    if len(first) == 0 or len(second) == 0:
+        return 0.0 if len(first) == len(second) else 1.0
+    points = np.sort(np.concatenate([first, second]))
+    below_first = np.searchsorted(np.sort(first), points[:-1], side="right") / len(first)
+    below_second = np.searchsorted(np.sort(second), points[:-1], side="right") / len(second)
+    return float(np.sum(np.abs(below_first - below_second) * np.diff(points)))

@@ -1,0 +1,267 @@
+"""Load a job file and check it whole: every fault at once, with file, key, value and the nearest known name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from raysweep import registry
+from raysweep.errors import Fault, SpecError, UsageError, known_names_hint
+from raysweep.space import Space, get_path, parse_space, set_path
+from raysweep.spec import JobSpec, StrategyPart
+from raysweep.yamlfile import load_mapping, parse_scalar
+
+STRATEGY_KEYS = {
+    # path of the section: (kind, key of the name, other keys of the section that are not the strategy's options)
+    "cycle.prune": ("prune", "strategy"),
+    "cycle.grow": ("grow", "strategy"),
+    "search.sampler": ("samplers", "name"),
+}
+NAME_KEYS = {"cycle.grow.init": "init"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checked job: its spec, its space (None: a single trial) and the file it came from."""
+
+    spec: JobSpec
+    space: Space | None
+    source: str
+
+    def with_values(self, values: Mapping[str, Any]) -> JobSpec:
+        """Return the spec of one trial: the job with a point of the space filled in.
+
+        Raises:
+            SpecError: the values break a rule of the job.
+        """
+        return _parse_spec(apply_values(self.spec.resolved(), values), self.source)
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Load and check a job file, with `key=value` overrides applied first.
+
+    Raises:
+        SpecError: all faults of the job, of the overrides and of its search space.
+    """
+    raw = load_mapping(Path(path))
+    faults: list[Fault] = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            faults.append(Fault(file="--set", key=override, message="write it as key=value."))
+        else:
+            set_path(raw, key.strip(), parse_scalar(value))
+    if faults:
+        raise SpecError(faults)
+    return check_job(raw, str(path))
+
+
+def check_job(raw: Mapping[str, Any], source: str) -> Job:
+    """Check a job given as a mapping; `source` is the file named in faults.
+
+    Raises:
+        SpecError: all faults.
+    """
+    faults: list[Fault] = []
+    spec, space = None, None
+    try:
+        spec = _parse_spec(raw, source)
+    except SpecError as error:
+        faults += error.faults
+    try:
+        space = _load_space(raw, source)
+    except SpecError as error:
+        faults += error.faults
+    if spec is not None and space is not None:
+        faults += _space_faults(spec, space, source)
+    if faults or spec is None:
+        raise SpecError(faults)
+    if spec.search is not None and space is not None:
+        spec = spec.model_copy(update={"search": spec.search.model_copy(update={"space": dict(space.raw)})})
+    return Job(spec=spec, space=space, source=source)
+
+
+def apply_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a job's mapping with a value set at each dotted path.
+
+    Where a value names another strategy, the options of the one it replaces are dropped: they belong to it.
+    """
+    changed = copy.deepcopy(dict(raw))
+    for section, (_, name_key) in STRATEGY_KEYS.items():
+        named = values.get(f"{section}.{name_key}")
+        body = get_path(changed, section)
+        if named is not None and isinstance(body, dict) and body.get(name_key) != named:
+            for option in _options_of(section, body):
+                del body[option]
+    for path, value in values.items():
+        set_path(changed, path, value)
+    return changed
+
+
+def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:
+    faults: list[Fault] = []
+    spec = None
+    try:
+        spec = JobSpec.model_validate(raw)
+    except pydantic.ValidationError as error:
+        faults += [_to_fault(detail, source) for detail in error.errors()]
+    faults += _strategy_faults(raw, source)
+    faults += _cross_faults(raw, source)
+    if faults or spec is None:
+        raise SpecError(faults)
+    return spec
+
+
+def _to_fault(detail: Any, source: str) -> Fault:
+    location = [str(part) for part in detail["loc"] if part not in ("str", "dict[str,any]")]
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return Fault(file=source, key=key, message=f"unknown key: {_nearest_field(location)}")
+    if detail["type"] == "missing":
+        return Fault(file=source, key=key, message="required, but missing.")
+    value = None if isinstance(detail["input"], dict) else detail["input"]
+    message = detail["msg"].removeprefix("Value error, ")
+    return Fault(file=source, key=key, value=value, message=f"{message[0].lower()}{message[1:]}.")
+
+
+def _section_class(location: Sequence[str]) -> type[pydantic.BaseModel]:
+    """Return the spec class of the section at a location."""
+    section: type[pydantic.BaseModel] = JobSpec
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
+    return section
+
+
+def _nearest_field(location: Sequence[str]) -> str:
+    return known_names_hint(location[-1], _section_class(location[:-1]).model_fields)
+
+
+def _options_of(section: str, body: Mapping[str, Any]) -> list[str]:
+    fields = _section_class(section.split(".")).model_fields
+    return [key for key in body if key not in fields]
+
+
+def _strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
+    """Check every strategy's name, and its options where the name is known."""
+    for section, (kind, name_key) in STRATEGY_KEYS.items():
+        body = get_path(raw, section)
+        name = body.get(name_key) if isinstance(body, Mapping) else None
+        if not isinstance(body, Mapping) or not isinstance(name, str):
+            continue  # a missing or malformed name is already a fault of the section
+        options = {key: body[key] for key in _options_of(section, body)}
+        try:
+            found = registry.option_faults(kind, name, options)
+        except registry.UnknownNameError as error:
+            yield Fault(file=source, key=f"{section}.{name_key}", value=name, message=str(error))
+            continue
+        for option, value, message in found:
+            if option in options and option not in _known_options(kind, name):
+                known = [*_section_class(section.split(".")).model_fields, *_known_options(kind, name)]
+                message = f"unknown key: {known_names_hint(option, known)}"
+            yield Fault(file=source, key=f"{section}.{option}", value=value, message=message)
+    for path, kind in NAME_KEYS.items():
+        name = get_path(raw, path)
+        if isinstance(name, str):
+            try:
+                registry.load(kind, name)
+            except registry.UnknownNameError as error:
+                yield Fault(file=source, key=path, value=name, message=str(error))
+
+
+def _known_options(kind: str, name: str) -> list[str]:
+    return list(getattr(registry.load(kind, name), "__dataclass_fields__", {}))
+
+
+def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
+    """Check rules between keys; each only where its own keys are well-formed."""
+
+    def number(path: str, default: int) -> int:
+        value = get_path(raw, path)
+        return value if isinstance(value, int) and value > 0 else default
+
+    def fault(key: str, value: Any, message: str) -> Fault:
+        return Fault(file=source, key=key, value=value, message=message)
+
+    cycle = get_path(raw, "cycle")
+    if isinstance(cycle, Mapping) and cycle.get("grow") and not cycle.get("prune"):
+        yield fault("cycle.grow", None, "nothing to grow back without pruning; add cycle.prune or remove cycle.grow.")
+    batch = number("training.batch_size", 16)
+    workers, accumulation = number("scale.workers", 1), number("training.accumulation", 1)
+    if batch % (workers * accumulation):
+        yield fault(
+            "training.batch_size", batch,
+            f"must be a multiple of scale.workers x training.accumulation = {workers} x {accumulation}.",
+        )  # fmt: skip
+    seq_len, eval_tokens = number("data.seq_len", 128), number("data.eval_tokens", 16_384)
+    if eval_tokens < seq_len:
+        yield fault("data.eval_tokens", eval_tokens, f"must hold at least one window of data.seq_len = {seq_len}.")
+    steps, warmup = number("cycle.learn.steps", 0), number("cycle.learn.gate_warmup_steps", 0)
+    if steps and warmup > steps:
+        yield fault("cycle.learn.gate_warmup_steps", warmup, f"must be at most cycle.learn.steps = {steps}.")
+    decay = number("cycle.learn.multiplier_decay_steps", 0)
+    if steps and decay > steps:
+        yield fault("cycle.learn.multiplier_decay_steps", decay, f"must be at most cycle.learn.steps = {steps}.")
+    streamed = get_path(raw, "data.name") == "c4"
+    if streamed != (get_path(raw, "data.max_tokens") is not None):
+        way = "c4 is streamed: say how many training tokens to take." if streamed else "only streamed corpora (c4) take it."
+        yield fault("data.max_tokens", get_path(raw, "data.max_tokens"), way)
+
+
+def _load_space(raw: Mapping[str, Any], source: str) -> Space | None:
+    given = get_path(raw, "search.space")
+    if isinstance(given, Mapping):
+        return parse_space(given, source)
+    if not isinstance(given, str):
+        return None
+    folder = Path(source).parent
+    places = [Path(given), folder / given, folder.parent / given]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        message = f"no such file; looked in {', '.join(dict.fromkeys(str(p.parent) for p in places))}."
+        raise SpecError([Fault(file=source, key="search.space", value=given, message=message)])
+    return parse_space(load_mapping(found), str(found))
+
+
+def _space_faults(spec: JobSpec, space: Space, source: str) -> list[Fault]:
+    """Try every corner of every parameter in the job: what fails at a corner would fail in a trial."""
+    job = spec.resolved()
+    faults = [
+        Fault(file=space.source, key=f"{p.path}.when", message=f"{c.path!r} is neither in this space nor set in the job.")
+        for p in space.parameters for c in p.conditions
+        if c.path not in space.paths and get_path(job, c.path) is None
+    ]  # fmt: skip
+    for parameter in space.parameters:
+        if parameter.path.split(".")[0] not in ("model", "data", "training", "cycle"):
+            message = "is not part of a trial; a space may search under model, data, training and cycle."
+            faults.append(Fault(file=space.source, key=parameter.path, message=message))
+    if faults:
+        return faults
+    seen: set[str] = set()
+    for parameter, values in space.corner_assignments(job):
+        try:
+            _parse_spec(apply_values(job, values), source)
+        except SpecError as error:
+            for fault in error.faults:
+                key = fault.key if fault.key in space.paths else parameter.path
+                message = fault.message if key == fault.key else f"makes {fault.key}: {fault.message}"
+                placed = Fault(file=space.source, key=key, value=values.get(key, fault.value), message=message)
+                if str(placed) not in seen:
+                    seen.add(str(placed))
+                    faults.append(placed)
+    return faults
+
+
+def strategy_sections(spec: JobSpec) -> dict[str, StrategyPart]:
+    """Return the sections of a job that name a strategy, by kind."""
+    sections: dict[str, StrategyPart | None] = {"prune": spec.cycle.prune, "grow": spec.cycle.grow}
+    return {kind: section for kind, section in sections.items() if section is not None}
+
+
+__all__ = ["Job", "UsageError", "apply_values", "check_job", "load_job"]

@@ -1,0 +1,50 @@
+"""Llama and SmolLM2: separate linear projections; grouped queries share key and value heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raysweep.plasticity.sites import AttentionSite, linear_rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "llama-nano": {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 128,
+                       "intermediate_size": 352, "vocab_size": 1024},
+    }  # fmt: skip
+
+    def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            **{**self.sizes[size], "vocab_size": vocab_size},
+            max_position_embeddings=seq_len,
+            attention_dropout=0.0,
+            tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        )  # fmt: skip
+
+    def sites(self, network: nn.Module) -> list[AttentionSite]:
+        config: Any = network.config
+        return [
+            AttentionSite(
+                layer=layer,
+                attention=block.self_attn,
+                projection=block.self_attn.o_proj,
+                num_heads=config.num_attention_heads,
+                num_key_value_heads=config.num_key_value_heads,
+                head_dim=block.self_attn.head_dim,
+                query=linear_rows(name, block.self_attn, "q_proj"),
+                key=linear_rows(name, block.self_attn, "k_proj"),
+                value=linear_rows(name, block.self_attn, "v_proj"),
+                output=[(f"{name}.o_proj.weight", 1, 0)],
+            )
+            for layer, block in enumerate(network.model.layers)
+            for name in [f"model.layers.{layer}.self_attn"]
+        ]
+

@@ -1,0 +1,1 @@
+"""Head maps, gates, the probe, surgery on heads and the slice-wise optimizer."""

@@ -1,0 +1,116 @@
+"""A transformers network with a gate on every head: exact masking, no change of shape.
+
+A gate multiplies each head's output at the input of the attention output projection. That is exact for every
+attention backend and family: a gate of 0 equals physical removal, output bias untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysweep.contracts import Slot
+from raysweep.errors import ModelError
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.sites import AttentionSite
+
+
+class HeadGate:
+    """The gates of one layer: `values` of shape (heads,), or (batch, 1, heads) while probing."""
+
+    def __init__(self, site: AttentionSite) -> None:
+        self.site = site
+        self.values: torch.Tensor | None = None
+        """None lets every head pass untouched."""
+        site.projection.register_forward_pre_hook(self._multiply)
+
+    def _multiply(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self.values is None:
+            return None
+        heads = inputs[0].unflatten(-1, (self.site.num_heads, self.site.head_dim))
+        gated = heads * self.values.unsqueeze(-1).to(heads.dtype)
+        return (gated.flatten(-2), *inputs[1:])
+
+
+class PlasticModel(nn.Module):
+    """A causal language model whose heads can be absent, present or fading in.
+
+    Args:
+        network: a transformers causal language model.
+        sites: one per layer, from its family.
+    """
+
+    def __init__(self, network: nn.Module, sites: Sequence[AttentionSite]) -> None:
+        super().__init__()
+        self.network = network
+        self.sites = list(sites)
+        self.gates = [HeadGate(site) for site in sites]
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (batch, tokens, vocabulary) for token ids of shape (batch, tokens)."""
+        network: Any = self.network
+        return network(input_ids=tokens, use_cache=False).logits
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(layers, heads)"""
+        return len(self.sites), self.sites[0].num_heads
+
+    @property
+    def initializer_range(self) -> float:
+        config: Any = self.network.config
+        return float(getattr(config, "initializer_range", None) or getattr(config, "init_std", 0.02))
+
+    def set_gates(self, head_map: HeadMap, new_heads: Sequence[Slot] = (), new_gate: float = 1.0) -> None:
+        """Close the gates of absent heads, open the others; those of `new_heads` to `new_gate`."""
+        device = next(self.parameters()).device
+        values = torch.from_numpy(head_map.present).to(device=device, dtype=torch.float32)
+        for layer, head in new_heads:
+            values[layer, head] = new_gate
+        for gate, row in zip(self.gates, values, strict=True):
+            gate.values = None if bool((row == 1).all()) else row
+
+    @contextmanager
+    def replaced_gates(self, values: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Use other gates for a while, one tensor a layer."""
+        before = [gate.values for gate in self.gates]
+        for gate, value in zip(self.gates, values, strict=True):
+            gate.values = value
+        try:
+            yield
+        finally:
+            for gate, value in zip(self.gates, before, strict=True):
+                gate.values = value
+
+
+@torch.no_grad()
+def check_parity(model: PlasticModel, tokens: torch.Tensor) -> None:
+    """Check that gates of 1 leave the network's logits alone, and that no token sees a later one.
+
+    Args:
+        tokens: ids of shape (batch, tokens), at least 2 tokens.
+
+    Raises:
+        ModelError: logits differ by more than 1e-5, or the network is not causal.
+    """
+    was_training = model.training
+    model.eval()
+    plain = model(tokens)
+    ones = [torch.ones(site.num_heads, device=tokens.device) for site in model.sites]
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % plain.shape[-1]
+    with model.replaced_gates(ones):
+        gated = model(tokens)
+        later = model(changed)
+    model.train(was_training)
+    scale = max(1.0, float(plain.abs().max()))
+    difference = float((gated - plain).abs().max()) / scale
+    if not difference <= 1e-5:
+        raise ModelError(f"open gates change the logits by {difference:.1e} (relative); the family's sites are wrong.")
+    leak = float((later[:, :-1] - gated[:, :-1]).abs().max()) / scale
+    if not leak <= 1e-5:
+        raise ModelError(f"not causal: the last token changes earlier logits by {leak:.1e} (relative).")

@@ -1,0 +1,108 @@
+"""AdamW that knows slices: absent ones are frozen bit for bit, new ones take larger updates.
+
+A higher learning rate for some slices of a fused tensor must scale the *update*. Scaling the gradient does nothing
+under Adam, which divides it out again. `p <- p_old + m (p_new - p_old)` after the step equals a learning rate of
+m * lr on the slice, decoupled weight decay included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from raysweep.plasticity.sites import HeadSlice
+from raysweep.plasticity.surgery import by_parameter
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class SliceAdamW:
+    """AdamW over named parameters; decay on matrices only.
+
+    Args:
+        parameters: by name, as in the head slices.
+        weight_decay: decoupled decay, per step multiplied by the learning rate.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float) -> None:
+        self.parameters = dict(parameters)
+        matrices = [p for p in self.parameters.values() if p.dim() >= 2]
+        others = [p for p in self.parameters.values() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        self._frozen: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
+        self._new: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+
+    def freeze(self, slices: Sequence[HeadSlice]) -> None:
+        """Hold these slices, and no others, where they are now, with zero moments.
+
+        Their gradients are exactly zero behind a closed gate, so the moments stay zero; the weights are put back
+        after each step, since decay would move them.
+        """
+        self._frozen = []
+        for name, dim, index, parameter in self._located(slices):
+            for moment in self._moments(parameter):
+                moment.index_fill_(dim, index, 0.0)
+            self._frozen.append((parameter.data, dim, index, parameter.data.index_select(dim, index)))
+
+    def favour(self, slices: Sequence[HeadSlice]) -> None:
+        """Scale the updates of these slices, and no others, by the multiplier given to `step`."""
+        self._new = [(parameter.data, dim, index) for _, dim, index, parameter in self._located(slices)]
+
+    def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
+        """Give new slices the mean second moment of the peers in the same parameter and role.
+
+        The step count is shared by the whole tensor, so zero moments would no longer be bias-corrected and the first
+        updates of a new slice would be several times too large: a hidden learning-rate boost.
+        """
+        for part in new:
+            state = self.adamw.state.get(self.parameters[part.parameter])
+            same = [peer for peer in peers if (peer.parameter, peer.role) == (part.parameter, part.role)]
+            if state and same:
+                second = state["exp_avg_sq"]
+                mean = torch.stack([second.narrow(p.dim, p.start, p.length).mean() for p in same]).mean()
+                second.narrow(part.dim, part.start, part.length).fill_(float(mean))
+
+    @torch.no_grad()
+    def step(self, lr: float, multiplier: float = 1.0) -> None:
+        """Take one AdamW step; a multiplier of 1 changes nothing, bit for bit."""
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        favoured = self._new if multiplier != 1.0 else []
+        before = [weights.index_select(dim, index) for weights, dim, index in favoured]
+        self.adamw.step()
+        for (weights, dim, index), old in zip(favoured, before, strict=True):
+            weights.index_copy_(dim, index, torch.lerp(old, weights.index_select(dim, index), multiplier))
+        for weights, dim, index, held in self._frozen:
+            weights.index_copy_(dim, index, held)
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Return moments and step counts by `<parameter>/<moment>`; empty before the first step."""
+        return {
+            f"{name}/{moment}": value
+            for name, parameter in self.parameters.items()
+            for moment, value in self.adamw.state.get(parameter, {}).items()
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `state_tensors` returned."""
+        self.adamw.state.clear()
+        for name, parameter in self.parameters.items():
+            state = {m: tensors[f"{name}/{m}"] for m in (*MOMENTS, "step") if f"{name}/{m}" in tensors}
+            if state:
+                self.adamw.state[parameter] = {moment: value.to(parameter.device) for moment, value in state.items()}
+
+    def _located(
+        self, slices: Sequence[HeadSlice]
+    ) -> Iterator[tuple[str, int, torch.Tensor, torch.nn.Parameter]]:
+        for name, (dim, index) in by_parameter(slices).items():
+            parameter = self.parameters[name]
+            yield name, dim, index.to(parameter.device), parameter
+
+    def _moments(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
+        state = self.adamw.state.get(parameter, {})
+        return [state[moment] for moment in MOMENTS if moment in state]

@@ -1,0 +1,75 @@
+"""Where heads live in a network: which slices of which parameters belong to each head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Role = Literal["query", "key", "value", "output"]
+Place = tuple[str, int, int]
+"""(parameter, dim, offset): a tensor that holds heads one after the other along `dim`, from `offset` on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSlice:
+    """The part of one parameter that belongs to one head: `parameter.narrow(dim, start, length)`."""
+
+    parameter: str
+    role: Role
+    dim: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSite:
+    """Where one layer's heads live.
+
+    Head h's output enters `projection` at columns [h * head_dim, (h + 1) * head_dim) of its input, of shape
+    (batch, tokens, num_heads * head_dim). Query heads share `num_heads // num_key_value_heads` to a key/value head.
+    """
+
+    layer: int
+    attention: nn.Module
+    projection: nn.Module
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    query: Sequence[Place]
+    key: Sequence[Place]
+    value: Sequence[Place]
+    output: Sequence[Place]
+
+    def head_slices(self, head: int) -> list[HeadSlice]:
+        """Return what belongs to a query head alone; with one key/value head each, that includes key and value."""
+        slices = self._slices("query", self.query, head) + self._slices("output", self.output, head)
+        return slices if self.grouped else slices + self.group_slices(head)
+
+    def group_slices(self, group: int) -> list[HeadSlice]:
+        """Return the key and value slices of one key/value head."""
+        return self._slices("key", self.key, group) + self._slices("value", self.value, group)
+
+    @property
+    def grouped(self) -> bool:
+        return self.num_key_value_heads != self.num_heads
+
+    def group_of(self, head: int) -> int:
+        return head * self.num_key_value_heads // self.num_heads
+
+    def _slices(
+        self, role: Role, where: Sequence[Place], index: int
+    ) -> list[HeadSlice]:
+        return [
+            HeadSlice(parameter=name, role=role, dim=dim, start=offset + index * self.head_dim, length=self.head_dim)
+            for name, dim, offset in where
+        ]
+
+
+def linear_rows(prefix: str, attention: Any, projection: str) -> list[Place]:
+    """Return the places of heads in the rows of a linear projection and, where it has one, in its bias."""
+    bias = [(f"{prefix}.{projection}.bias", 0, 0)] if getattr(attention, projection).bias is not None else []
+    return [(f"{prefix}.{projection}.weight", 0, 0), *bias]

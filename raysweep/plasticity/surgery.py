@@ -1,0 +1,86 @@
+"""Which slices come and go with heads, and what the optimizer must do about it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from raysweep.contracts import Initializer, Slot
+from raysweep.plan import derived_seed
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.sites import AttentionSite, HeadSlice
+
+
+def absent_slices(sites: Sequence[AttentionSite], head_map: HeadMap) -> list[HeadSlice]:
+    """Return every slice that belongs to absent heads only: a shared key or value stays while one user is present."""
+    slices: list[HeadSlice] = []
+    for site in sites:
+        row = head_map.present[site.layer]
+        for head in range(site.num_heads):
+            if not row[head]:
+                slices += site.head_slices(head)
+        if site.grouped:
+            for group in range(site.num_key_value_heads):
+                if not any(row[head] for head in _members(site, group)):
+                    slices += site.group_slices(group)
+    return slices
+
+
+def grown_slices(sites: Sequence[AttentionSite], before: HeadMap, slots: Iterable[Slot]) -> list[HeadSlice]:
+    """Return the slices that come alive when `slots` grow into `before`."""
+    after = set(map(_identity, absent_slices(sites, before.with_grown(slots, cycle=0))))
+    return [part for part in absent_slices(sites, before) if _identity(part) not in after]
+
+
+def initialise(model: PlasticModel, slices: Sequence[HeadSlice], initializer: Initializer, key: str) -> None:
+    """Fill slices for new heads; each from its own generator, so that the order and the company do not matter."""
+    parameters = dict(model.network.named_parameters())
+    with torch.no_grad():
+        for part in slices:
+            generator = torch.Generator().manual_seed(derived_seed(key, "init", part.parameter, part.start))
+            view = view_of(parameters, part)
+            drawn = torch.empty(view.shape, dtype=view.dtype)
+            initializer(part.role, drawn, model.initializer_range, generator)
+            view.copy_(drawn)
+
+
+def view_of(parameters: dict[str, torch.nn.Parameter], part: HeadSlice) -> torch.Tensor:
+    return parameters[part.parameter].data.narrow(part.dim, part.start, part.length)
+
+
+def snapshot(model: PlasticModel, slices: Sequence[HeadSlice]) -> list[torch.Tensor]:
+    """Copy the weights of slices."""
+    parameters = dict(model.network.named_parameters())
+    return [view_of(parameters, part).clone() for part in slices]
+
+
+def write_back(model: PlasticModel, slices: Sequence[HeadSlice], saved: Sequence[torch.Tensor]) -> None:
+    """Put copied weights back."""
+    parameters = dict(model.network.named_parameters())
+    for part, weights in zip(slices, saved, strict=True):
+        view_of(parameters, part).copy_(weights)
+
+
+def by_parameter(slices: Iterable[HeadSlice]) -> dict[str, tuple[int, torch.Tensor]]:
+    """Join slices into one (dim, index) a parameter."""
+    ranges: dict[str, list[HeadSlice]] = defaultdict(list)
+    for part in slices:
+        ranges[part.parameter].append(part)
+    joined = {}
+    for name, parts in ranges.items():
+        dims = {part.dim for part in parts}
+        assert len(dims) == 1, f"{name} is sliced along {dims}"
+        index = torch.cat([torch.arange(part.start, part.start + part.length) for part in parts])
+        joined[name] = (dims.pop(), index.sort().values)
+    return joined
+
+
+def _identity(part: HeadSlice) -> tuple[str, int]:
+    return part.parameter, part.start
+
+
+def _members(site: AttentionSite, group: int) -> list[int]:
+    return [head for head in range(site.num_heads) if site.group_of(head) == group]

@@ -1,0 +1,22 @@
+"""Remove the heads with the highest, or the lowest, attention entropy.
+
+Which direction is right is a property of the model: on one the highest are dispensable, on another they are the
+first layer. So the direction has no default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from raysweep.contracts import Array, HeadStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    direction: Literal["high", "low"] = field(metadata={"help": "say which heads go first, 'high' or 'low' entropy"})
+
+    def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
+        return -statistics.entropy if self.direction == "high" else statistics.entropy

@@ -1,0 +1,15 @@
+"""Remove heads at random: the control that every other strategy must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.contracts import Array, HeadStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
+        return generator.random(statistics.present.shape)

@@ -1,0 +1,101 @@
+"""What a phase and a trial produced, as plain data: one JSON object a line, with a schema number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+SCHEMA = 1
+Status = Literal["COMPLETE", "STOPPED", "DIVERGED", "FAILED", "CANCELLED"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """The outcome of one phase of one trial. All numbers are measured on the model as the phase left it."""
+
+    trial: int
+    phase: str
+    cycle: int
+    key: str
+    reused: bool
+    """True: another trial ran this phase, and its outcome was taken from the phase store."""
+    loss: float
+    """Mean held-out negative log-likelihood in nats per token."""
+    perplexity: float
+    active_heads: int
+    head_map: list[list[int]]
+    """[layer][head]: -1 absent, otherwise the cycle in which the head was grown (0: original)."""
+    params: int
+    """Parameters of the model without its absent heads."""
+    flops_per_token: float
+    """Forward floating-point operations per token at the job's window length, without absent heads."""
+    steps: int
+    tokens: int
+    """Training tokens of the phase."""
+    seconds: float
+    """Wall time that this trial spent in the phase; for a reused phase, what fetching it took."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
+    decision: dict[str, Any] | None = None
+    """What prune removed or grow added: strategy, heads as [layer, head], and the scores it ranked."""
+    statistics: dict[str, list[list[float]]] | None = None
+    """Head statistics as [layer][head], from measure."""
+    samples: list[dict[str, Any]] | None = None
+    """Greedy continuations of fixed held-out prompts: prompt, text, repetition (share of repeated 3-grams)."""
+    data_sha256: str = ""
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> PhaseRecord:
+        return PhaseRecord(**_known(PhaseRecord, content))
+
+    def outcome(self) -> dict[str, Any]:
+        """Return what must be equal between two runs of the same phase: all but where and how long it ran."""
+        content = self.to_dict()
+        for name in ("trial", "reused", "seconds"):
+            del content[name]
+        return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """How one trial ended."""
+
+    trial: int
+    status: Status
+    values: dict[str, Any]
+    seed: int
+    proposer: str
+    """Name of the sampler that proposed the values; `job` for a job without a search."""
+    objective: float | None
+    attempts: int
+    phases: list[str]
+    """Keys of its phases, in order."""
+    seconds: float
+    error: str | None = None
+    """Why it did not complete: phase, message, and for a crash the worker's traceback."""
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> TrialRecord:
+        return TrialRecord(**_known(TrialRecord, content))
+
+
+def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"record of schema {content.get('schema')!r}; this raysweep reads schema {SCHEMA}")
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in content.items() if key in names}
+
+
+def perplexity(loss: float) -> float:
+    """exp(mean loss), infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,85 @@
+"""From a name in YAML to code: the folder is the registry, a strategy's name is its file's name.
+
+A dotted name (`my_package.mine`) reaches a module outside raysweep. Every module of a kind holds one class
+with that kind's fixed name, a frozen dataclass whose fields are its YAML options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+
+from raysweep.errors import UsageError, known_names_hint
+
+CLASS_NAMES = {
+    "prune": "Pruner",
+    "grow": "Grower",
+    "init": "Initializer",
+    "models": "Family",
+    "samplers": "Sampler",
+}
+
+
+class UnknownNameError(UsageError):
+    """A name that no file of the kind has."""
+
+
+def available(kind: str) -> list[str]:
+    """Return the names of one kind, sorted, without importing them."""
+    folder = importlib.import_module(f"raysweep.{kind}")
+    return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+
+
+def load(kind: str, name: str) -> type:
+    """Return the class behind a name.
+
+    Raises:
+        UnknownNameError: no such file, dotted module, or class in it.
+    """
+    if "." in name:
+        module_name = name
+    elif name in available(kind):
+        module_name = f"raysweep.{kind}.{name}"
+    else:
+        raise UnknownNameError(known_names_hint(name, available(kind)))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UnknownNameError(f"no module {module_name!r} can be imported ({error}).") from error
+    found = getattr(module, CLASS_NAMES[kind], None)
+    if found is None:
+        raise UnknownNameError(f"module {module_name!r} has no class {CLASS_NAMES[kind]!r}.")
+    return found
+
+
+def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    """Check a strategy's options against its fields; return (option, value, message) for each fault."""
+    strategy = load(kind, name)
+    fields = {field.name: field for field in dataclasses.fields(strategy)}
+    faults: list[tuple[str, Any, str]] = []
+    for option, value in options.items():
+        if option not in fields:
+            own = f"{name!r} takes {', '.join(sorted(fields))}." if fields else f"{name!r} takes no options."
+            faults.append((option, value, f"unknown option; {own}"))
+    known = {option: value for option, value in options.items() if option in fields}
+    try:
+        pydantic.TypeAdapter(strategy).validate_python(known)
+    except pydantic.ValidationError as error:
+        for detail in error.errors():
+            option = str(detail["loc"][0]) if detail["loc"] else ""
+            if detail["type"] == "missing":
+                field = fields[option]
+                faults.append((option, None, f"required by {name!r}: {field.metadata.get('help', 'no default')}"))
+            else:
+                faults.append((option, known.get(option), detail["msg"]))
+    return faults
+
+
+def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Build the strategy behind a name with its options, as written: nothing is substituted."""
+    return load(kind, name)(**(options or {}))

@@ -1,0 +1,1 @@
+"""What people look at: read records only, import neither torch nor ray."""

@@ -1,0 +1,1 @@
+"""One file per Optuna sampler: name and options in, sampler out."""

@@ -1,0 +1,22 @@
+"""Tree-structured Parzen estimator, multivariate, told of running trials (constant liar)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    startup_trials: int = 10
+    """Trials drawn at random before the model is used."""
+
+    def build(self, seed: int) -> optuna.samplers.BaseSampler:
+        import optuna
+
+        return optuna.samplers.TPESampler(
+            n_startup_trials=self.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
+        )

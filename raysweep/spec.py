@@ -1,0 +1,167 @@
+"""The job: what one YAML file may say, and its defaults. Each setting is documented under its field."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = int
+
+
+class Part(BaseModel):
+    """One section of a job: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StrategyPart(BaseModel):
+    """A section that names a strategy: keys beyond its fields are that strategy's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ModelSpec(Part):
+    name: str
+    """A from-scratch size (`raysweep list models`), a hub name, or a local folder with weights."""
+
+
+class DataSpec(Part):
+    name: str = "python-docs"
+    """`python-docs`, a hub name, a text file, or a folder of text files."""
+    train: str | None = None
+    """Split to train on: a hub split, or the stem of a file in the folder. Default: the corpus's own, else by hash."""
+    evaluate: str | None = None
+    """Split that held-out numbers come from; as `train`."""
+    tokenizer: str | None = None
+    """Hub name or folder of a tokenizer. Default: the model's own; for from-scratch sizes a byte-level BPE
+    trained on the training split."""
+    seq_len: int = Field(default=128, ge=8)
+    """Tokens in a window."""
+    eval_tokens: int = Field(default=16_384, ge=8)
+    """Held-out tokens that every evaluation uses: the first whole windows of the split."""
+    probe_windows: int = Field(default=8, ge=1)
+    """Training windows that head statistics are measured on."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Training tokens to take from a streamed corpus (`c4`); required there, refused elsewhere."""
+
+
+class TrainingSpec(Part):
+    batch_size: int = Field(default=16, ge=1)
+    """Windows in one optimizer step, over all workers and accumulation steps."""
+    accumulation: int = Field(default=1, ge=1)
+    """Forward-backward passes in one optimizer step."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled decay, on matrices only."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of a phase's steps in which the learning rate rises from 0."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 autocast on devices that have it, fp32 elsewhere."""
+
+
+class BaselineSpec(Part):
+    steps: int = Field(gt=0)
+    lr: float = Field(gt=0)
+
+
+class PruneSpec(StrategyPart):
+    strategy: str
+    """A file in raysweep/prune/, or a dotted module."""
+    level: float = Field(gt=0, lt=1)
+    """Share of all the model's head slots that one cycle removes; round-half-up, exact."""
+    budget: Literal["global", "per_layer"] = "global"
+    """Rank all heads together, or give each layer an equal share."""
+    min_heads_per_layer: int = Field(default=1, ge=1)
+    grace_cycles: int = Field(default=1, ge=0)
+    """Cycles for which a grown head cannot be pruned."""
+
+
+class GrowSpec(StrategyPart):
+    strategy: str
+    """A file in raysweep/grow/, or a dotted module."""
+    ratio: float = Field(ge=0, le=1)
+    """Share of the heads removed in this cycle that are grown back; round-half-up, exact."""
+    init: str = "zero_output"
+    """A file in raysweep/init/, or a dotted module."""
+
+
+class LearnSpec(Part):
+    steps: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    new_head_lr_multiplier: float = Field(default=1.0, ge=1)
+    """Scales the optimizer's update on the slices of new heads; decays to 1."""
+    multiplier_decay_steps: int | None = Field(default=None, ge=1)
+    """Steps of the multiplier's cosine back to 1. Default: the whole phase."""
+    gate_warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the gate of a new head rises linearly from `gate_start` to 1."""
+    gate_start: float = Field(default=0.1, gt=0, le=1)
+    seed_second_moments: bool = True
+    """Give new slices the mean second moment of their peers, so that no update is hidden-boosted by a reset."""
+
+
+class CycleSpec(Part):
+    cycles: int = Field(default=1, ge=1)
+    """How often prune, measure, grow and learn are repeated."""
+    baseline: BaselineSpec | None = None
+    """Training before the first prune. Without it the model is measured as it is."""
+    prune: PruneSpec | None = None
+    grow: GrowSpec | None = None
+    learn: LearnSpec | None = None
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> CycleSpec:
+        if not (self.baseline or self.prune or self.learn):
+            raise ValueError("nothing to do: name at least one of baseline, prune, learn")
+        return self
+
+
+class SamplerSpec(StrategyPart):
+    name: str = "tpe"
+    """A file in raysweep/samplers/, or a dotted module."""
+
+
+class SearchSpec(Part):
+    space: str | dict[str, Any]
+    """A search-space file (looked for from the working folder, the job's folder and the one above), or the space itself."""
+    trials: int = Field(ge=1)
+    minimize: Literal["loss", "perplexity"] = "loss"
+    """Held-out number after the last phase."""
+    sampler: SamplerSpec = SamplerSpec()
+
+
+class ScaleSpec(Part):
+    workers: int = Field(default=1, ge=1)
+    """DDP ranks of one trial."""
+    lanes: int = Field(default=1, ge=1)
+    """Trials that run at once, each in a warm worker group."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    isolation: Literal["lane", "process"] = "lane"
+    """`process` gives each trial a Ray Train run of its own: slow, for suspected leaks and as a reference."""
+    checkpoint_every_steps: int = Field(default=200, ge=1)
+    """Steps between checkpoints inside a training phase: what a killed worker can lose at most."""
+    max_attempts: int = Field(default=3, ge=1)
+    """Worker-group losses after which a trial is recorded as FAILED."""
+
+
+class JobSpec(Part):
+    """A job, resolved: every default filled in, the search space inlined."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    seed: int = Field(default=0, ge=0)
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    training: TrainingSpec = TrainingSpec()
+    cycle: CycleSpec
+    search: SearchSpec | None = None
+    scale: ScaleSpec = ScaleSpec()
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the job as a plain mapping that parses back to an equal job."""
+        return self.model_dump(mode="json", exclude_none=True)
