@@ -1,10 +1,10 @@
 """A sweep's folder, `results/<sweep>/`: append-only JSON lines that survive a kill at any byte.
 
-    job.yaml        the resolved job          plans.jsonl    trials as proposed
-    env.json        versions, commit, machine phases.jsonl   phase records
-    study.journal   Optuna's journal          trials.jsonl   how each trial ended
-    checkpoints/    the phase store           tensorboard/   one run per trial
-    lanes.jsonl     worker groups started
+job.yaml        the resolved job          plans.jsonl    trials as proposed
+env.json        versions, commit, machine phases.jsonl   phase records
+study.journal   Optuna's journal          trials.jsonl   how each trial ended
+checkpoints/    the phase store           tensorboard/   one run per trial
+lanes.jsonl     worker groups started
 """
 
 from __future__ import annotations

@@ -86,7 +86,5 @@ class Initializer(Protocol):
     sensitivity: ClassVar[Literal["gate", "output"]]
     """Which gradient is alive at insertion: of the gate, or of the output weights (they are zero)."""
 
-    def __call__(
-        self, role: Role, tensor: torch.Tensor, std: float, generator: torch.Generator
-    ) -> None:
+    def __call__(self, role: Role, tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:
         """Fill one slice of a new head in place. `std` is the model's own initializer range."""

@@ -210,7 +210,11 @@ def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
         yield fault("cycle.learn.multiplier_decay_steps", decay, f"must be at most cycle.learn.steps = {steps}.")
     streamed = get_path(raw, "data.name") == "c4"
     if streamed != (get_path(raw, "data.max_tokens") is not None):
-        way = "c4 is streamed: say how many training tokens to take." if streamed else "only streamed corpora (c4) take it."
+        way = (
+            "c4 is streamed: say how many training tokens to take."
+            if streamed
+            else "only streamed corpora (c4) take it."
+        )
         yield fault("data.max_tokens", get_path(raw, "data.max_tokens"), way)
 
 

@@ -66,9 +66,7 @@ class Fingerprints:
     data: str
 
 
-def make_plan(
-    spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerprints: Fingerprints
-) -> TrialPlan:
+def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerprints: Fingerprints) -> TrialPlan:
     """Resolve one trial. `spec` already holds the trial's values; equal inputs give equal keys."""
     training = spec.training.model_dump(mode="json")
     key = content_key(

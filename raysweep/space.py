@@ -1,10 +1,10 @@
 """A search space: named ranges and choices by dotted path into the job, some only under a condition.
 
-    cycle.prune.strategy: {choice: [taylor, entropy]}
-    cycle.prune.direction: {choice: [high, low], when: {cycle.prune.strategy: entropy}}
-    cycle.prune.level: {uniform: [0.1, 0.6], step: 0.05}
-    cycle.learn.lr: {log_uniform: [1.0e-5, 1.0e-3]}
-    training.batch_size: {integer: [8, 32], step: 8}
+cycle.prune.strategy: {choice: [taylor, entropy]}
+cycle.prune.direction: {choice: [high, low], when: {cycle.prune.strategy: entropy}}
+cycle.prune.level: {uniform: [0.1, 0.6], step: 0.05}
+cycle.learn.lr: {log_uniform: [1.0e-5, 1.0e-3]}
+training.batch_size: {integer: [8, 32], step: 8}
 """
 
 from __future__ import annotations

@@ -148,7 +148,9 @@ def _streamed_splits(path: str, configuration: str | None, column: str, data: Da
 def _from_hub(name: str, load: Any) -> Any:
     try:
         return load()
-    except Exception as error:  # datasets raises what its many readers raise; each means that the corpus is not to be had
+    except (
+        Exception
+    ) as error:  # datasets raises what its many readers raise; each means that the corpus is not to be had
         known = [EMBEDDED, *HUB]
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(

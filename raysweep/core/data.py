@@ -174,7 +174,9 @@ def _pretrained_tokenizer(name: str) -> Any:
         loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer.") from error
+        raise DataError(
+            f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer."
+        ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise UsageError(f"the tokenizer of {name!r} has no fast form; name another with data.tokenizer.")

@@ -241,9 +241,7 @@ class _Trial:
         )  # fmt: skip
 
     def _samples(self, state: TrialState) -> list[dict[str, Any]]:
-        return write_samples(
-            state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime
-        )
+        return write_samples(state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime)
 
     def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
         return windows_of(tokens[:limit], self.plan.data["seq_len"])

@@ -130,6 +130,8 @@ class Training:
             point["new_head_gate"] = self.schedule.gate(done - 1)
             point["new_head_multiplier"] = self.schedule.multiplier(done - 1)
         if not (math.isfinite(point["loss"]) and math.isfinite(point["gradient_norm"])):
-            raise DivergedError(f"at step {done} the loss is {point['loss']}, the gradient norm {point['gradient_norm']}.")
+            raise DivergedError(
+                f"at step {done} the loss is {point['loss']}, the gradient norm {point['gradient_norm']}."
+            )
         self.curve.append(point)
         self.on_point(point)

@@ -47,4 +47,3 @@ class Family:
             for layer, block in enumerate(network.model.layers)
             for name in [f"model.layers.{layer}.self_attn"]
         ]
-

@@ -48,4 +48,3 @@ class Family:
             for layer, block in enumerate(network.model.decoder.layers)
             for name in [f"model.decoder.layers.{layer}.self_attn"]
         ]
-

@@ -38,7 +38,9 @@ def lowest_heads(
         raise TrialError("a head score is not finite; nothing can be ranked by it.")
     rows: list[list[Slot]] = []
     for layer in range(scores.shape[0]):
-        candidates = [(layer, int(head)) for head in np.flatnonzero(present[layer]) if (layer, int(head)) not in protected]
+        candidates = [
+            (layer, int(head)) for head in np.flatnonzero(present[layer]) if (layer, int(head)) not in protected
+        ]
         candidates.sort(key=lambda slot: _rank(scores, slot))
         spare = int(present[layer].sum()) - min_heads_per_layer
         rows.append(candidates[: max(0, spare)])
@@ -59,7 +61,9 @@ def _equal_shares(rows: list[list[Slot]], scores: Array, count: int) -> list[lis
     each, rest = divmod(count, len(rows))
     short = [layer for layer, row in enumerate(rows) if len(row) < each]
     if short:
-        raise TrialError(f"an equal share is {each} heads a layer, but layer {short[0]} can only lose {len(rows[short[0]])}.")
+        raise TrialError(
+            f"an equal share is {each} heads a layer, but layer {short[0]} can only lose {len(rows[short[0]])}."
+        )
     following = sorted((row[each] for row in rows if len(row) > each), key=lambda slot: _rank(scores, slot))
     if len(following) < rest:
         raise TrialError(f"{rest} layers must lose {each + 1} heads, but only {len(following)} can.")

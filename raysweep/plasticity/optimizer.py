@@ -96,9 +96,7 @@ class SliceAdamW:
             if state:
                 self.adamw.state[parameter] = {moment: value.to(parameter.device) for moment, value in state.items()}
 
-    def _located(
-        self, slices: Sequence[HeadSlice]
-    ) -> Iterator[tuple[str, int, torch.Tensor, torch.nn.Parameter]]:
+    def _located(self, slices: Sequence[HeadSlice]) -> Iterator[tuple[str, int, torch.Tensor, torch.nn.Parameter]]:
         for name, (dim, index) in by_parameter(slices).items():
             parameter = self.parameters[name]
             yield name, dim, index.to(parameter.device), parameter

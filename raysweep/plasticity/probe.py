@@ -137,9 +137,7 @@ class _SiteRecorder:
         self._output_gradient = added if self._output_gradient is None else self._output_gradient + added
 
 
-def _measure(
-    model: PlasticModel, tokens: torch.Tensor, head_map: HeadMap, recorders: Sequence[_SiteRecorder]
-) -> None:
+def _measure(model: PlasticModel, tokens: torch.Tensor, head_map: HeadMap, recorders: Sequence[_SiteRecorder]) -> None:
     present = torch.from_numpy(head_map.present).to(tokens.device, torch.float32)
     gates = [row.repeat(tokens.shape[0], 1, 1).requires_grad_() for row in present]
     with model.replaced_gates(gates):

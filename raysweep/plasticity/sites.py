@@ -60,9 +60,7 @@ class AttentionSite:
     def group_of(self, head: int) -> int:
         return head * self.num_key_value_heads // self.num_heads
 
-    def _slices(
-        self, role: Role, where: Sequence[Place], index: int
-    ) -> list[HeadSlice]:
+    def _slices(self, role: Role, where: Sequence[Place], index: int) -> list[HeadSlice]:
         return [
             HeadSlice(parameter=name, role=role, dim=dim, start=offset + index * self.head_dim, length=self.head_dim)
             for name, dim, offset in where

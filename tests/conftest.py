@@ -1,0 +1,24 @@
+"""Shared by all tests: no network, a token cache of their own, small shapes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAYSWEEP_CACHE", str(Path(tempfile.gettempdir()) / f"raysweep-test-cache-{os.getuid()}"))
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real corpora beside the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real corpora at {SHARED_DATA}")
+    return SHARED_DATA
