@@ -1,0 +1,25 @@
+"""raysweep: distributed sweeps of the plasticity of transformers, on Ray.
+
+sweep = raysweep.run("jobs/quickstart.yaml")
+raysweep.load("quickstart-1").trials()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raysweep.api import load as load
+    from raysweep.api import resume as resume
+    from raysweep.api import run as run
+
+__all__ = ["load", "resume", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API when it is first used: `import raysweep` alone costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'raysweep' has no attribute {name!r}")
+    from raysweep import api
+
+    return getattr(api, name)

@@ -12,19 +12,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from filelock import FileLock, Timeout
 
 from raysweep.errors import ArchiveError, known_names_hint
 from raysweep.jobfile import Job, check_job
 from raysweep.records import PhaseRecord, TrialRecord
-from raysweep.yamlfile import load_mapping
+from raysweep.yamlfile import dump_mapping, load_mapping
 
+Record = TypeVar("Record")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -55,20 +55,30 @@ class SweepFolder:
         Raises:
             ArchiveError: the name is taken or unusable, or the results folder cannot be written.
         """
-        if name is not None and not NAME.fullmatch(name):
-            raise ArchiveError(f"--name {name!r}: use letters, digits, '-', '_' and '.'.")
+        SweepFolder.check_new(results, name)
         try:
             results.mkdir(parents=True, exist_ok=True)
             folder = _make_named(results, name) if name else _make_numbered(results, job.spec.name)
             sweep = SweepFolder(folder)
             _write_text(folder / "env.json", json.dumps(environment, indent=2, sort_keys=True) + "\n")
-            text = yaml.safe_dump(job.spec.resolved(), sort_keys=False, allow_unicode=True)
-            _write_text(folder / "job.yaml", text)  # last: a folder with a job is a sweep
+            _write_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))  # last: a folder with a job is a sweep
         except OSError as error:
             raise ArchiveError(
                 f"results folder {str(results)!r} cannot be written ({error.strerror}). Choose another with --results."
             ) from error
         return sweep
+
+    @staticmethod
+    def check_new(results: Path, name: str | None) -> None:
+        """Check that a new sweep may be called `name`.
+
+        Raises:
+            ArchiveError: the name is unusable or taken.
+        """
+        if name is not None and not NAME.fullmatch(name):
+            raise ArchiveError(f"--name {name!r}: use letters, digits, '-', '_' and '.'.")
+        if name is not None and (results / name).exists():
+            raise _taken(name)
 
     @staticmethod
     def open(results: Path, name: str) -> SweepFolder:
@@ -108,17 +118,17 @@ class SweepFolder:
 
     def proposals(self) -> dict[int, Proposal]:
         """Return every proposed trial, its latest attempt."""
-        return {line["trial"]: Proposal(**line) for line in self._read("plans.jsonl")}
+        return {proposal.trial: proposal for proposal in self._read("plans.jsonl", lambda line: Proposal(**line))}
 
     def phases(self) -> list[PhaseRecord]:
-        return [PhaseRecord.from_dict(line) for line in self._read("phases.jsonl")]
+        return list(self._read("phases.jsonl", PhaseRecord.from_dict))
 
     def trials(self) -> dict[int, TrialRecord]:
-        return {line["trial"]: TrialRecord.from_dict(line) for line in self._read("trials.jsonl")}
+        return {record.trial: record for record in self._read("trials.jsonl", TrialRecord.from_dict)}
 
     def lanes(self) -> list[dict[str, Any]]:
         """Return one entry for each worker group that was started."""
-        return list(self._read("lanes.jsonl"))
+        return list(self._read("lanes.jsonl", dict))
 
     def add_proposal(self, proposal: Proposal) -> None:
         self._append("plans.jsonl", proposal.__dict__)
@@ -128,8 +138,8 @@ class SweepFolder:
         if self._phases_seen is None:
             self._phases_seen = {(known.trial, known.key) for known in self.phases()}
         if (record.trial, record.key) not in self._phases_seen:
-            self._phases_seen.add((record.trial, record.key))
             self._append("phases.jsonl", record.to_dict())
+            self._phases_seen.add((record.trial, record.key))
 
     def add_trial(self, record: TrialRecord) -> None:
         self._append("trials.jsonl", record.to_dict())
@@ -145,29 +155,41 @@ class SweepFolder:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def _read(self, file: str) -> Iterator[dict[str, Any]]:
+    def _read(self, file: str, parse: Callable[[dict[str, Any]], Record]) -> Iterator[Record]:
+        """Yield what a file's lines hold.
+
+        Raises:
+            ArchiveError: a line is no record, or one of another schema.
+        """
         path = self.path / file
         if not path.exists():
             return
-        for line in path.read_bytes().splitlines(keepends=True):
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
             if line.endswith(b"\n"):  # the last line of a killed writer is no record yet
-                yield json.loads(line)
+                try:
+                    record = parse(json.loads(line))
+                except (AttributeError, TypeError, ValueError) as error:
+                    raise ArchiveError(f"{path}, line {number} cannot be read: {error}.") from error
+                yield record
 
 
 def list_sweeps(results: Path) -> list[str]:
     """Return the names of all sweeps under a results folder, oldest first."""
     jobs = [path for path in results.glob("*/job.yaml") if path.is_file()]
-    return [path.parent.name for path in sorted(jobs, key=lambda path: path.stat().st_mtime)]
+    return [path.parent.name for path in sorted(jobs, key=lambda path: (path.stat().st_mtime_ns, path))]
 
 
 def _make_named(results: Path, name: str) -> Path:
     try:
         (results / name).mkdir()
     except FileExistsError:
-        raise ArchiveError(
-            f"sweep {name!r} exists already. Continue it with 'raysweep resume {name}', or choose another --name."
-        ) from None
+        raise _taken(name) from None
     return results / name
+
+
+def _taken(name: str) -> ArchiveError:
+    way = f"Continue it with 'raysweep resume {name}', or choose another --name."
+    return ArchiveError(f"sweep {name!r} exists already. {way}")
 
 
 def _make_numbered(results: Path, job: str) -> Path:

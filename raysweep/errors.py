@@ -49,8 +49,11 @@ class SpecError(UsageError):
     """A job or search space with faults; `faults` lists them all."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__(faults)  # what it is made from, so that it can be pickled
         self.faults = list(faults)
-        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.faults))
 
 
 class DataError(UsageError):
@@ -84,6 +87,6 @@ class ClusterError(RunError):
 def known_names_hint(name: str, known: Iterable[str]) -> str:
     """Say which names exist and which one was probably meant."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)  # YAML reads a key such as `on` as True
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return f"no {name!r}.{meant} Known: {', '.join(names)}."

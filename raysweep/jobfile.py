@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,11 @@ STRATEGY_KEYS = {
     "cycle.grow": ("grow", "strategy"),
     "search.sampler": ("samplers", "name"),
 }
+PATH_KEYS = ("model.name", "data.name", "data.tokenizer")
 NAME_KEYS = {"cycle.grow.init": "init"}
+TRIAL_SECTIONS = ("model", "data", "training", "cycle")
+RANDOM_POINTS = 64
+INTEGER = pydantic.TypeAdapter(int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +48,38 @@ class Job:
         return _parse_spec(apply_values(self.spec.resolved(), values), self.source)
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Load and check a job file, with `key=value` overrides applied first.
+def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
+    """Load and check a job, a file or a mapping, with `key=value` overrides applied first.
+
+    Names that are files or folders here become absolute: workers run elsewhere.
 
     Raises:
         SpecError: all faults of the job, of the overrides and of its search space.
     """
-    raw = load_mapping(Path(path))
+    source = "job" if isinstance(job, Mapping) else str(job)
+    raw = job if isinstance(job, Mapping) else load_mapping(Path(job))
     faults: list[Fault] = []
+    values: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
-        if not separator or not key:
-            faults.append(Fault(file="--set", key=override, message="write it as key=value."))
+        if separator and key.strip():
+            values[key.strip()] = parse_scalar(value)
         else:
-            set_path(raw, key.strip(), parse_scalar(value))
+            faults.append(Fault(file="--set", key=override, message="write it as key=value."))
+    raw = apply_values(raw, values)
+    for path in PATH_KEYS:
+        value = get_path(raw, path)
+        if isinstance(value, str) and value and Path(value).exists():
+            set_path(raw, path, str(Path(value).resolve()))
+    try:
+        checked = check_job(raw, source)
+    except SpecError as error:
+        for fault in error.faults:
+            overridden = fault.file == source and fault.key in values
+            faults.append(replace(fault, file="--set") if overridden else fault)
     if faults:
         raise SpecError(faults)
-    return check_job(raw, str(path))
+    return checked
 
 
 def check_job(raw: Mapping[str, Any], source: str) -> Job:
@@ -125,8 +146,13 @@ def _to_fault(detail: Any, source: str) -> Fault:
     if detail["type"] == "missing":
         return Fault(file=source, key=key, message="required, but missing.")
     value = None if isinstance(detail["input"], dict) else detail["input"]
-    message = detail["msg"].removeprefix("Value error, ")
-    return Fault(file=source, key=key, value=value, message=f"{message[0].lower()}{message[1:]}.")
+    if detail["type"] == "model_type":
+        return Fault(file=source, key=key, value=value, message="must be a mapping of keys to values.")
+    return Fault(file=source, key=key, value=value, message=_sentence(detail["msg"].removeprefix("Value error, ")))
+
+
+def _sentence(message: str) -> str:
+    return f"{message[0].lower()}{message[1:].rstrip('.')}."
 
 
 def _section_class(location: Sequence[str]) -> type[pydantic.BaseModel]:
@@ -152,7 +178,8 @@ def _strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
     """Check every strategy's name, and its options where the name is known."""
     for section, (kind, name_key) in STRATEGY_KEYS.items():
         body = get_path(raw, section)
-        name = body.get(name_key) if isinstance(body, Mapping) else None
+        default = _section_class(section.split(".")).model_fields[name_key].default
+        name = body.get(name_key, default) if isinstance(body, Mapping) else None
         if not isinstance(body, Mapping) or not isinstance(name, str):
             continue  # a missing or malformed name is already a fault of the section
         options = {key: body[key] for key in _options_of(section, body)}
@@ -165,7 +192,7 @@ def _strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
             if option in options and option not in _known_options(kind, name):
                 known = [*_section_class(section.split(".")).model_fields, *_known_options(kind, name)]
                 message = f"unknown key: {known_names_hint(option, known)}"
-            yield Fault(file=source, key=f"{section}.{option}", value=value, message=message)
+            yield Fault(file=source, key=f"{section}.{option}".rstrip("."), value=value, message=_sentence(message))
     for path, kind in NAME_KEYS.items():
         name = get_path(raw, path)
         if isinstance(name, str):
@@ -183,14 +210,17 @@ def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
     """Check rules between keys; each only where its own keys are well-formed."""
 
     def number(path: str, default: int) -> int:
-        value = get_path(raw, path)
-        return value if isinstance(value, int) and value > 0 else default
+        try:
+            value = INTEGER.validate_python(get_path(raw, path))  # '16' is 16, as in the spec
+        except pydantic.ValidationError:
+            return default
+        return value if value > 0 else default
 
     def fault(key: str, value: Any, message: str) -> Fault:
         return Fault(file=source, key=key, value=value, message=message)
 
     cycle = get_path(raw, "cycle")
-    if isinstance(cycle, Mapping) and cycle.get("grow") and not cycle.get("prune"):
+    if isinstance(cycle, Mapping) and cycle.get("grow") is not None and cycle.get("prune") is None:
         yield fault("cycle.grow", None, "nothing to grow back without pruning; add cycle.prune or remove cycle.grow.")
     batch = number("training.batch_size", 16)
     workers, accumulation = number("scale.workers", 1), number("training.accumulation", 1)
@@ -221,7 +251,7 @@ def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
 def _load_space(raw: Mapping[str, Any], source: str) -> Space | None:
     given = get_path(raw, "search.space")
     if isinstance(given, Mapping):
-        return parse_space(given, source)
+        return parse_space(given, f"{source} (search.space)")
     if not isinstance(given, str):
         return None
     folder = Path(source).parent
@@ -234,32 +264,47 @@ def _load_space(raw: Mapping[str, Any], source: str) -> Space | None:
 
 
 def _space_faults(spec: JobSpec, space: Space, source: str) -> list[Fault]:
-    """Try every corner of every parameter in the job: what fails at a corner would fail in a trial."""
+    """Try the space in the job, at every corner and at random points: what fails here would fail in a trial."""
     job = spec.resolved()
     faults = [
-        Fault(file=space.source, key=f"{p.path}.when", message=f"{c.path!r} is neither in this space nor set in the job.")
+        Fault(file=space.source, key=f"{p.path}.when",
+              message=f"neither in this space nor set in the job: {known_names_hint(c.path, space.paths)}")
         for p in space.parameters for c in p.conditions
         if c.path not in space.paths and get_path(job, c.path) is None
     ]  # fmt: skip
+    inside = [p for p in space.parameters if p.path.split(".")[0] in TRIAL_SECTIONS]
     for parameter in space.parameters:
-        if parameter.path.split(".")[0] not in ("model", "data", "training", "cycle"):
-            message = "is not part of a trial; a space may search under model, data, training and cycle."
+        if parameter not in inside:
+            message = f"is not part of a trial; a space may search under {', '.join(TRIAL_SECTIONS)}."
             faults.append(Fault(file=space.source, key=parameter.path, message=message))
-    if faults:
-        return faults
-    seen: set[str] = set()
-    for parameter, values in space.corner_assignments(job):
-        try:
-            _parse_spec(apply_values(job, values), source)
-        except SpecError as error:
-            for fault in error.faults:
-                key = fault.key if fault.key in space.paths else parameter.path
-                message = fault.message if key == fault.key else f"makes {fault.key}: {fault.message}"
-                placed = Fault(file=space.source, key=key, value=values.get(key, fault.value), message=message)
-                if str(placed) not in seen:
-                    seen.add(str(placed))
-                    faults.append(placed)
-    return faults
+    space = replace(space, parameters=tuple(inside))
+    generator = random.Random(0)
+    points = [values for _, values in space.corner_assignments(job)]
+    points += [space.draw(job, generator) for _ in range(RANDOM_POINTS)]
+    found: dict[tuple[str, str], Fault] = {}
+    for values in points:
+        for fault in _faults_of(job, values, source):
+            key = fault.key if fault.key in space.paths else _culprit(fault, job, values, source)
+            message = fault.message if key == fault.key else f"makes {fault.key}: {fault.message}"
+            placed = Fault(file=space.source, key=key, value=values.get(key, fault.value), message=message)
+            found.setdefault((key, message), placed)
+    return [*faults, *found.values()]
+
+
+def _faults_of(job: Mapping[str, Any], values: Mapping[str, Any], source: str) -> list[Fault]:
+    try:
+        _parse_spec(apply_values(job, values), source)
+    except SpecError as error:
+        return error.faults
+    return []
+
+
+def _culprit(fault: Fault, job: Mapping[str, Any], values: Mapping[str, Any], source: str) -> str:
+    """Return the path whose value alone brings a fault about; where it takes several, the one most like the fault's."""
+    for path, value in values.items():
+        if fault.key in (other.key for other in _faults_of(job, {path: value}, source)):
+            return path
+    return max(values, key=lambda path: len(commonprefix([path, fault.key])))
 
 
 def strategy_sections(spec: JobSpec) -> dict[str, StrategyPart]:

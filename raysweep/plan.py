@@ -73,12 +73,14 @@ def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerpri
         {
             "raysweep": version("raysweep"),
             "torch": version("torch").partition("+")[0],
+            "transformers": version("transformers"),
             "model": {**spec.model.model_dump(mode="json"), "fingerprint": fingerprints.model},
             "data": {**spec.data.model_dump(mode="json"), "fingerprint": fingerprints.data},
             "seed": spec.seed,
             "workers": spec.scale.workers,
             "device": "cuda" if spec.scale.gpus_per_worker else "cpu",
             "precision": spec.training.precision,
+            "batch_size": spec.training.batch_size,  # every phase is measured in batches of it
         }
     )
     phases = []

@@ -98,4 +98,7 @@ def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def perplexity(loss: float) -> float:
     """exp(mean loss), infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -41,7 +41,7 @@ def load(kind: str, name: str) -> type:
     Raises:
         UnknownNameError: no such file, dotted module, or class in it.
     """
-    if "." in name:
+    if "." in name and not name.startswith("."):
         module_name = name
     elif name in available(kind):
         module_name = f"raysweep.{kind}.{name}"
@@ -49,11 +49,11 @@ def load(kind: str, name: str) -> type:
         raise UnknownNameError(known_names_hint(name, available(kind)))
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise UnknownNameError(f"no module {module_name!r} can be imported ({error}).") from error
     found = getattr(module, CLASS_NAMES[kind], None)
-    if found is None:
-        raise UnknownNameError(f"module {module_name!r} has no class {CLASS_NAMES[kind]!r}.")
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise UnknownNameError(f"module {module_name!r} has no dataclass {CLASS_NAMES[kind]!r}.")
     return found
 
 
@@ -81,5 +81,6 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
 
 
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """Build the strategy behind a name with its options, as written: nothing is substituted."""
-    return load(kind, name)(**(options or {}))
+    """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
+    written = load(kind, name)(**(options or {}))
+    return pydantic.TypeAdapter(type(written)).validate_python(dataclasses.asdict(written))

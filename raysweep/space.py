@@ -9,12 +9,14 @@ training.batch_size: {integer: [8, 32], step: 8}
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raysweep.errors import Fault, SpecError
+from raysweep.errors import Fault, SpecError, known_names_hint
 
 Scalar = str | int | float | bool | None
 Values = dict[str, Scalar]
@@ -55,13 +57,38 @@ class Parameter:
     @property
     def quantised(self) -> bool:
         """Whether two draws can be equal, so that phases which depend on it can be shared."""
-        return self.form in ("choice", "integer") or self.step is not None
+        return self.form == "choice" or self.grid is not None
+
+    @property
+    def grid(self) -> float | None:
+        """Distance between neighbouring values of a range, None where it is continuous."""
+        return self.step or (1.0 if self.form == "integer" else None)
 
     def corners(self) -> tuple[Scalar, ...]:
-        """Every choice, or both ends of the range."""
+        """Every choice; of a range both ends and a value inside, for settings that only take the ends."""
         if self.form == "choice":
             return self.choices
-        return (int(self.low), int(self.high)) if self.form == "integer" else (self.low, self.high)
+        inside = self.low + (self.grid or (self.high - self.low) / math.pi)
+        return tuple(dict.fromkeys(map(self.nearest, (self.low, inside, self.high))))
+
+    def nearest(self, value: float) -> float | int:
+        """Return the value of the range that is nearest to a number."""
+        value = min(max(value, self.low), self.high)
+        if self.grid is not None:
+            value = round(self.low + round((value - self.low) / self.grid) * self.grid, 12)
+        return int(value) if self.form == "integer" else value
+
+    def meeting(self, conditions: Sequence[Condition]) -> list[Scalar]:
+        """Return values under which all the conditions hold, corners first; without any, they never hold together."""
+        tried = list(self.corners())
+        if self.form != "choice":
+            low = max([self.low, *(c.above for c in conditions if c.above is not None)])
+            high = min([self.high, *(c.below for c in conditions if c.below is not None)])
+            tried.append(self.nearest((low + high) / 2))
+        if self.form != "choice" and self.grid is not None:
+            named = (value for c in conditions for value in c.among or ())
+            tried += [self.nearest(value) for value in named if isinstance(value, int | float)]
+        return [value for value in tried if all(condition.holds(value) for condition in conditions)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +124,21 @@ class Space:
     def corner_assignments(self, job: Mapping[str, Any]) -> Iterator[tuple[Parameter, Values]]:
         """Yield assignments that visit every corner of every parameter, its conditions made true."""
         for parameter in self.parameters:
+            pinned = {parent.path: parent.meeting(conditions)[0] for parent, conditions in self.required(parameter)}
             for corner in parameter.corners():
-                pinned: Values = {parameter.path: corner}
-                self._pin_conditions(parameter, pinned)
-                yield parameter, self._complete(pinned, job)
+                yield parameter, self._complete({**pinned, parameter.path: corner}, job)
 
-    def _pin_conditions(self, parameter: Parameter, pinned: Values) -> None:
-        for condition in parameter.conditions:
-            parent = next((p for p in self.parameters if p.path == condition.path), None)
-            if parent is None or parent.path in pinned:
-                continue
-            holding = [corner for corner in parent.corners() if condition.holds(corner)]
-            if holding:
-                pinned[parent.path] = holding[0]
-                self._pin_conditions(parent, pinned)
+    def required(self, parameter: Parameter) -> list[tuple[Parameter, list[Condition]]]:
+        """Return the parameters that a parameter hangs on, at any depth, each with all that must hold for it."""
+        by_path = {other.path: other for other in self.parameters}
+        required: dict[str, list[Condition]] = defaultdict(list)
+        waiting = [parameter]
+        while waiting:
+            for condition in waiting.pop().conditions:
+                if condition.path in by_path:
+                    required[condition.path].append(condition)
+                    waiting.append(by_path[condition.path])
+        return [(by_path[path], conditions) for path, conditions in required.items()]
 
     def _complete(self, pinned: Values, job: Mapping[str, Any]) -> Values:
         values: Values = {}
@@ -123,14 +151,12 @@ class Space:
 def _draw(parameter: Parameter, generator: random.Random) -> Scalar:
     if parameter.form == "choice":
         return generator.choice(parameter.choices)
-    if parameter.form == "integer":
-        return generator.randrange(int(parameter.low), int(parameter.high) + 1, int(parameter.step or 1))
+    if parameter.grid is not None:
+        steps = generator.randint(0, round((parameter.high - parameter.low) / parameter.grid))
+        return parameter.nearest(parameter.low + steps * parameter.grid)
     if parameter.form == "log_uniform":
-        return parameter.low * (parameter.high / parameter.low) ** generator.random()
-    if parameter.step is None:
-        return generator.uniform(parameter.low, parameter.high)
-    count = round((parameter.high - parameter.low) / parameter.step)
-    return round(parameter.low + generator.randint(0, count) * parameter.step, 12)
+        return parameter.nearest(parameter.low * (parameter.high / parameter.low) ** generator.random())
+    return generator.uniform(parameter.low, parameter.high)
 
 
 def get_path(mapping: Mapping[str, Any], path: str) -> Any:
@@ -161,30 +187,43 @@ def parse_space(raw: Mapping[str, Any], source: str) -> Space:
     parameters: list[Parameter] = []
     for path, body in raw.items():
         try:
-            parameters.append(_parse_parameter(str(path), body, raw))
+            parameters.append(_parse_parameter(str(path), body))
         except ValueError as error:
-            faults.append(Fault(file=source, key=str(path), value=body, message=str(error)))
+            faults.append(Fault(file=source, key=str(path), value=body, message=f"{str(error).rstrip('.')}."))
     if not raw:
         faults.append(Fault(file=source, key="", message="holds no parameter; a search needs at least one."))
     if not faults:
         parameters, cyclic = _in_order(parameters)
         faults += [Fault(file=source, key=path, message="its conditions form a circle.") for path in cyclic]
+    space = Space(parameters=tuple(parameters), source=source, raw=dict(raw))
+    if not faults:
+        faults += [
+            Fault(file=source, key=parameter.path, value=raw.get(parameter.path),
+                  message=f"can never exist: no value of {parent.path} ({_range(parent)}) meets its conditions.")
+            for parameter in parameters for parent, conditions in space.required(parameter)
+            if not parent.meeting(conditions)
+        ]  # fmt: skip
     if faults:
         raise SpecError(faults)
-    return Space(parameters=tuple(parameters), source=source, raw=dict(raw))
+    return space
 
 
-def _parse_parameter(path: str, body: Any, raw: Mapping[str, Any]) -> Parameter:
+def _range(parameter: Parameter) -> str:
+    named = map(str, parameter.choices)
+    return ", ".join(named) if parameter.form == "choice" else f"{parameter.low:g} to {parameter.high:g}"
+
+
+def _parse_parameter(path: str, body: Any) -> Parameter:
     if not isinstance(body, Mapping):
         raise ValueError(f"must be one of {{{'|'.join(FORMS)}: [...]}}")
     forms = [form for form in FORMS if form in body]
-    unknown = [str(key) for key in body if key not in (*FORMS, "step", "when")]
+    unknown = [key for key in body if key not in (*FORMS, "step", "when")]
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join((*FORMS, 'step', 'when'))}")
+        raise ValueError(f"unknown key: {known_names_hint(unknown[0], (*FORMS, 'step', 'when'))}")
     if len(forms) != 1:
         raise ValueError(f"needs exactly one of {', '.join(FORMS)}")
     form = forms[0]
-    conditions = _parse_conditions(path, body.get("when", {}), raw)
+    conditions = _parse_conditions(path, body.get("when", {}))
     if form == "choice":
         return Parameter(path=path, form="choice", choices=_parse_choices(body), conditions=conditions)
     low, high, step = _parse_range(form, body)
@@ -197,8 +236,8 @@ def _parse_choices(body: Mapping[str, Any]) -> tuple[Scalar, ...]:
         raise ValueError("a choice takes no step")
     if not isinstance(choices, list) or not choices:
         raise ValueError("choice needs a non-empty list")
-    if any(isinstance(choice, list | dict) for choice in choices):
-        raise ValueError("choices must be plain values, not lists or mappings")
+    if not all(_is_scalar(choice) for choice in choices):
+        raise ValueError("choices must be plain values: text, numbers, true, false or null")
     if len(set(map(repr, choices))) != len(choices):
         raise ValueError("a choice stands twice")
     return tuple(choices)
@@ -226,39 +265,41 @@ def _parse_range(form: str, body: Mapping[str, Any]) -> tuple[float, float, floa
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is no number")
     try:
-        return float(value)  # also the '5e-5' that YAML 1.1 reads as text
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is no number") from None
+        number = math.nan if isinstance(value, bool) else float(value)  # also '5e-5', a number in quotes
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no finite number")
+    return number
 
 
-def _parse_conditions(path: str, when: Any, raw: Mapping[str, Any]) -> tuple[Condition, ...]:
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _parse_conditions(path: str, when: Any) -> tuple[Condition, ...]:
     if not isinstance(when, Mapping):
         raise ValueError("when needs {path: value}")
-    return tuple(_parse_condition(path, str(parent), wanted, raw) for parent, wanted in when.items())
+    return tuple(_parse_condition(path, str(parent), wanted) for parent, wanted in when.items())
 
 
-def _parse_condition(path: str, parent: str, wanted: Any, raw: Mapping[str, Any]) -> Condition:
+def _parse_condition(path: str, parent: str, wanted: Any) -> Condition:
     if parent == path:
         raise ValueError("its condition names itself")
-    condition = Condition(path=parent, among=tuple(wanted) if isinstance(wanted, list) else (wanted,))
-    if isinstance(wanted, Mapping):
-        if not wanted or any(key not in CONDITION_FORMS for key in wanted):
-            raise ValueError("a condition is a value, a list of values, {above: x} or {below: x}")
-        bounds = {key: _number(value) for key, value in wanted.items()}
-        condition = Condition(path=parent, above=bounds.get("above"), below=bounds.get("below"))
-    body = raw.get(parent)
-    choices = body.get("choice") if isinstance(body, Mapping) else None
-    if isinstance(choices, list) and not any(condition.holds(choice) for choice in choices):
-        raise ValueError(f"can never exist: no choice of {parent} is {wanted!r}")
-    return condition
+    among = wanted if isinstance(wanted, list) else [wanted]
+    if among and all(map(_is_scalar, among)):
+        return Condition(path=parent, among=tuple(among))
+    if not isinstance(wanted, Mapping) or not wanted or any(key not in CONDITION_FORMS for key in wanted):
+        raise ValueError("a condition is a value, a list of values, {above: x} or {below: x}")
+    bounds = {key: _number(value) for key, value in wanted.items()}
+    return Condition(path=parent, above=bounds.get("above"), below=bounds.get("below"))
 
 
 def _in_order(parameters: list[Parameter]) -> tuple[list[Parameter], list[str]]:
     """Order parameters so that conditions look back only; also return those in a circle."""
-    waiting, ordered = list(parameters), []
+    waiting = list(parameters)
+    ordered: list[Parameter] = []
     names = {parameter.path for parameter in parameters}
     while waiting:
         placed = {parameter.path for parameter in ordered}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = int
 
@@ -12,13 +13,13 @@ Count = int
 class Part(BaseModel):
     """One section of a job: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StrategyPart(BaseModel):
     """A section that names a strategy: keys beyond its fields are that strategy's own options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -128,11 +129,18 @@ class SamplerSpec(StrategyPart):
 
 class SearchSpec(Part):
     space: str | dict[str, Any]
-    """A search-space file (looked for from the working folder, the job's folder and the one above), or the space itself."""
+    """A file (looked for from the working folder, the job's folder and the one above), or the space itself."""
     trials: int = Field(ge=1)
     minimize: Literal["loss", "perplexity"] = "loss"
     """Held-out number after the last phase."""
     sampler: SamplerSpec = SamplerSpec()
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _file_or_space(cls, space: Any) -> Any:
+        if not isinstance(space, str | Mapping):
+            raise ValueError("must be the path of a search-space file, or the space itself")
+        return space
 
 
 class ScaleSpec(Part):

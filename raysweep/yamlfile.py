@@ -1,7 +1,9 @@
-"""Read YAML files safely; a fault names the file and the line."""
+"""Read YAML files safely, and write them so that they read back the same; a fault names the file and the line."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,18 @@ from raysweep.errors import Fault, SpecError
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loading that refuses a key written twice (plain YAML silently keeps the last)."""
+    """Safe loading that refuses a key written twice (plain YAML silently keeps the last) and reads 5e-5 as a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe writing that quotes text which the loader would read as a number."""
 
 
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # construct_mapping refuses the one and resolves the other
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
@@ -25,6 +33,10 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
 
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+for _side in (_UniqueKeyLoader, _Dumper):  # YAML 1.2; the 1.1 of PyYAML reads a number without point or sign as text
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
@@ -41,7 +53,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise refuse("no such file. Give the path of a YAML file.") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise refuse(f"cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise refuse(f"not UTF-8 text (byte {error.start}).") from None
@@ -51,16 +63,22 @@ def load_mapping(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise refuse(f"not valid YAML: {line}{error.problem}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be, such as 2024-13-01
         raise refuse(f"not valid YAML: {error}.") from None
     if not isinstance(content, dict):
-        raise refuse(f"holds {type(content).__name__}, not a mapping of keys to values.")
+        held = "nothing" if content is None else type(content).__name__
+        raise refuse(f"holds {held}, not a mapping of keys to values.")
     return content
+
+
+def dump_mapping(content: Mapping[str, Any]) -> str:
+    """Return the text of a YAML file that `load_mapping` reads as the same mapping."""
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_scalar(text: str) -> Any:
     """Read one value as YAML would, for `--set key=value`."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text

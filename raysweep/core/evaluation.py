@@ -26,7 +26,8 @@ def token_losses(logits: torch.Tensor, tokens: torch.Tensor, reduction: str = "m
         tokens: (batch, tokens).
     """
     targets = functional.pad(tokens[:, 1:], (0, 1), value=-100)  # the last token has nothing to predict
-    return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
 
 @torch.no_grad()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep import registry
 from raysweep.contracts import Family
 from raysweep.errors import ModelError, known_names_hint
 from raysweep.plan import content_key
 from raysweep.spec import DataSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from raysweep.plasticity.model import PlasticModel
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -52,7 +55,8 @@ def check_model(model: ModelSpec) -> str:
             f"model folder {model.name!r} holds no weights: none of {', '.join(WEIGHTS)}. "
             "Save it with save_pretrained()."
         )
-    return content_key([_file_sha256(path) for path in sorted(folder.glob("*.safetensors"))])
+    # The configuration counts: with other head counts or activations the same weights are another function.
+    return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
 
 
 def build_network(model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int) -> tuple[Any, Family]:
@@ -62,6 +66,7 @@ def build_network(model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int)
         ModelError: it cannot be loaded, or does not fit the corpus's tokenizer or window length.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     sizes = scratch_sizes()
@@ -79,11 +84,35 @@ def build_network(model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int)
             model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
             use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing, unfit or damaged weights
         raise ModelError(f"model {model.name!r} cannot be loaded: {error}") from error
     if report["missing_keys"]:
         raise ModelError(f"model {model.name!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}.")
     return network, family
+
+
+def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
+    """Build a model without weights, for its shapes only.
+
+    Raises:
+        ModelError: as `check_model`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from raysweep.plasticity.model import PlasticModel
+
+    sizes = scratch_sizes()
+    if model.name in sizes:
+        family: Family = registry.build("models", sizes[model.name])
+        vocab_size = registry.load("models", sizes[model.name]).sizes[model.name]["vocab_size"]
+        config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
+    else:
+        config = _pretrained_config(model.name)
+        family = _family_of(config, model.name)
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    return PlasticModel(network, family.sites(network))
 
 
 def _fit_to_corpus(config: Any, name: str, vocab_size: int, seq_len: int) -> None:

@@ -24,13 +24,14 @@ from raysweep.errors import TrialError
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
 from raysweep.plasticity.budget import lowest_heads, share
-from raysweep.plasticity.model import check_parity
+from raysweep.plasticity.parity import check_parity
 from raysweep.plasticity.probe import probe
-from raysweep.plasticity.surgery import absent_slices, initialise, snapshot, write_back
+from raysweep.plasticity.surgery import absent_slices, initialise, present_slices, snapshot, write_back
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
 
 PROBE_BATCH = 4
+UNLOGGED = "progress/unlogged"
 
 
 def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
@@ -188,10 +189,8 @@ class _Trial:
 
     def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         if phase.params["seed_second_moments"]:
-            fresh = {(part.parameter, part.start) for part in state.new_slices}
-            owned = [s for site in state.model.sites for h in range(site.num_heads) if state.head_map.present[site.layer, h]
-                     for s in site.head_slices(h)]  # fmt: skip
-            peers = [part for part in owned if (part.parameter, part.start) not in fresh]
+            fresh = set(state.new_slices)
+            peers = [part for part in present_slices(state.model.sites, state.head_map) if part not in fresh]
             state.optimizer.seed_second_moments(state.new_slices, peers)
         return {"curve": self._train(state, phase)}
 
@@ -218,11 +217,13 @@ class _Trial:
         if partial is not None:
             state.load_tensors(partial.tensors)
             training.curve = partial.curve
+            training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
         return training.run(partial.step if partial else 0)
 
     def _checkpoint(self, phase: PhasePlan, training: Training, step: int) -> None:
+        unlogged = self.runtime.all_gather(training.unlogged)
         if self.runtime.rank == 0:
-            tensors = training.state.tensors()
+            tensors = training.state.tensors() | {UNLOGGED: unlogged}
             self.store.save_partial(phase.key, Partial(step=step, curve=training.curve, tensors=tensors))
         self.runtime.barrier()
 

@@ -41,6 +41,12 @@ class Runtime:
             distributed.all_reduce(tensor)
         return tensor
 
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return every rank's tensor, stacked in the order of ranks."""
+        rows = tensor.new_zeros(self.world_size, *tensor.shape)
+        rows[self.rank] = tensor
+        return self.all_reduce(rows)
+
     def from_rank_0(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         if self.world_size == 1:

@@ -78,9 +78,10 @@ class PhaseStore:
 
     def save_partial(self, key: str, partial: Partial) -> None:
         """Replace the checkpoint inside a running phase."""
-        previous = sorted(self._partial(key).glob("step-*"))
+        target = self._partial(key) / f"step-{partial.step:09d}"
+        previous = [folder for folder in self._partial(key).glob("step-*") if folder != target]
         self._partial(key).mkdir(exist_ok=True)
-        with self._appearing(self._partial(key) / f"step-{partial.step:09d}") as folder:
+        with self._appearing(target) as folder:
             save_file(_contiguous(partial.tensors), folder / TENSORS)
             (folder / "progress.json").write_text(json.dumps({"step": partial.step, "curve": partial.curve}))
         for old in previous:

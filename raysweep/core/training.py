@@ -72,6 +72,11 @@ class Training:
     on_checkpoint: Callable[[int], None] = lambda step: None
     checkpoint_every: int = 10**9
     curve: list[dict[str, float]] = field(default_factory=list)
+    unlogged: torch.Tensor = field(init=False)
+    """Sum and number of this rank's step losses since the last logged point."""
+
+    def __post_init__(self) -> None:
+        self.unlogged = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
 
     def run(self, start: int = 0) -> list[dict[str, float]]:
         """Train from finished step `start` to the end; return the curve.
@@ -82,18 +87,16 @@ class Training:
         model, steps = self.state.model, self.schedule.steps
         model.train()
         wrapped = self.runtime.wrap(model)
-        losses = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
         for step in range(start, steps):
             self._set_gates(step)
-            losses[0] += self._accumulate(wrapped, step)
-            losses[1] += 1
+            self.unlogged[0] += self._accumulate(wrapped, step)
+            self.unlogged[1] += 1
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.training["clip_norm"])
             self.state.optimizer.step(self.schedule.learning_rate(step), self.schedule.multiplier(step))
             self.state.optimizer.zero_grad()
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
-                self._log(done, losses, norm)
-                losses.zero_()
+                self._log(done, norm)
             if done % self.checkpoint_every == 0 and done < steps:
                 self.on_checkpoint(done)
         self.state.refresh()
@@ -118,8 +121,9 @@ class Training:
         if self.state.new_heads and step <= self.schedule.gate_warmup_steps:
             self.state.model.set_gates(self.state.head_map, self.state.new_heads, self.schedule.gate(step))
 
-    def _log(self, done: int, losses: torch.Tensor, norm: torch.Tensor) -> None:
-        total, count = self.runtime.all_reduce(losses).tolist()
+    def _log(self, done: int, norm: torch.Tensor) -> None:
+        total, count = self.runtime.all_reduce(self.unlogged).tolist()
+        self.unlogged.zero_()
         point = {
             "step": float(done),
             "loss": total / count,

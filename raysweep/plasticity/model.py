@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from raysweep.contracts import Slot
-from raysweep.errors import ModelError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.sites import AttentionSite
 
@@ -85,32 +84,3 @@ class PlasticModel(nn.Module):
         finally:
             for gate, value in zip(self.gates, before, strict=True):
                 gate.values = value
-
-
-@torch.no_grad()
-def check_parity(model: PlasticModel, tokens: torch.Tensor) -> None:
-    """Check that gates of 1 leave the network's logits alone, and that no token sees a later one.
-
-    Args:
-        tokens: ids of shape (batch, tokens), at least 2 tokens.
-
-    Raises:
-        ModelError: logits differ by more than 1e-5, or the network is not causal.
-    """
-    was_training = model.training
-    model.eval()
-    plain = model(tokens)
-    ones = [torch.ones(site.num_heads, device=tokens.device) for site in model.sites]
-    changed = tokens.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % plain.shape[-1]
-    with model.replaced_gates(ones):
-        gated = model(tokens)
-        later = model(changed)
-    model.train(was_training)
-    scale = max(1.0, float(plain.abs().max()))
-    difference = float((gated - plain).abs().max()) / scale
-    if not difference <= 1e-5:
-        raise ModelError(f"open gates change the logits by {difference:.1e} (relative); the family's sites are wrong.")
-    leak = float((later[:, :-1] - gated[:, :-1]).abs().max()) / scale
-    if not leak <= 1e-5:
-        raise ModelError(f"not causal: the last token changes earlier logits by {leak:.1e} (relative).")

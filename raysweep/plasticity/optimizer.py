@@ -89,12 +89,12 @@ class SliceAdamW:
         }
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state_tensors` returned."""
+        """Restore a copy of what `state_tensors` returned."""
         self.adamw.state.clear()
         for name, parameter in self.parameters.items():
             state = {m: tensors[f"{name}/{m}"] for m in (*MOMENTS, "step") if f"{name}/{m}" in tensors}
             if state:
-                self.adamw.state[parameter] = {moment: value.to(parameter.device) for moment, value in state.items()}
+                self.adamw.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in state.items()}
 
     def _located(self, slices: Sequence[HeadSlice]) -> Iterator[tuple[str, int, torch.Tensor, torch.nn.Parameter]]:
         for name, (dim, index) in by_parameter(slices).items():

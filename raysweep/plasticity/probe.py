@@ -112,7 +112,7 @@ class _SiteRecorder:
         if weights is None:
             raise RuntimeError(f"layer {self.site.layer} gives no attention weights; the probe needs eager attention")
         weights = weights.detach()[:, :, 1:].double()  # the first query sees one key: no entropy to speak of
-        visible = torch.arange(2, weights.shape[-1] + 1, device=weights.device)
+        visible = torch.arange(2, weights.shape[-1] + 1, device=weights.device, dtype=torch.float64)
         entropy = torch.special.entr(weights).sum(-1) / visible.log()
         self.sums[1] += entropy.sum((0, 2)).cpu()
         self.sums[2] += weights[..., 0].sum((0, 2)).cpu()

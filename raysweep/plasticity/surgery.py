@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -16,23 +16,18 @@ from raysweep.plasticity.sites import AttentionSite, HeadSlice
 
 def absent_slices(sites: Sequence[AttentionSite], head_map: HeadMap) -> list[HeadSlice]:
     """Return every slice that belongs to absent heads only: a shared key or value stays while one user is present."""
-    slices: list[HeadSlice] = []
-    for site in sites:
-        row = head_map.present[site.layer]
-        for head in range(site.num_heads):
-            if not row[head]:
-                slices += site.head_slices(head)
-        if site.grouped:
-            for group in range(site.num_key_value_heads):
-                if not any(row[head] for head in _members(site, group)):
-                    slices += site.group_slices(group)
-    return slices
+    return [part for part, used in _used_slices(sites, head_map) if not used]
+
+
+def present_slices(sites: Sequence[AttentionSite], head_map: HeadMap) -> list[HeadSlice]:
+    """Return every slice that a present head uses."""
+    return [part for part, used in _used_slices(sites, head_map) if used]
 
 
 def grown_slices(sites: Sequence[AttentionSite], before: HeadMap, slots: Iterable[Slot]) -> list[HeadSlice]:
     """Return the slices that come alive when `slots` grow into `before`."""
-    after = set(map(_identity, absent_slices(sites, before.with_grown(slots, cycle=0))))
-    return [part for part in absent_slices(sites, before) if _identity(part) not in after]
+    after = set(absent_slices(sites, before.with_grown(slots, cycle=0)))
+    return [part for part in absent_slices(sites, before) if part not in after]
 
 
 def initialise(model: PlasticModel, slices: Sequence[HeadSlice], initializer: Initializer, key: str) -> None:
@@ -78,9 +73,12 @@ def by_parameter(slices: Iterable[HeadSlice]) -> dict[str, tuple[int, torch.Tens
     return joined
 
 
-def _identity(part: HeadSlice) -> tuple[str, int]:
-    return part.parameter, part.start
-
-
-def _members(site: AttentionSite, group: int) -> list[int]:
-    return [head for head in range(site.num_heads) if site.group_of(head) == group]
+def _used_slices(sites: Sequence[AttentionSite], head_map: HeadMap) -> Iterator[tuple[HeadSlice, bool]]:
+    for site in sites:
+        row = head_map.present[site.layer]
+        for head in range(site.num_heads):
+            yield from ((part, bool(row[head])) for part in site.head_slices(head))
+        if site.grouped:
+            for group in range(site.num_key_value_heads):
+                used = any(row[head] for head in range(site.num_heads) if site.group_of(head) == group)
+                yield from ((part, used) for part in site.group_slices(group))

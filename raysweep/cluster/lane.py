@@ -1,0 +1,131 @@
+"""A lane: one long-lived Ray Train run whose workers (one DDP process group) run trial after trial."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import traceback
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from raysweep.cluster.mailbox import NAMESPACE, Assignment
+from raysweep.errors import DivergedError, TrialError
+from raysweep.spec import ScaleSpec
+
+IDLE_TIMEOUT_S = 24 * 3600
+"""How long a collective may wait: rank 0 may wait that long for a phase that another lane is running."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneConfig:
+    """What starts a lane."""
+
+    name: str
+    mailbox: str
+    store: str
+    """Folder of the phase store."""
+    sharing: bool
+    """False: each trial has a store of its own, and shares nothing."""
+
+
+class Lane:
+    """Starts a worker group in the background; `join` waits until it has returned."""
+
+    def __init__(self, config: LaneConfig, scale: ScaleSpec, storage: Path, max_failures: int) -> None:
+        self.config = config
+        self._trainer = ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config=config.__dict__,
+            torch_config=ray.train.torch.TorchConfig(
+                backend="nccl" if scale.gpus_per_worker else "gloo", timeout_s=IDLE_TIMEOUT_S
+            ),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scale.workers,
+                use_gpu=scale.gpus_per_worker > 0,
+                resources_per_worker={"CPU": scale.cpus_per_worker}
+                | ({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"{config.mailbox}-{config.name}",
+                storage_path=str(storage),
+                failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            ),
+        )
+        # In a thread: fit() blocks, and installs a signal handler of its own in the main thread.
+        self._thread = threading.Thread(target=self._fit, name=config.name, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:  # whatever ended the run, nobody else will hear of it
+            mailbox = ray.get_actor(self.config.mailbox, namespace=NAMESPACE)
+            ray.get(mailbox.lane_died.remote(self.config.name, f"lane {self.config.name} was lost: {error}"))
+
+
+def work(config: dict[str, Any]) -> None:
+    """Run trials until the mailbox has no more. This is the function that every worker of a lane executes."""
+    import torch
+    from torch import distributed
+
+    from raysweep.core.runtime import Runtime
+
+    lane = LaneConfig(**config)
+    mailbox = ray.get_actor(lane.mailbox, namespace=NAMESPACE)
+    runtime = Runtime(
+        device=torch.device(ray.train.torch.get_device()), emit=lambda event: ray.get(mailbox.post.remote(event))
+    )
+    group = runtime.from_rank_0(uuid.uuid4().hex)
+    pids: list[int] = [0] * runtime.world_size
+    if runtime.world_size > 1:
+        distributed.all_gather_object(pids, os.getpid())
+    else:
+        pids = [os.getpid()]
+    if runtime.rank == 0:
+        runtime.emit({"type": "group", "lane": lane.name, "group": group, "pids": pids})
+    finished = -1
+    while True:
+        assignment: Assignment | None = ray.get(mailbox.next_trial.remote(lane.name, group, finished))
+        if assignment is None:
+            return
+        runtime.assert_equal(assignment.sequence)
+        _run(assignment, lane, runtime, mailbox)
+        finished = assignment.sequence
+        gc.collect()
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -> None:
+    """Run one trial; rank 0 tells how it ended. What is no fault of the trial's plan ends the worker."""
+    from raysweep.core.phases import run_trial
+    from raysweep.core.store import PhaseStore
+    from raysweep.plan import TrialPlan
+
+    plan = TrialPlan.from_json(assignment.plan)
+    folder = Path(lane.store) if lane.sharing else Path(lane.store) / f"trial-{plan.trial}"
+    ending: dict[str, Any] = {"status": "COMPLETE", "objective": None, "error": None}
+    try:
+        for record in run_trial(plan, runtime, PhaseStore(folder)):
+            ending["objective"] = getattr(record, plan.minimize)
+            if runtime.rank == 0:
+                runtime.emit({"type": "phase", "trial": plan.trial, "record": record.to_dict()})
+    except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
+        status = "DIVERGED" if isinstance(error, DivergedError) else "FAILED"
+        ending = {"status": status, "objective": None, "error": str(error)}
+    except Exception:
+        ray.get(mailbox.crashed.remote(plan.trial, f"rank {runtime.rank}: {traceback.format_exc()}"))
+        raise
+    runtime.barrier()
+    if runtime.rank == 0:
+        ray.get(mailbox.finish.remote(lane.name, assignment.sequence, ending))

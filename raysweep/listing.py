@@ -1,0 +1,62 @@
+"""What can be named in a job, and the sweeps there are."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from raysweep import registry
+from raysweep.archive import SweepFolder, list_sweeps
+from raysweep.core.corpora import EMBEDDED, HUB
+from raysweep.core.networks import scratch_sizes
+from raysweep.errors import UsageError, known_names_hint
+from raysweep.reports.summary import best_of, summarise
+
+STRATEGIES = ("prune", "grow", "init", "samplers")
+
+
+def listing(kind: str | None, results: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return everything of one kind, or of all kinds: a name and a line about it each.
+
+    Raises:
+        UsageError: no such kind.
+    """
+    kinds = (*STRATEGIES, "models", "data", "sweeps")
+    if kind is not None and kind not in kinds:
+        raise UsageError(f"list: {known_names_hint(kind, kinds)}")
+    return {name: _entries(name, results) for name in kinds if kind in (None, name)}
+
+
+def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
+    if kind == "sweeps":
+        return [_sweep(SweepFolder(results / name)) for name in list_sweeps(results)]
+    if kind == "data":
+        embedded = {"name": EMBEDDED, "about": "English reference text that ships inside Python; needs no download"}
+        return [embedded, *({"name": name, "about": f"hub: {where[0]}"} for name, where in HUB.items())]
+    if kind == "models":
+        sizes = [{"name": size, "about": f"from scratch, {family}"} for size, family in sorted(scratch_sizes().items())]
+        families = [
+            {"name": f"<any {name}>", "about": first_line("models", name)} for name in registry.available("models")
+        ]
+        return [*sizes, *families]
+    return [{"name": name, "about": first_line(kind, name)} for name in registry.available(kind)]
+
+
+def first_line(kind: str, name: str) -> str:
+    """Return the first line of a strategy's file, without importing it."""
+    spec = importlib.util.find_spec(f"raysweep.{kind}.{name}")
+    assert spec is not None and spec.origin is not None
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def _sweep(folder: SweepFolder) -> dict[str, Any]:
+    summaries = summarise(folder)
+    best = best_of(summaries)
+    ended = sum(summary.status != "UNFINISHED" for summary in summaries)
+    job = folder.job().spec
+    planned = job.search.trials if job.search else 1
+    found = f", best {job.search.minimize if job.search else 'loss'} {best.objective:.4f}" if best else ""
+    return {"name": folder.name, "about": f"{job.model.name} on {job.data.name}: {ended} of {planned} trials{found}"}

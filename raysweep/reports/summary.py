@@ -1,0 +1,136 @@
+"""The table of a sweep, its best trial, and what to do next: from records only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.archive import SweepFolder
+from raysweep.errors import ArchiveError
+from raysweep.records import PhaseRecord, TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSummary:
+    """One line of the table: a trial, as far as it has come."""
+
+    trial: int
+    status: str
+    values: dict[str, Any]
+    objective: float | None
+    attempts: int
+    seconds: float
+    phases: list[PhaseRecord]
+    error: str | None
+
+    @property
+    def last(self) -> PhaseRecord | None:
+        return self.phases[-1] if self.phases else None
+
+    def to_dict(self) -> dict[str, Any]:
+        last = self.last
+        return {
+            "trial": self.trial,
+            "status": self.status,
+            "values": self.values,
+            "objective": self.objective,
+            "perplexity": {label(record): record.perplexity for record in self.phases},
+            "reused": [label(record) for record in self.phases if record.reused],
+            "active_heads": last.active_heads if last else None,
+            "params": last.params if last else None,
+            "flops_per_token": last.flops_per_token if last else None,
+            "attempts": self.attempts,
+            "seconds": self.seconds,
+            "error": self.error,
+        }
+
+
+def label(record: PhaseRecord) -> str:
+    return record.phase if record.cycle <= 1 else f"{record.phase}@{record.cycle}"
+
+
+def summarise(folder: SweepFolder) -> list[TrialSummary]:
+    """Return a summary of every proposed trial, in order."""
+    phases: dict[int, list[PhaseRecord]] = {}
+    for record in folder.phases():
+        phases.setdefault(record.trial, []).append(record)
+    ended = folder.trials()
+    return [
+        _summary(trial, proposal.values, ended.get(trial), phases.get(trial, []), proposal.attempt)
+        for trial, proposal in sorted(folder.proposals().items())
+    ]
+
+
+def _summary(
+    trial: int, values: dict[str, Any], ended: TrialRecord | None, phases: list[PhaseRecord], attempt: int
+) -> TrialSummary:
+    return TrialSummary(
+        trial=trial,
+        status=ended.status if ended else "UNFINISHED",
+        values=values,
+        objective=ended.objective if ended else None,
+        attempts=ended.attempts if ended else attempt,
+        seconds=ended.seconds if ended else round(sum(record.seconds for record in phases), 3),
+        phases=phases,
+        error=ended.error if ended else None,
+    )
+
+
+def best_of(summaries: Sequence[TrialSummary]) -> TrialSummary | None:
+    """Return the completed trial with the lowest objective."""
+    complete = [summary for summary in summaries if summary.status == "COMPLETE" and summary.objective is not None]
+    return min(complete, key=lambda summary: (summary.objective, summary.trial), default=None)
+
+
+def sweep_state(folder: SweepFolder) -> dict[str, Any]:
+    """Return a sweep as one JSON-able object: counts, table, best trial, work done."""
+    job = folder.job().spec
+    summaries = summarise(folder)
+    best = best_of(summaries)
+    executed = [record for record in folder.phases() if not record.reused]
+    counts: dict[str, int] = {}
+    for summary in summaries:
+        counts[summary.status] = counts.get(summary.status, 0) + 1
+    return {
+        "sweep": folder.name,
+        "job": job.name,
+        "model": job.model.name,
+        "data": job.data.name,
+        "planned": job.search.trials if job.search else 1,
+        "counts": counts,
+        "best": best.trial if best else None,
+        "phases_run": len(executed),
+        "phases_reused": len(folder.phases()) - len(executed),
+        "steps_run": sum(record.steps for record in executed),
+        "worker_groups_started": len(folder.lanes()),
+        "trials": [summary.to_dict() for summary in summaries],
+    }
+
+
+def trial_state(folder: SweepFolder, trial: int) -> dict[str, Any]:
+    """Return one trial with its phase records as one JSON-able object.
+
+    Raises:
+        ArchiveError: the sweep has no such trial.
+    """
+    found = next((summary for summary in summarise(folder) if summary.trial == trial), None)
+    if found is None:
+        known = ", ".join(map(str, sorted(folder.proposals()))) or "none yet"
+        raise ArchiveError(f"sweep {folder.name!r} has no trial {trial}. Its trials: {known}.")
+    return {"sweep": folder.name, **found.to_dict(), "phases": [record.to_dict() for record in found.phases]}
+
+
+def is_finished(state: Mapping[str, Any]) -> bool:
+    """Whether every planned trial has ended."""
+    ended = sum(count for status, count in state["counts"].items() if status != "UNFINISHED")
+    return ended >= state["planned"]
+
+
+def next_commands(state: Mapping[str, Any]) -> list[str]:
+    """Return the commands that are useful now."""
+    sweep = state["sweep"]
+    commands = [] if is_finished(state) else [f"raysweep resume {sweep}"]
+    if state["best"] is not None:
+        commands.append(f"raysweep show {sweep} {state['best']}")
+    return [*commands, f"raysweep tensorboard {sweep}"]
