@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr. Exit 0: done; 1: the run failed; 2: yo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -248,10 +249,12 @@ def _run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     progress = Progress(Console(stderr=True))
     try:
-        with progress:
+        # Ray prints to stdout when a worker dies; stdout is for results.
+        with progress, contextlib.redirect_stdout(sys.stderr):
             folder = start(progress)
     except KeyboardInterrupt:
         click.echo(

@@ -140,15 +140,15 @@ def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:
 
 def _to_fault(detail: Any, source: str) -> Fault:
     location = [str(part) for part in detail["loc"] if part not in ("str", "dict[str,any]")]
-    key = ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        return Fault(file=source, key=key, message=f"unknown key: {_nearest_field(location)}")
-    if detail["type"] == "missing":
-        return Fault(file=source, key=key, message="required, but missing.")
     value = None if isinstance(detail["input"], dict) else detail["input"]
-    if detail["type"] == "model_type":
-        return Fault(file=source, key=key, value=value, message="must be a mapping of keys to values.")
-    return Fault(file=source, key=key, value=value, message=_sentence(detail["msg"].removeprefix("Value error, ")))
+    message = _sentence(detail["msg"].removeprefix("Value error, "))
+    if detail["type"] == "extra_forbidden":
+        message = f"unknown key: {_nearest_field(location)}"
+    elif detail["type"] == "missing":
+        message = "required, but missing."
+    elif detail["type"] == "model_type":
+        message = "must be a mapping of keys to values."
+    return Fault(file=source, key=".".join(location), value=value, message=message)
 
 
 def _sentence(message: str) -> str:
@@ -229,7 +229,7 @@ def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
             "training.batch_size", batch,
             f"must be a multiple of scale.workers x training.accumulation = {workers} x {accumulation}.",
         )  # fmt: skip
-    seq_len, eval_tokens = number("data.seq_len", 128), number("data.eval_tokens", 16_384)
+    seq_len, eval_tokens = number("data.seq_len", 128), number("data.eval_tokens", 8_192)
     if eval_tokens < seq_len:
         yield fault("data.eval_tokens", eval_tokens, f"must hold at least one window of data.seq_len = {seq_len}.")
     steps, warmup = number("cycle.learn.steps", 0), number("cycle.learn.gate_warmup_steps", 0)

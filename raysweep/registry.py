@@ -35,7 +35,7 @@ def available(kind: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
 
 
-def load(kind: str, name: str) -> type:
+def load(kind: str, name: str) -> Any:
     """Return the class behind a name.
 
     Raises:

@@ -43,8 +43,8 @@ class DataSpec(Part):
     trained on the training split."""
     seq_len: int = Field(default=128, ge=8)
     """Tokens in a window."""
-    eval_tokens: int = Field(default=16_384, ge=8)
-    """Held-out tokens that every evaluation uses: the first whole windows of the split."""
+    eval_tokens: int = Field(default=8_192, ge=8)
+    """Held-out tokens that every evaluation uses: the first whole windows of the split, at most all of it."""
     probe_windows: int = Field(default=8, ge=1)
     """Training windows that head statistics are measured on."""
     max_tokens: int | None = Field(default=None, ge=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ from raysweep.errors import DataError, known_names_hint
 from raysweep.spec import DataSpec
 
 EMBEDDED = "python-docs"
-HUB = {
-    # name: (path on the hub, configuration, revision, column). Script-only data sets are read from the hub's parquet copy.
+HUB: dict[str, tuple[str, str | None, str | None, str]] = {
+    # name: (path on the hub, configuration, revision, column); script-only data sets: from the hub's parquet copy
     "tiny_shakespeare": ("karpathy/tiny_shakespeare", None, "refs/convert/parquet", "text"),
     "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1", None, "text"),
     "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1", None, "text"),
     "bookcorpus": ("bookcorpus/bookcorpus", None, "refs/convert/parquet", "text"),
     "c4": ("allenai/c4", "en", None, "text"),
 }
+STREAMED = {"c4": ("train", "validation")}
+"""Data sets too large to download: as much as `data.max_tokens` asks for is read, from these splits."""
 EVALUATION_STEMS = ("validation", "valid", "dev", "eval", "test")
 BLOCK_CHARACTERS = 2_000
 EVALUATION_SHARE = 0.1
@@ -35,12 +39,13 @@ def load_splits(data: DataSpec) -> tuple[str, str]:
     Raises:
         DataError: the corpus is missing, empty, not UTF-8, or lacks a split that the job names.
     """
+    path = os.path.expanduser(data.name)
     if data.name == EMBEDDED:
-        train, evaluation = split_by_hash(_embedded_text())
-    elif Path(data.name).is_file():
-        train, evaluation = split_by_hash(_read_text(Path(data.name)))
-    elif Path(data.name).is_dir():
-        train, evaluation = _folder_splits(Path(data.name), data)
+        train, evaluation = _split_whole(_embedded_text(), data)
+    elif os.path.isfile(path):  # unlike Path.is_file, no error where a name cannot be a path
+        train, evaluation = _split_whole(_read_text(Path(path)), data)
+    elif os.path.isdir(path):
+        train, evaluation = _folder_splits(Path(path), data)
     elif _looks_like_path(data.name):
         raise DataError(f"data.name = {data.name!r}: no such file or folder.")
     else:
@@ -51,25 +56,36 @@ def load_splits(data: DataSpec) -> tuple[str, str]:
     return train, evaluation
 
 
+def _split_whole(text: str, data: DataSpec) -> tuple[str, str]:
+    for key, name in (("data.train", data.train), ("data.evaluate", data.evaluate)):
+        if name is not None:
+            raise DataError(f"{key} = {name!r}: data.name = {data.name!r} is one text without splits. Remove {key}.")
+    return split_by_hash(text)
+
+
 def split_by_hash(text: str) -> tuple[str, str]:
     """Split one text into disjoint training and held-out parts by the hash of each block of whole lines."""
-    train, evaluation = [], []
-    for block in _blocks(text):
+    train: list[str] = []
+    evaluation: list[str] = []
+    for block in blocks_of(text, BLOCK_CHARACTERS):
         digest = hashlib.sha256(block.strip().encode()).digest()
         part = evaluation if int.from_bytes(digest[:4], "big") < EVALUATION_SHARE * 2**32 else train
         part.append(block)
     return "".join(train), "".join(evaluation)
 
 
-def _blocks(text: str) -> Iterator[str]:
+def blocks_of(text: str, size: int) -> Iterator[str]:
+    """Cut a text into blocks of whole lines with at least `size` characters; a line longer than that is cut, too."""
     block: list[str] = []
     length = 0
     for line in text.splitlines(keepends=True):
-        block.append(line)
-        length += len(line)
-        if length >= BLOCK_CHARACTERS:
-            yield "".join(block)
-            block, length = [], 0
+        for start in range(0, len(line), size):
+            part = line[start : start + size]
+            block.append(part)
+            length += len(part)
+            if length >= size:
+                yield "".join(block)
+                block, length = [], 0
     if block:
         yield "".join(block)
 
@@ -97,18 +113,24 @@ def _folder_splits(folder: Path, data: DataSpec) -> tuple[str, str]:
     files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
     if not files:
         raise DataError(f"data folder {str(folder)!r} holds no .txt file.")
-    if data.train or data.evaluate or "train" in files:
-        train = data.train or "train"
-        evaluation = data.evaluate or next((stem for stem in EVALUATION_STEMS if stem in files and stem != train), None)
-        if evaluation is None:
-            raise DataError(f"data folder {str(folder)!r}: say which file to evaluate on with data.evaluate.")
-        for key, stem in (("data.train", train), ("data.evaluate", evaluation)):
-            if stem not in files:
-                raise DataError(f"{key} = {stem!r} in folder {str(folder)!r}: {known_names_hint(stem, files)}")
-        if train == evaluation:
-            raise DataError(f"data.evaluate = {evaluation!r} is the split trained on; name another.")
-        return _read_text(files[train]), _read_text(files[evaluation])
-    return split_by_hash("\n".join(_read_text(path) for path in files.values()))
+    if not (data.train or data.evaluate or "train" in files):
+        return split_by_hash("\n".join(_read_text(path) for path in files.values()))
+    train, evaluation = _choose_splits(files, data)
+    if evaluation is None:
+        return split_by_hash(_read_text(files[train]))
+    return _read_text(files[train]), _read_text(files[evaluation])
+
+
+def _choose_splits(names: Collection[str], data: DataSpec) -> tuple[str, str | None]:
+    """Return the split to train on and the one to evaluate on; None: a corpus without one, to be split by hash."""
+    train = data.train or "train"
+    evaluation = data.evaluate or next((name for name in EVALUATION_STEMS if name in names and name != train), None)
+    for key, name in (("data.train", train), ("data.evaluate", evaluation)):
+        if name is not None and name not in names:
+            raise DataError(f"{key} = {name!r} of data.name = {data.name!r}: {known_names_hint(name, names)}")
+    if train == evaluation:
+        raise DataError(f"data.evaluate = {evaluation!r} is the split that is trained on; name another.")
+    return train, evaluation
 
 
 def _looks_like_path(name: str) -> bool:
@@ -117,53 +139,63 @@ def _looks_like_path(name: str) -> bool:
 
 def _hub_splits(data: DataSpec) -> tuple[str, str]:
     path, configuration, revision, column = HUB.get(data.name, (data.name, None, None, "text"))
-    if data.name == "c4":
+    if data.name in STREAMED:
         return _streamed_splits(path, configuration, column, data)
     import datasets
 
-    loaded = _from_hub(data.name, lambda: datasets.load_dataset(path, configuration, revision=revision))
-    names = list(loaded)
-    train = data.train or "train"
-    evaluation = data.evaluate or next((name for name in EVALUATION_STEMS if name in names), None)
-    for key, name in (("data.train", train), ("data.evaluate", evaluation)):
-        if name is not None and name not in names:
-            raise DataError(f"{key} = {name!r} of {data.name!r}: {known_names_hint(name, names)}")
-    if evaluation is None:
-        return split_by_hash(_join(_rows(loaded[train], column, data.name)))
-    return _join(_rows(loaded[train], column, data.name)), _join(_rows(loaded[evaluation], column, data.name))
+    with _hub_errors(data.name):
+        loaded = datasets.load_dataset(path, configuration, revision=revision)
+        train, evaluation = _choose_splits(list(loaded), data)
+        text = _join(_texts(loaded[train], column, data.name))
+        if evaluation is None:
+            return split_by_hash(text)
+        return text, _join(_texts(loaded[evaluation], column, data.name))
 
 
 def _streamed_splits(path: str, configuration: str | None, column: str, data: DataSpec) -> tuple[str, str]:
     import datasets
 
     def read(split: str, characters: int) -> str:
-        rows = _from_hub(data.name, lambda: datasets.load_dataset(path, configuration, split=split, streaming=True))
-        return _join(_until(_rows(rows, column, data.name), characters))
+        rows = datasets.load_dataset(path, configuration, split=split, streaming=True)
+        return _join(_until(_texts(rows, column, data.name), characters))
 
     assert data.max_tokens is not None
-    train = read(data.train or "train", data.max_tokens * CHARACTERS_PER_TOKEN)
-    return train, read(data.evaluate or "validation", STREAMED_EVALUATION_CHARACTERS)
+    train, evaluation = _choose_splits(STREAMED[data.name], data)
+    assert evaluation is not None
+    with _hub_errors(data.name):
+        text = read(train, data.max_tokens * CHARACTERS_PER_TOKEN)
+        return text, read(evaluation, STREAMED_EVALUATION_CHARACTERS)
 
 
-def _from_hub(name: str, load: Any) -> Any:
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Translate what `datasets` raises, which is what its many readers raise, into one error: no such corpus here."""
     try:
-        return load()
-    except (
-        Exception
-    ) as error:  # datasets raises what its many readers raise; each means that the corpus is not to be had
-        known = [EMBEDDED, *HUB]
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        way_out = (
+            f"Without a network, give a text file, a folder of text files, or {EMBEDDED!r}."
+            if name in HUB
+            else known_names_hint(name, [EMBEDDED, *HUB])
+        )
         raise DataError(
             f"data.name = {name!r} is neither a file or folder here nor a data set that can be loaded "
-            f"({type(error).__name__}: {reason}). {known_names_hint(name, known)}"
+            f"({type(error).__name__}: {reason}). {way_out}"
         ) from error
 
 
-def _rows(dataset: Any, column: str, name: str) -> Iterator[str]:
-    for row in dataset:
+def _texts(rows: Iterable[Mapping[str, Any]], column: str, name: str) -> Iterator[str]:
+    for row in rows:
         if column not in row:
             raise DataError(f"data.name = {name!r}: no column {column!r}; it has {', '.join(row)}.")
-        yield row[column]
+        text = row[column]
+        if isinstance(text, str):
+            yield text
+        elif text is not None:
+            raise DataError(f"data.name = {name!r}: column {column!r} holds {type(text).__name__}, not text.")
 
 
 def _until(texts: Iterator[str], characters: int) -> Iterator[str]:

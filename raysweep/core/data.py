@@ -8,6 +8,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from raysweep.core.corpora import load_splits
-from raysweep.errors import DataError, UsageError
+from raysweep.core.corpora import blocks_of, load_splits
+from raysweep.errors import DataError
 from raysweep.plan import content_key
 from raysweep.spec import DataSpec
 
 Tokens = npt.NDArray[Any]
 SPLITS = ("train", "evaluation")
+BYTES = 256
+PIECE_CHARACTERS, PIECES_AT_ONCE = 100_000, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +51,18 @@ def prepare(data: DataSpec, *, tokenizer: str | None, vocab_size: int | None) ->
 
     Args:
         tokenizer: hub name or folder of a tokenizer, or None to train a byte-level BPE on the training split.
-        vocab_size: size of that BPE.
+        vocab_size: largest size of that BPE; a short text fills less.
 
     Raises:
-        DataError: no such corpus or tokenizer, or text too short for one window in each split.
+        DataError: no such corpus or tokenizer, too small a vocabulary, or text too short for one window in each split.
     """
     train, evaluation = load_splits(data)
     texts = {"train": train, "evaluation": evaluation}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     built, identity = _tokenizer(train, digests["train"], tokenizer, vocab_size)
-    fingerprint = content_key({"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens})
+    fingerprint = content_key(
+        {"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens, "pieces": PIECE_CHARACTERS}
+    )
     folder = cache_folder() / "tokens" / fingerprint
     with FileLock(_lock_path(folder)):
         if not folder.exists():
@@ -140,6 +145,8 @@ def _tokenizer(train: str, digest: str, name: str | None, vocab_size: int | None
     if name is not None:
         tokenizer = _pretrained_tokenizer(name)
         return tokenizer, hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    if vocab_size is None or vocab_size < BYTES:
+        raise DataError(f"a byte-level BPE has at least {BYTES} tokens, one for each byte; not {vocab_size}.")
     identity = content_key({"bpe": 1, "train": digest, "vocab_size": vocab_size})
     path = cache_folder() / "tokenizers" / f"{identity}.json"
     from tokenizers import Tokenizer
@@ -153,7 +160,7 @@ def _tokenizer(train: str, digest: str, name: str | None, vocab_size: int | None
     return Tokenizer.from_file(str(path)), identity
 
 
-def _train_bpe(text: str, vocab_size: int | None) -> Any:
+def _train_bpe(text: str, vocab_size: int) -> Any:
     """Train a byte-level BPE (every text can be encoded, none becomes unknown)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -172,27 +179,44 @@ def _pretrained_tokenizer(name: str) -> Any:
 
     try:
         loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer."
-        ) from error
+    except Exception as error:  # a damaged file raises what its parser raises
+        reason = str(error).strip().partition("\n")[0]
+        raise _no_tokenizer(name, f"{type(error).__name__}: {reason}") from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
-        raise UsageError(f"the tokenizer of {name!r} has no fast form; name another with data.tokenizer.")
+        raise _no_tokenizer(name, "it has no fast form")
+    if backend.get_vocab_size() <= len(loaded.all_special_tokens):
+        raise _no_tokenizer(name, "its vocabulary is missing")  # transformers makes an empty one of a folder without
+    backend.no_truncation()  # both may stand in its file, and would cut or pad every text
+    backend.no_padding()
     return backend
+
+
+def _no_tokenizer(name: str, reason: str) -> DataError:
+    return DataError(f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer.")
 
 
 def _build_tokens(folder: Path, texts: dict[str, str], tokenizer: Any, max_tokens: int | None) -> None:
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    counts = {}
     for name in SPLITS:
-        ids = tokenizer.encode(texts[name], add_special_tokens=False).ids
-        np.save(partial / f"{name}.npy", np.array(ids if name != "train" else ids[:max_tokens], dtype=dtype))
+        tokens = _encode(texts[name], tokenizer)[: max_tokens if name == "train" else None]
+        np.save(partial / f"{name}.npy", tokens)
+        counts[name] = len(tokens)
     (partial / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    counts = {name: len(np.load(partial / f"{name}.npy", mmap_mode="r")) for name in SPLITS}
     (partial / "about.json").write_text(json.dumps({"tokens": counts, "vocab_size": tokenizer.get_vocab_size()}))
     os.rename(partial, folder)
+
+
+def _encode(text: str, tokenizer: Any) -> Tokens:
+    """Encode a text piece by piece: a tokenizer needs hundreds of bytes for each token that it holds."""
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    encoded = [np.empty(0, dtype)]
+    pieces = blocks_of(text, PIECE_CHARACTERS)
+    while batch := list(islice(pieces, PIECES_AT_ONCE)):
+        encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
+        encoded += [np.array(encoding.ids, dtype) for encoding in encodings]
+    return np.concatenate(encoded)
 
 
 def _lock_path(path: Path) -> Path:

@@ -208,17 +208,18 @@ class _Trial:
             ),
             training=self.plan.training,
             runtime=self.runtime,
-            on_point=lambda point: self._emit_progress(phase, point),
+            on_point=lambda point: self._emit("progress", phase, point=point),
             on_checkpoint=lambda step: self._checkpoint(phase, training, step),
             checkpoint_every=self.plan.checkpoint_every_steps,
         )
         partial = self.store.find_partial(phase.key)
-        self.runtime.assert_equal(partial.step if partial else 0)
+        start = partial.step if partial else 0
+        self.runtime.assert_equal(start)
         if partial is not None:
             state.load_tensors(partial.tensors)
             training.curve = partial.curve
-            training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
-        return training.run(partial.step if partial else 0)
+            self._emit("resumed", phase, step=start)
+        return training.run(start)
 
     def _checkpoint(self, phase: PhasePlan, training: Training, step: int) -> None:
         unlogged = self.runtime.all_gather(training.unlogged)
@@ -227,12 +228,10 @@ class _Trial:
             self.store.save_partial(phase.key, Partial(step=step, curve=training.curve, tensors=tensors))
         self.runtime.barrier()
 
-    def _emit_progress(self, phase: PhasePlan, point: dict[str, float]) -> None:
+    def _emit(self, kind: str, phase: PhasePlan, **content: Any) -> None:
         if self.runtime.rank == 0:
-            self.runtime.emit(
-                {"type": "progress", "trial": self.plan.trial, "phase": phase.kind, "cycle": phase.cycle,
-                 "steps": phase.steps, "point": point}
-            )  # fmt: skip
+            about = {"trial": self.plan.trial, "phase": phase.kind, "cycle": phase.cycle, "steps": phase.steps}
+            self.runtime.emit({"type": kind, **about, **content})
 
     def _probe(self, state: TrialState, sensitivity: Any = None) -> HeadStatistics:
         windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]

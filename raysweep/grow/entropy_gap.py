@@ -24,7 +24,7 @@ class Grower:
         chosen: list[Slot] = []
         absent = [(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)]
         while len(chosen) < count:
-            slot = max(absent, key=lambda s: (_closed(before[s[0]], now[s[0]], before[s]), -s[0], -s[1]))
+            slot = max(absent, key=lambda s: (_closed(before[s[0]], now[s[0]], float(before[s])), -s[0], -s[1]))
             absent.remove(slot)
             chosen.append(slot)
             if np.isfinite(before[slot]):

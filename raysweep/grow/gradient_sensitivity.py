@@ -16,7 +16,8 @@ from raysweep.contracts import HeadStatistics, Slot
 @dataclass(frozen=True, kw_only=True)
 class Grower:
     def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
-        assert statistics.sensitivity is not None
+        sensitivity = statistics.sensitivity
+        assert sensitivity is not None
         absent = [(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)]
-        absent.sort(key=lambda slot: (-float(f"{statistics.sensitivity[slot]:.9e}"), *slot))
+        absent.sort(key=lambda slot: (-float(f"{sensitivity[slot]:.9e}"), *slot))
         return absent[:count]

@@ -62,7 +62,8 @@ class PlasticModel(nn.Module):
     @property
     def initializer_range(self) -> float:
         config: Any = self.network.config
-        return float(getattr(config, "initializer_range", None) or getattr(config, "init_std", 0.02))
+        names = ("initializer_range", "init_std")  # OPT calls it init_std
+        return next((float(getattr(config, name)) for name in names if hasattr(config, name)), 0.02)
 
     def set_gates(self, head_map: HeadMap, new_heads: Sequence[Slot] = (), new_gate: float = 1.0) -> None:
         """Close the gates of absent heads, open the others; those of `new_heads` to `new_gate`."""

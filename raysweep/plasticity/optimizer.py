@@ -41,14 +41,14 @@ class SliceAdamW:
         after each step, since decay would move them.
         """
         self._frozen = []
-        for name, dim, index, parameter in self._located(slices):
+        for dim, index, parameter in self._located(slices):
             for moment in self._moments(parameter):
                 moment.index_fill_(dim, index, 0.0)
             self._frozen.append((parameter.data, dim, index, parameter.data.index_select(dim, index)))
 
     def favour(self, slices: Sequence[HeadSlice]) -> None:
         """Scale the updates of these slices, and no others, by the multiplier given to `step`."""
-        self._new = [(parameter.data, dim, index) for _, dim, index, parameter in self._located(slices)]
+        self._new = [(parameter.data, dim, index) for dim, index, parameter in self._located(slices)]
 
     def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
         """Give new slices the mean second moment of the peers in the same parameter and role.
@@ -96,10 +96,10 @@ class SliceAdamW:
             if state:
                 self.adamw.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in state.items()}
 
-    def _located(self, slices: Sequence[HeadSlice]) -> Iterator[tuple[str, int, torch.Tensor, torch.nn.Parameter]]:
+    def _located(self, slices: Sequence[HeadSlice]) -> Iterator[tuple[int, torch.Tensor, torch.nn.Parameter]]:
         for name, (dim, index) in by_parameter(slices).items():
             parameter = self.parameters[name]
-            yield name, dim, index.to(parameter.device), parameter
+            yield dim, index.to(parameter.device), parameter
 
     def _moments(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         state = self.adamw.state.get(parameter, {})

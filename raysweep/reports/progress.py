@@ -20,6 +20,7 @@ class Silent:
     def lane_started(self, pids: list[int]) -> None: ...
     def trial_started(self, plan: TrialPlan) -> None: ...
     def trial_retried(self, trial: int, attempt: int) -> None: ...
+    def phase_resumed(self, trial: int, phase: str, step: int, steps: int) -> None: ...
     def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None: ...
     def phase_finished(self, record: PhaseRecord) -> None: ...
     def trial_finished(self, record: TrialRecord) -> None: ...
@@ -36,6 +37,7 @@ class Progress(Silent):
         self._remaining = self._lanes = 0
         self._finished: list[TrialRecord] = []
         self._running: dict[int, list[str]] = {}
+        self._own_seconds: dict[int, float] = {}
 
     def __enter__(self) -> Progress:
         return self
@@ -48,10 +50,9 @@ class Progress(Silent):
         spec = job.spec
         self.sweep = folder.name
         self._remaining, self._lanes = remaining, min(spec.scale.lanes, max(1, remaining))
-        self._print(
-            f"{folder.name}   {remaining} trial{'s' if remaining != 1 else ''} on {self._lanes} "
-            f"lane{'s' if self._lanes != 1 else ''} of {spec.scale.workers} workers   {spec.data.name}   {spec.model.name}"
-        )
+        trials, lanes = _count(remaining, "trial"), _count(self._lanes, "lane")
+        workers = _count(spec.scale.workers, "worker")
+        self._print(f"{folder.name}   {trials} on {lanes} of {workers}   {spec.data.name}   {spec.model.name}")
         if self._console.is_terminal:
             self._status = self._console.status("starting workers")
             self._status.start()
@@ -63,7 +64,11 @@ class Progress(Silent):
         self._running[plan.trial] = []
 
     def trial_retried(self, trial: int, attempt: int) -> None:
-        self._print(f"trial {trial}: its workers were lost; attempt {attempt} goes on from the last checkpoint")
+        self._running[trial] = []
+        self._print(f"trial {trial}: its workers were lost; attempt {attempt} goes on from its last checkpoint")
+
+    def phase_resumed(self, trial: int, phase: str, step: int, steps: int) -> None:
+        self._print(f"trial {trial}: {phase} goes on from step {step} of {steps}")
 
     def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None:
         done = " ".join(self._running[trial])
@@ -71,6 +76,8 @@ class Progress(Silent):
 
     def phase_finished(self, record: PhaseRecord) -> None:
         mark = "◇" if record.reused else "✓"
+        if record.cycle:  # the baseline is shared: later trials do not pay for it again
+            self._own_seconds[record.trial] = self._own_seconds.get(record.trial, 0.0) + record.seconds
         self._running.setdefault(record.trial, []).append(f"{record.phase} {mark}")
         self._show(f"trial {record.trial}: {' '.join(self._running[record.trial])}{self._estimate()}")
 
@@ -88,10 +95,10 @@ class Progress(Silent):
         )
 
     def _estimate(self) -> str:
-        """Time left, from the trials finished so far; the first, which trains what others reuse, counts least."""
+        """Time left, from what the finished trials took beyond the baseline."""
         if not self._finished or len(self._finished) >= self._remaining:
             return ""
-        typical = median(record.seconds for record in self._finished[1:] or self._finished)
+        typical = median(self._own_seconds.get(record.trial, 0.0) for record in self._finished)
         seconds = typical * (self._remaining - len(self._finished)) / self._lanes
         return f"   about {duration(seconds)} left"
 
@@ -108,6 +115,10 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _first(error: str | None) -> str:

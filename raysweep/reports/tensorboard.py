@@ -145,7 +145,7 @@ def serve_folder(sweeps: Mapping[str, Path]) -> Iterator[Path]:
 
 
 def serve(logdir: Path, port: int = 6006) -> subprocess.Popen[bytes]:
-    """Start TensorBoard for this machine only, at http://127.0.0.1:<port>; keeps every image and text of a run."""
+    """Start TensorBoard for this machine only, at http://127.0.0.1:<port>, keeping 1,000 images and texts of a tag."""
     command = [
         sys.executable, "-P", "-m", "tensorboard.main",
         "--logdir", str(logdir), "--host", "127.0.0.1", "--port", str(port),

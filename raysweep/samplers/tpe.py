@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ class Sampler:
     def build(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna
 
-        return optuna.samplers.TPESampler(
-            n_startup_trials=self.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group, constant_liar
+            return optuna.samplers.TPESampler(
+                n_startup_trials=self.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
+            )
