@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from raysweep.core.data import cache_folder
 from raysweep.environment import PACKAGES, cpu_name, package_version, usable_cores
 
 GIB = 2**30
@@ -27,18 +25,16 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return findings; `bad` ones keep the quickstart from running."""
-    checks: list[Callable[[], Finding]] = [
-        _python,
-        _packages,
-        _processors,
-        _gpus,
-        _memory,
-        _cache,
-        _disk,
-        _loopback,
-        _hub,
-    ]
-    return [check() for check in checks]
+    checks = (_python, _packages, _processors, _gpus, _memory, _cache, _disk, _loopback, _hub)
+    return [_carry_out(check) for check in checks]
+
+
+def _carry_out(check: Callable[[], Finding]) -> Finding:
+    """Return what a check finds; one that breaks down, as on a package that cannot be imported, has found enough."""
+    try:
+        return check()
+    except Exception as error:
+        return Finding(check.__name__.strip("_"), "bad", f"{type(error).__name__}: {error}")
 
 
 def _python() -> Finding:
@@ -63,8 +59,6 @@ def _processors() -> Finding:
 
 
 def _gpus() -> Finding:
-    if importlib.util.find_spec("torch") is None:
-        return Finding("gpus", "bad", "torch is not installed")
     import torch
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -80,6 +74,8 @@ def _memory() -> Finding:
 
 
 def _cache() -> Finding:
+    from raysweep.core.data import cache_folder
+
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

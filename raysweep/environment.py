@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "packages": {name: package_version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "diff": _git("diff", "HEAD", "--", "raysweep"),
         "command": sys.argv,
     }
@@ -52,12 +52,20 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def commit() -> str | None:
+    """Return the commit of raysweep's own checkout, None where it is none."""
+    return _git("rev-parse", "HEAD")
+
+
 def _git(*arguments: str) -> str | None:
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, check=True, timeout=30,
+            encoding="utf-8", errors="replace",
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -13,9 +13,9 @@ from typing import Any
 import pydantic
 
 from raysweep import registry
-from raysweep.errors import Fault, SpecError, UsageError, known_names_hint
+from raysweep.errors import Fault, SpecError, known_names_hint
 from raysweep.space import Space, get_path, parse_space, set_path
-from raysweep.spec import JobSpec, StrategyPart
+from raysweep.spec import JobSpec
 from raysweep.yamlfile import load_mapping, parse_scalar
 
 STRATEGY_KEYS = {
@@ -77,6 +77,14 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
         for fault in error.faults:
             overridden = fault.file == source and fault.key in values
             faults.append(replace(fault, file="--set") if overridden else fault)
+    else:
+        faults += [
+            Fault(
+                file="--set", key=path, value=values[path], message="the space searches this; it would have no effect."
+            )
+            for path in (checked.space.paths if checked.space else ())
+            if path in values
+        ]
     if faults:
         raise SpecError(faults)
     return checked
@@ -305,12 +313,3 @@ def _culprit(fault: Fault, job: Mapping[str, Any], values: Mapping[str, Any], so
         if fault.key in (other.key for other in _faults_of(job, {path: value}, source)):
             return path
     return max(values, key=lambda path: len(commonprefix([path, fault.key])))
-
-
-def strategy_sections(spec: JobSpec) -> dict[str, StrategyPart]:
-    """Return the sections of a job that name a strategy, by kind."""
-    sections: dict[str, StrategyPart | None] = {"prune": spec.cycle.prune, "grow": spec.cycle.grow}
-    return {kind: section for kind, section in sections.items() if section is not None}
-
-
-__all__ = ["Job", "UsageError", "apply_values", "check_job", "load_job"]

@@ -53,10 +53,12 @@ def first_line(kind: str, name: str) -> str:
 
 
 def _sweep(folder: SweepFolder) -> dict[str, Any]:
-    summaries = summarise(folder)
+    try:
+        job, summaries = folder.job().spec, summarise(folder)
+    except UsageError as error:  # of another version, or damaged: no reason to hide the others
+        return {"name": folder.name, "about": f"cannot be read: {error}"}
     best = best_of(summaries)
     ended = sum(summary.status != "UNFINISHED" for summary in summaries)
-    job = folder.job().spec
     planned = job.search.trials if job.search else 1
     found = f", best {job.search.minimize if job.search else 'loss'} {best.objective:.4f}" if best else ""
     return {"name": folder.name, "about": f"{job.model.name} on {job.data.name}: {ended} of {planned} trials{found}"}

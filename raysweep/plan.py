@@ -78,6 +78,7 @@ def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerpri
             "data": {**spec.data.model_dump(mode="json"), "fingerprint": fingerprints.data},
             "seed": spec.seed,
             "workers": spec.scale.workers,
+            "cpus_per_worker": spec.scale.cpus_per_worker,  # threads, and so the order of sums
             "device": "cuda" if spec.scale.gpus_per_worker else "cpu",
             "precision": spec.training.precision,
             "batch_size": spec.training.batch_size,  # every phase is measured in batches of it

@@ -44,6 +44,7 @@ class Recorder:
         self._folder = folder
         self._observer = observer
         self._open: dict[int, _OpenTrial] = {}
+        self._ended: set[int] = set()
         self._lock = threading.Lock()
         self._tensorboard = folder.path / "tensorboard"
         write_experiment(self._tensorboard, job.space)
@@ -64,8 +65,10 @@ class Recorder:
 
     def handle(self, event: Event) -> None:
         """Take in one event of the mailbox."""
+        handle = getattr(self, f"_on_{event['type']}")
         with self._lock:
-            getattr(self, f"_on_{event['type']}")(event)
+            if event.get("trial") not in self._ended:  # else a worker that was given up for lost still tells of it
+                handle(event)
 
     def _on_group(self, event: Event) -> None:
         self._folder.add_lane({name: event[name] for name in ("lane", "group", "pids")})
@@ -91,6 +94,7 @@ class Recorder:
 
     def _on_final(self, event: Event) -> None:
         trial = self._open.pop(event["trial"])
+        self._ended.add(event["trial"])
         record = TrialRecord(
             trial=event["trial"],
             status=event["status"],

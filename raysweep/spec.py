@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Count = int
-
 
 class Part(BaseModel):
     """One section of a job: immutable, unknown keys refused."""
@@ -148,8 +146,8 @@ class ScaleSpec(Part):
     """DDP ranks of one trial."""
     lanes: int = Field(default=1, ge=1)
     """Trials that run at once, each in a warm worker group."""
-    cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0, ge=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
     isolation: Literal["lane", "process"] = "lane"
     """`process` gives each trial a Ray Train run of its own: slow, for suspected leaks and as a reference."""
     checkpoint_every_steps: int = Field(default=200, ge=1)

@@ -69,8 +69,9 @@ class Lane:
         try:
             self._trainer.fit()
         except Exception as error:  # whatever ended the run, nobody else will hear of it
-            mailbox = ray.get_actor(self.config.mailbox, namespace=NAMESPACE)
-            ray.get(mailbox.lane_died.remote(self.config.name, f"lane {self.config.name} was lost: {error}"))
+            if ray.is_initialized():  # else the sweep was interrupted, and asking for an actor would start Ray anew
+                mailbox = ray.get_actor(self.config.mailbox, namespace=NAMESPACE)
+                ray.get(mailbox.lane_died.remote(self.config.name, f"lane {self.config.name} was lost: {error}"))
 
 
 def work(config: dict[str, Any]) -> None:

@@ -1,13 +1,15 @@
 """The mailbox between a sweep and its lanes: trials go in, events come out.
 
 One actor a sweep. Every worker asks it "which trial now?", naming its worker group and the last trial it finished, so a
-group that died and was rebuilt is given the trial that it was working on. Workers wait here, never inside a collective.
+group that died and was rebuilt is given the trial that it was working on. Workers wait here, never inside a collective;
+and since Ray does not end a call when its caller dies, what waits for a group that has been replaced gets nothing more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +47,12 @@ class Mailbox:
         self._max_attempts = max_attempts
         self._waiting: deque[WaitingTrial] = deque()
         self._lanes: dict[str, Assignment] = {}
+        self._groups: defaultdict[str, list[str]] = defaultdict(list)  # of each lane, the newest last
         self._dead_lanes: dict[str, str] = {}
         self._num_lanes = 0
         self._crashes: dict[int, str] = {}
         self._events: list[Event] = []
+        self._trial_events: defaultdict[int, list[Event]] = defaultdict(list)
         self._retired: set[str] = set()
         self._closed = False
         self._changed = asyncio.Condition()
@@ -71,12 +75,7 @@ class Mailbox:
 
     async def trial_event(self, trial: int, start: int, timeout_s: float) -> list[Event]:
         """Return a trial's phase and final events from its `start`-th on; wait for one at most `timeout_s`."""
-
-        def found() -> list[Event]:
-            mine = [e for e in self._events if e.get("trial") == trial and e["type"] in ("phase", "final")]
-            return mine[start:]
-
-        return await self._wait_for(found, timeout_s)
+        return await self._wait_for(lambda: self._trial_events[trial][start:], timeout_s)
 
     async def close(self) -> None:
         """Let every worker return once no trial waits for it."""
@@ -103,14 +102,17 @@ class Mailbox:
     # The workers' side.
 
     async def next_trial(self, lane: str, group: str, finished: int) -> Assignment | None:
-        """Return what a worker of a lane shall do now; None when there is nothing more to come.
+        """Return what a worker of a lane shall do now; None when there is nothing more to come for its group.
 
         Args:
             group: the worker group asking; a new one takes over an unfinished trial, as its next attempt.
             finished: sequence number of the last trial that this worker finished, -1 at first.
         """
         async with self._changed:
-            while True:
+            groups = self._groups[lane]
+            if group not in groups:
+                groups.append(group)
+            while group == groups[-1]:
                 current = self._lanes.get(lane)
                 if current is not None and not current.finished:
                     if current.group != group:
@@ -126,12 +128,13 @@ class Mailbox:
                     )
                     continue
                 elif self._closed or lane in self._retired:
-                    return None
+                    break
                 await self._changed.wait()
+            return None
 
     async def post(self, event: Event) -> None:
         async with self._changed:
-            self._events.append(event)
+            self._add_event(event)
             self._changed.notify_all()
 
     async def finish(self, lane: str, sequence: int, event: Event) -> None:
@@ -140,12 +143,12 @@ class Mailbox:
             current = self._lanes[lane]
             if current.sequence == sequence and not current.finished:
                 current.finished = True
-                self._events.append({**event, "type": "final", "trial": current.trial, "attempts": current.attempt})
+                self._add_event({**event, "type": "final", "trial": current.trial, "attempts": current.attempt})
             self._changed.notify_all()
 
     async def crashed(self, trial: int, reason: str) -> None:
-        """Keep why a worker died, in case this was the trial's last attempt."""
-        self._crashes[trial] = reason
+        """Keep why a worker died, in case this is the trial's last attempt; it may take other workers along."""
+        self._crashes.setdefault(trial, reason)
 
     # Inside, with the condition held.
 
@@ -157,11 +160,17 @@ class Mailbox:
         else:
             current.attempt += 1
             current.group = group
-            self._events.append({"type": "retry", "trial": current.trial, "attempt": current.attempt})
+            self._crashes.pop(current.trial, None)
+            self._add_event({"type": "retry", "trial": current.trial, "attempt": current.attempt})
 
     def _finish_as_failed(self, current: Assignment, reason: str) -> None:
         current.finished = True
-        self._events.append(_failure(current.trial, reason, current.attempt))
+        self._add_event(_failure(current.trial, reason, current.attempt))
+
+    def _add_event(self, event: Event) -> None:
+        self._events.append(event)
+        if event["type"] in ("phase", "final"):
+            self._trial_events[event["trial"]].append(event)
 
     def _first_waiting(self, lane: str) -> WaitingTrial | None:
         return next((waiting for waiting in self._waiting if waiting.lane in (None, lane)), None)
@@ -173,9 +182,9 @@ class Mailbox:
             if waiting.lane in dead or all_dead:
                 self._waiting.remove(waiting)
                 reason = dead[waiting.lane] if waiting.lane in dead else next(iter(dead.values()))
-                self._events.append(_failure(waiting.trial, reason, attempts=0))
+                self._add_event(_failure(waiting.trial, reason, attempts=0))
 
-    async def _wait_for(self, found: Any, timeout_s: float) -> list[Event]:
+    async def _wait_for(self, found: Callable[[], list[Event]], timeout_s: float) -> list[Event]:
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(found), timeout_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,10 @@ class SweepSearcher(Searcher):
         return self._start(proposal)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study how a trial ended. An error is Ray's, not the trial's: a resumed sweep takes it up again."""
         proposal = self._running.pop(trial_id)
-        result = result or {}
-        if self._study is not None and proposal.optuna_number is not None:
-            _tell(self._study, proposal.optuna_number, result.get("status", "FAILED"), result.get("objective"))
+        if not error and result and self._study is not None and proposal.optuna_number is not None:
+            _tell(self._study, proposal.optuna_number, result["status"], result["objective"])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal and the archive hold everything, from the moment it happens."""
@@ -94,7 +95,11 @@ class SweepSearcher(Searcher):
 
 
 def _open_study(path: Path) -> optuna.Study:
+    """Open the study, or a new one; drop what a killed driver left: half a line, and Optuna's lock on the file."""
     optuna.logging.set_verbosity(logging.ERROR)
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    Path(f"{path}.lock").unlink(missing_ok=True)  # nobody else's: the sweep's own lock is ours
     storage = JournalStorage(JournalFileBackend(str(path)))
     return optuna.create_study(storage=storage, study_name="raysweep", direction="minimize", load_if_exists=True)
 
@@ -111,10 +116,11 @@ def _reconcile(study: optuna.Study, known: Mapping[int, Proposal], ended: Mappin
 
 
 def _tell(study: optuna.Study, number: int, status: str, objective: float | None) -> None:
+    """Tell a result, unless a driver already did that died before it could write the record."""
     if status == "COMPLETE":
-        study.tell(number, objective)
+        study.tell(number, objective, skip_if_finished=True)
     else:
-        study.tell(number, state=TrialState.FAIL)
+        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:

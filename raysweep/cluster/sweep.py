@@ -22,6 +22,7 @@ from raysweep.spec import ScaleSpec
 # Before ray is imported: it reads these once.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that is late must not start Ray again
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # how soon a dead worker is noticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -33,7 +34,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 LOCAL_SETTINGS = {"RAY_worker_niceness": "0", "GLOO_SOCKET_IFNAME": "lo"}
-CLIENT_CPUS = 0.001
+CLIENT_RESOURCES = {"memory": 1}  # a byte: Ray Tune insists on something, and all processors may belong to lanes
 POLL_S = 1.0
 
 
@@ -52,8 +53,7 @@ def run_sweep(
     """
     for name, value in (SETTINGS | (LOCAL_SETTINGS if address is None and sys.platform == "linux" else {})).items():
         os.environ.setdefault(name, value)
-    with _connected(address, job):
-        _run(folder, job, fingerprints, sharing, observer)
+    _run(folder, job, fingerprints, address, sharing, observer)
 
 
 def check_local_room(job: Job) -> None:
@@ -96,8 +96,7 @@ def _connected(address: str | None, job: Job) -> Iterator[None]:
     common: dict[str, Any] = {"namespace": "raysweep", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-        # One processor more than there are: for the clients of trials, which only wait.
-        ray.init("local", num_cpus=usable_cores() + 1, include_dashboard=False, **loopback, **common)
+        ray.init("local", num_cpus=usable_cores(), include_dashboard=False, **loopback, **common)
     else:
         passed = {
             name: os.environ[name] for name in (*SETTINGS, "HF_HUB_OFFLINE", "RAYSWEEP_CACHE") if name in os.environ
@@ -108,14 +107,15 @@ def _connected(address: str | None, job: Job) -> Iterator[None]:
             raise ClusterError(f"no Ray cluster answers at {address!r}: {error}") from error
     try:
         there = ray.cluster_resources()
-        spare = 1 if address is None else 0
-        check_room(job.spec.scale, cpus=there.get("CPU", 0) - spare, gpus=there.get("GPU", 0), source=job.source)
+        check_room(job.spec.scale, cpus=there.get("CPU", 0), gpus=there.get("GPU", 0), source=job.source)
         yield
     finally:
         ray.shutdown()
 
 
-def _run(folder: SweepFolder, job: Job, fingerprints: Fingerprints, sharing: bool, observer: Observer) -> None:
+def _run(
+    folder: SweepFolder, job: Job, fingerprints: Fingerprints, address: str | None, sharing: bool, observer: Observer
+) -> None:
     import ray
     from ray import tune
 
@@ -151,34 +151,35 @@ def _run(folder: SweepFolder, job: Job, fingerprints: Fingerprints, sharing: boo
     observer.sweep_started(folder, job, remaining)
     if not remaining:
         return
-    mailbox = ray.remote(Mailbox).options(name=name, namespace=NAMESPACE, num_cpus=0).remote(scale.max_attempts)
-    lanes: list[Lane] = []
-    listener = _Listener(mailbox, recorder)
-    listener.start()
-    if not own_lanes:
-        num_lanes = min(scale.lanes, remaining)
-        ray.get(mailbox.expect_lanes.remote(num_lanes))
-        failures = remaining * scale.max_attempts
-        lanes = [Lane(lane_config(f"lane-{n}"), scale, scratch, failures) for n in range(num_lanes)]
-    tuner = tune.Tuner(
-        tune.with_resources(TrialClient, {"CPU": CLIENT_CPUS}),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher, num_samples=remaining, max_concurrent_trials=scale.lanes, reuse_actors=True
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(scratch),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the phase store has what matters
-        ),
-    )
-    errors = tuner.fit().errors
-    listener.finish(expect_all=not errors)
-    if errors:
-        raise ClusterError(f"Ray Tune lost {len(errors)} trial clients: {errors[0]}")
-    ray.get(mailbox.close.remote())
-    for lane in lanes:
-        lane.join()
+    with _connected(address, job):
+        mailbox = ray.remote(Mailbox).options(name=name, namespace=NAMESPACE, num_cpus=0).remote(scale.max_attempts)
+        lanes: list[Lane] = []
+        listener = _Listener(mailbox, recorder)
+        listener.start()
+        if not own_lanes:
+            num_lanes = min(scale.lanes, remaining)
+            ray.get(mailbox.expect_lanes.remote(num_lanes))
+            failures = remaining * scale.max_attempts
+            lanes = [Lane(lane_config(f"lane-{n}"), scale, scratch, failures) for n in range(num_lanes)]
+        tuner = tune.Tuner(
+            tune.with_resources(TrialClient, CLIENT_RESOURCES),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher, num_samples=remaining, max_concurrent_trials=scale.lanes, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(scratch),
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the phase store has what matters
+            ),
+        )
+        errors = tuner.fit().errors
+        listener.finish(expect_all=not errors)
+        if errors:
+            raise ClusterError(f"Ray Tune lost {len(errors)} trial clients: {errors[0]}")
+        ray.get(mailbox.close.remote())
+        for lane in lanes:
+            lane.join()
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from raysweep.core.networks import build_skeleton
-from raysweep.environment import usable_cores
 from raysweep.jobfile import Job
 from raysweep.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
@@ -20,7 +19,7 @@ from raysweep.plasticity.model import PlasticModel
 from raysweep.records import PhaseRecord
 
 TRAINING_TO_FORWARD = 3
-TYPICAL_EFFICIENCY = 0.4
+TYPICAL_EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a training step reaches."""
 PROCESS_BYTES = 450_000_000
 """A worker that has imported torch and transformers."""
@@ -39,7 +38,8 @@ class Estimate:
     steps: int
     steps_shared: int
     parameters: int
-    seconds: float
+    seconds: float | None
+    """None: this machine says nothing about the one that the job asks for."""
     seconds_from: str
     worker_memory_bytes: int
     disk_bytes: int
@@ -62,7 +62,7 @@ def estimate(job: Job, fingerprints: Fingerprints, past: Iterable[PhaseRecord], 
     run = distinct if sharing else everything
     model = build_skeleton(job.spec.model, seq_len=job.spec.data.seq_len)
     parameters = active_parameters(model, HeadMap.full(*model.shape))
-    seconds, source = _seconds(job, model, run, list(past))
+    pace = _past_pace(list(past)) or _measured_pace(job, model)
     trained = sum(1 for phase in run if phase.kind in TRAINING_PHASES and phase.steps)
     return Estimate(
         trials=len(plans),
@@ -71,8 +71,8 @@ def estimate(job: Job, fingerprints: Fingerprints, past: Iterable[PhaseRecord], 
         steps=sum(phase.steps for phase in everything),
         steps_shared=sum(phase.steps for phase in distinct),
         parameters=parameters,
-        seconds=seconds,
-        seconds_from=source,
+        seconds=_seconds(job, pace, run, len(plans)) if pace else None,
+        seconds_from=pace.source if pace else "no GPU here to judge by",
         worker_memory_bytes=PROCESS_BYTES + _training_bytes(job, model, parameters),
         disk_bytes=trained * parameters * 12,  # weights and two moments
         example=[{"phase": phase.label, "steps": phase.steps, "key": phase.key} for phase in plans[0].phases],
@@ -88,37 +88,73 @@ def _drawn_plans(job: Job, fingerprints: Fingerprints) -> Iterable[TrialPlan]:
         yield make_plan(job.with_values(values), values, trial=trial, fingerprints=fingerprints)
 
 
-def _seconds(job: Job, model: PlasticModel, run: list[PhasePlan], past: list[PhaseRecord]) -> tuple[float, str]:
-    """Return the wall time on all lanes, and what it was judged by."""
-    lanes = job.spec.scale.lanes
-    paced = [record for record in past if record.steps and not record.reused]
+@dataclass(frozen=True, kw_only=True)
+class _Pace:
+    """What one optimizer step takes, and all else that a phase does, in seconds."""
+
+    step: float
+    rest: float
+    source: str
+
+    def seconds(self, phase: PhasePlan) -> float:
+        return phase.steps * self.step + self.rest
+
+
+def _seconds(job: Job, pace: _Pace, run: list[PhasePlan], trials: int) -> float:
+    """Return the wall time on all lanes: while one trains a baseline that all share, the others wait."""
+    lanes = min(job.spec.scale.lanes, trials)
+    baselines = [phase for phase in run if phase.kind == "baseline"]
+    alone = pace.seconds(baselines[0]) if len(baselines) == 1 else 0.0
+    return START_SECONDS + alone + (sum(map(pace.seconds, run)) - alone) / lanes
+
+
+def _past_pace(past: list[PhaseRecord]) -> _Pace | None:
+    """Return the pace of phases that were run, None where none of them trained."""
+    trained = [record for record in past if record.steps and not record.reused]
     other = [record.seconds for record in past if not record.steps and not record.reused]
-    if paced:
-        step = sum(record.seconds for record in paced) / sum(record.steps for record in paced)
-        rest = sum(other) / len(other) if other else 0.0
-        seconds = sum(phase.steps * step if phase.steps else rest for phase in run)
-        return START_SECONDS + seconds / lanes, f"{len(past)} phases of this model run before"
-    flops = flops_per_token(model, HeadMap.full(*model.shape), job.spec.data.seq_len)
-    tokens = job.spec.training.batch_size * job.spec.data.seq_len
-    training = sum(phase.steps for phase in run) * tokens * TRAINING_TO_FORWARD
-    measuring = len(run) * job.spec.data.eval_tokens
-    speed = _matrix_product_speed() * TYPICAL_EFFICIENCY * job.spec.scale.workers
-    if job.spec.scale.gpus_per_worker and not torch.cuda.is_available():
-        return float("nan"), "no GPU here to judge by"
-    return START_SECONDS + (training + measuring) * flops / speed / lanes, "a matrix product measured here, x 0.4"
+    if not trained:
+        return None
+    rest = sum(other) / len(other) if other else 0.0
+    training = sum(max(0.0, record.seconds - rest) for record in trained)
+    source = f"{len(trained) + len(other)} phases of this model run before"
+    return _Pace(step=training / sum(record.steps for record in trained), rest=rest, source=source)
 
 
-def _matrix_product_speed(size: int = 1024, repeats: int = 5) -> float:
-    """Return floating-point operations per second of one worker: a core's share, or a GPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _measured_pace(job: Job, model: PlasticModel) -> _Pace | None:
+    """Return the pace that a matrix product suggests, None where the job asks for a GPU and none is here."""
+    scale, data = job.spec.scale, job.spec.data
+    if scale.gpus_per_worker and not torch.cuda.is_available():
+        return None
+    worker = _matrix_product_speed("cuda") if scale.gpus_per_worker else _core_speed() * max(1, scale.cpus_per_worker)
+    flops = flops_per_token(model, HeadMap.full(*model.shape), data.seq_len)
+    seconds_per_token = flops / (worker * TYPICAL_EFFICIENCY * scale.workers)
+    tokens = job.spec.training.batch_size * data.seq_len
+    return _Pace(
+        step=tokens * TRAINING_TO_FORWARD * seconds_per_token,
+        rest=data.eval_tokens * seconds_per_token,
+        source=f"a matrix product measured here, x {TYPICAL_EFFICIENCY}",
+    )
+
+
+def _core_speed() -> float:
+    """Measure with one thread: all cores together would wait for whatever else runs here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _matrix_product_speed("cpu")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _matrix_product_speed(device: str, size: int = 1024, repeats: int = 5) -> float:
+    """Return floating-point operations per second."""
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
         float((left @ right)[0, 0])
         times.append(time.perf_counter() - started)
-    cores = usable_cores() if device == "cpu" else 1
-    return 2 * size**3 / min(times) / cores
+    return 2 * size**3 / min(times)
 
 
 def _training_bytes(job: Job, model: PlasticModel, parameters: int) -> int:

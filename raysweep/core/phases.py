@@ -218,6 +218,7 @@ class _Trial:
         if partial is not None:
             state.load_tensors(partial.tensors)
             training.curve = partial.curve
+            training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
             self._emit("resumed", phase, step=start)
         return training.run(start)
 

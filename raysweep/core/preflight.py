@@ -5,16 +5,28 @@ from __future__ import annotations
 from raysweep.core.data import check_enough, prepare
 from raysweep.core.networks import check_model, tokenizer_source
 from raysweep.jobfile import Job
-from raysweep.plan import Fingerprints
+from raysweep.plan import Fingerprints, content_key
+from raysweep.spec import JobSpec
 
 
 def preflight(job: Job) -> Fingerprints:
     """Return the fingerprints of a job's model and data; its corpus is tokenized (and cached) on the way.
 
+    Where the job searches over models or corpora, all of them are checked, and each fingerprint is of all.
+
     Raises:
         ModelError, DataError: what the job names cannot be had, or does not suffice.
     """
-    spec = job.spec
+    corners = job.space.corner_assignments(job.spec.resolved()) if job.space else ()
+    specs = [job.spec, *(job.with_values(values) for _, values in corners)]
+    named = {(spec.model, spec.data, spec.training.batch_size): spec for spec in specs}
+    found = list(dict.fromkeys(map(_check, named.values())))
+    if len(found) == 1:
+        return found[0]
+    return Fingerprints(model=content_key([each.model for each in found]), data=content_key([e.data for e in found]))
+
+
+def _check(spec: JobSpec) -> Fingerprints:
     model = check_model(spec.model)
     tokenizer, vocab_size = tokenizer_source(spec.model, spec.data)
     tokens = prepare(spec.data, tokenizer=tokenizer, vocab_size=vocab_size)

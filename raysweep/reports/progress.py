@@ -6,11 +6,13 @@ from statistics import median
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from raysweep.archive import SweepFolder
 from raysweep.jobfile import Job
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord, TrialRecord
+from raysweep.reports.summary import label
 
 
 class Silent:
@@ -34,10 +36,15 @@ class Progress(Silent):
         """The sweep's name, once it has one."""
         self._console = console
         self._status: Status | None = None
+        self._metric = ""
         self._remaining = self._lanes = 0
-        self._finished: list[TrialRecord] = []
+        self._best: tuple[float, int] | None = None
+        """Lowest objective so far, and its trial."""
         self._running: dict[int, list[str]] = {}
-        self._own_seconds: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}
+        """What each running trial took so far."""
+        self._finished: list[float] = []
+        """What each finished trial took."""
 
     def __enter__(self) -> Progress:
         return self
@@ -49,9 +56,13 @@ class Progress(Silent):
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None:
         spec = job.spec
         self.sweep = folder.name
+        self._metric = spec.search.minimize if spec.search else "loss"
         self._remaining, self._lanes = remaining, min(spec.scale.lanes, max(1, remaining))
-        trials, lanes = _count(remaining, "trial"), _count(self._lanes, "lane")
-        workers = _count(spec.scale.workers, "worker")
+        earlier = folder.trials()
+        for record in earlier.values():
+            self._keep_best(record)
+        trials = count(remaining, "trial") + (" left" if earlier else "")
+        lanes, workers = count(self._lanes, "lane"), count(spec.scale.workers, "worker")
         self._print(f"{folder.name}   {trials} on {lanes} of {workers}   {spec.data.name}   {spec.model.name}")
         if self._console.is_terminal:
             self._status = self._console.status("starting workers")
@@ -71,43 +82,52 @@ class Progress(Silent):
         self._print(f"trial {trial}: {phase} goes on from step {step} of {steps}")
 
     def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None:
-        done = " ".join(self._running[trial])
-        self._show(f"trial {trial}: {done} {phase} ▶ {step}/{steps} loss {loss:.3f}{self._estimate()}")
+        done = "".join(f"{name} " for name in self._running[trial])
+        self._show(f"trial {trial}: {done}{phase} ▶ {step}/{steps} loss {loss:.3f}{self._time_left()}")
 
     def phase_finished(self, record: PhaseRecord) -> None:
-        mark = "◇" if record.reused else "✓"
-        if record.cycle:  # the baseline is shared: later trials do not pay for it again
-            self._own_seconds[record.trial] = self._own_seconds.get(record.trial, 0.0) + record.seconds
-        self._running.setdefault(record.trial, []).append(f"{record.phase} {mark}")
-        self._show(f"trial {record.trial}: {' '.join(self._running[record.trial])}{self._estimate()}")
+        if record.cycle or self._finished:  # the baseline of the first trials is what later ones reuse
+            self._seconds[record.trial] = self._seconds.get(record.trial, 0.0) + record.seconds
+        done = self._running.setdefault(record.trial, [])
+        done.append(f"{label(record)} {'◇' if record.reused else '✓'}")
+        self._show(f"trial {record.trial}: {' '.join(done)}{self._time_left()}")
 
     def trial_finished(self, record: TrialRecord) -> None:
-        self._finished.append(record)
-        phases = " ".join(self._running.pop(record.trial, []))
-        outcome = (
-            f"{record.objective:.4f}" if record.objective is not None else f"{record.status}: {_first(record.error)}"
-        )
-        best = min((r.objective for r in self._finished if r.objective is not None), default=None)
-        so_far = f"   best {best:.4f}" if best is not None else ""
-        count = f"{len(self._finished)}/{self._remaining}"
-        self._print(
-            f"trial {record.trial} ({count})   {phases}   {outcome}{so_far}   {record.seconds:.1f} s{self._estimate()}"
-        )
+        self._finished.append(self._seconds.pop(record.trial, 0.0))
+        self._keep_best(record)
+        parts = [
+            f"trial {record.trial} ({len(self._finished)}/{self._remaining})",
+            " ".join(self._running.pop(record.trial, [])),
+            self._outcome(record),
+            f"best {self._best[0]:.4f} (trial {self._best[1]})" if self._best else "",
+            f"{record.seconds:.1f} s",
+        ]
+        self._print("   ".join(filter(None, parts)) + self._time_left())
+        self._show(f"{len(self._finished)} of {count(self._remaining, 'trial')} ended{self._time_left()}")
 
-    def _estimate(self) -> str:
-        """Time left, from what the finished trials took beyond the baseline."""
+    def _keep_best(self, record: TrialRecord) -> None:
+        if record.status == "COMPLETE" and record.objective is not None:
+            found = (record.objective, record.trial)
+            self._best = min(self._best or found, found)
+
+    def _outcome(self, record: TrialRecord) -> str:
+        if record.status == "COMPLETE":
+            return f"{self._metric} {record.objective:.4f}"
+        return f"{record.status}: {record.error.strip().splitlines()[-1]}" if record.error else record.status
+
+    def _time_left(self) -> str:
+        """Say how long the rest will take, from what the finished trials took."""
         if not self._finished or len(self._finished) >= self._remaining:
             return ""
-        typical = median(self._own_seconds.get(record.trial, 0.0) for record in self._finished)
-        seconds = typical * (self._remaining - len(self._finished)) / self._lanes
+        seconds = median(self._finished) * (self._remaining - len(self._finished)) / self._lanes
         return f"   about {duration(seconds)} left"
 
     def _show(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(text)
+            self._status.update(Text(text))
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(Text(text), soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -117,9 +137,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Say how many there are of something."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _first(error: str | None) -> str:
-    return (error or "").strip().splitlines()[-1] if error else ""

@@ -38,6 +38,7 @@ class TrialSummary:
             "perplexity": {label(record): record.perplexity for record in self.phases},
             "reused": [label(record) for record in self.phases if record.reused],
             "active_heads": last.active_heads if last else None,
+            "head_slots": sum(map(len, last.head_map)) if last else None,
             "params": last.params if last else None,
             "flops_per_token": last.flops_per_token if last else None,
             "attempts": self.attempts,
@@ -88,7 +89,8 @@ def sweep_state(folder: SweepFolder) -> dict[str, Any]:
     job = folder.job().spec
     summaries = summarise(folder)
     best = best_of(summaries)
-    executed = [record for record in folder.phases() if not record.reused]
+    phases = [record for summary in summaries for record in summary.phases]
+    executed = [record for record in phases if not record.reused]
     counts: dict[str, int] = {}
     for summary in summaries:
         counts[summary.status] = counts.get(summary.status, 0) + 1
@@ -97,11 +99,12 @@ def sweep_state(folder: SweepFolder) -> dict[str, Any]:
         "job": job.name,
         "model": job.model.name,
         "data": job.data.name,
+        "minimize": job.search.minimize if job.search else "loss",
         "planned": job.search.trials if job.search else 1,
         "counts": counts,
         "best": best.trial if best else None,
         "phases_run": len(executed),
-        "phases_reused": len(folder.phases()) - len(executed),
+        "phases_reused": len(phases) - len(executed),
         "steps_run": sum(record.steps for record in executed),
         "worker_groups_started": len(folder.lanes()),
         "trials": [summary.to_dict() for summary in summaries],
@@ -128,9 +131,11 @@ def is_finished(state: Mapping[str, Any]) -> bool:
 
 
 def next_commands(state: Mapping[str, Any]) -> list[str]:
-    """Return the commands that are useful now."""
+    """Return the commands that are useful now; `show` on the best trial, or where there is none on one that failed."""
     sweep = state["sweep"]
     commands = [] if is_finished(state) else [f"raysweep resume {sweep}"]
-    if state["best"] is not None:
-        commands.append(f"raysweep show {sweep} {state['best']}")
+    failed = next((trial["trial"] for trial in state["trials"] if trial["error"]), None)
+    worth_showing = state["best"] if state["best"] is not None else failed
+    if worth_showing is not None:
+        commands.append(f"raysweep show {sweep} {worth_showing}")
     return [*commands, f"raysweep tensorboard {sweep}"]

@@ -2,58 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from raysweep.reports.progress import duration
+from raysweep.reports.progress import count, duration
 
-SHOWN_NAMES = {
-    "cycle.prune.strategy": "prune",
-    "cycle.prune.direction": "direction",
-    "cycle.prune.level": "level",
-    "cycle.prune.budget": "budget",
-    "cycle.grow.strategy": "grow",
-    "cycle.grow.ratio": "ratio",
-    "cycle.grow.init": "init",
-    "cycle.learn.new_head_lr_multiplier": "lr x",
-    "cycle.learn.lr": "lr",
+SHOWN_TOGETHER = {
+    # heading: the settings that one column shows
+    "prune": ("cycle.prune.strategy", "cycle.prune.direction", "cycle.prune.level"),
+    "grow": ("cycle.grow.strategy", "cycle.grow.ratio"),
+    "lr x": ("cycle.learn.new_head_lr_multiplier",),
+    "lr": ("cycle.learn.lr",),
 }
+SHARES = ("cycle.prune.level", "cycle.grow.ratio")
 SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned"}
+COSTS = ("params", "MFLOP/token")
+NUMBERS = ("#", "heads", *COSTS, "s")
+
+Columns = dict[str, list[str]]
 
 
 def print_sweep(state: Mapping[str, Any], console: Console) -> None:
-    """Print a sweep: one line a trial, then its best trial and what was run to get there."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    paths = value_paths(state["trials"])
-    for heading in ("#", *(short_name(path) for path in paths)):
-        table.add_column(heading, justify="right" if heading == "#" else "left", no_wrap=True)
-    for heading in ("perplexity " + " → ".join(SHOWN_PHASES.values()), "heads", "params", "MFLOP/token", "s", ""):
-        table.add_column(heading, justify="left" if "→" in heading or not heading else "right", no_wrap=True)
+    """Print a sweep: one line a trial, then what went wrong, the best trial, and what was run to get there."""
+    _say(console, f"{state['sweep']}   {state['model']} on {state['data']}")
+    if state["trials"]:
+        table, left_out = _fitting_table(state, console)
+        console.print(table)
+        if left_out:
+            _say(console, f"left out here for want of width, but in --json: {', '.join(left_out)}")
     for trial in state["trials"]:
-        style = "bold green" if trial["trial"] == state["best"] else ""
-        table.add_row(*_cells(trial, paths), style=style)
-    console.print(table)
-    console.print(f"{conclusion(state)}\n{work_done(state)}", highlight=False, soft_wrap=True)
-
-
-def value_paths(trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return every searched path, in the order of the table."""
-    seen = dict.fromkeys(path for trial in trials for path in trial["values"])
-    order = list(SHOWN_NAMES)
-    return sorted(seen, key=lambda path: (order.index(path) if path in order else len(order), path))
-
-
-def short_name(path: str) -> str:
-    return SHOWN_NAMES.get(path, path.removeprefix("cycle."))
-
-
-def show_value(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        if trial["error"]:
+            _say(console, f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}")
+    _say(console, f"{conclusion(state)}\n{work_done(state)}")
 
 
 def conclusion(state: Mapping[str, Any]) -> str:
@@ -62,127 +46,223 @@ def conclusion(state: Mapping[str, Any]) -> str:
     if best is None:
         return "no trial completed."
     final = list(best["perplexity"].values())[-1]
-    heads = f"{best['active_heads']} heads" if best["active_heads"] is not None else ""
-    text = f"best trial {best['trial']}: perplexity {final:.2f} with {heads}."
+    heads = f"{best['active_heads']} of {best['head_slots']} heads"
+    text = f"best trial {best['trial']}: perplexity {show_perplexity(final)} with {heads}."
     return text if state["planned"] == 1 else f"{text} One seed each: not yet a finding."
 
 
 def work_done(state: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{count} {status.lower()}" for status, count in sorted(state["counts"].items()))
-    groups = state["worker_groups_started"]
+    counts = state["counts"]
+    ended = sum(number for status, number in counts.items() if status != "UNFINISHED")
+    how = ", ".join(f"{number} {status.lower()}" for status, number in sorted(counts.items()))
     return (
-        f"{counts} of {state['planned']} trials · {state['phases_run']} phases run, {state['phases_reused']} reused · "
-        f"{state['steps_run']} training steps · {groups} worker group{'s' if groups != 1 else ''} started"
+        f"{ended} of {count(state['planned'], 'trial')} ended{f': {how}' if how else ''} · "
+        f"{count(state['phases_run'], 'phase')} run, {state['phases_reused']} reused (◇) · "
+        f"{count(state['steps_run'], 'training step')} · "
+        f"{count(state['worker_groups_started'], 'worker group')} started"
     )
 
 
-def _cells(trial: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    perplexities = [
-        f"{trial['perplexity'][phase]:.1f}" + ("◇" if phase in trial["reused"] else "")
-        for phase in last_cycle(trial["perplexity"])
-    ]
-    params = f"{trial['params'] / 1e6:.2f}M" if trial["params"] is not None else "–"
-    flops = f"{trial['flops_per_token'] / 1e6:.2f}" if trial["flops_per_token"] is not None else "–"
-    return [
-        str(trial["trial"]),
-        *(show_value(trial["values"].get(path)) for path in paths),
-        " → ".join(perplexities) or "–",
-        str(trial["active_heads"] if trial["active_heads"] is not None else "–"),
-        params,
-        flops,
-        f"{trial['seconds']:.1f}",
-        "" if trial["status"] == "COMPLETE" else trial["status"],
-    ]
+def show_value(value: Any) -> str:
+    """Write a value as it stands in YAML, rounded."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def last_cycle(perplexity: Mapping[str, float]) -> list[str]:
-    """Return the labels to show: the baseline, then the phases of the last cycle that change the number."""
+def show_perplexity(value: float) -> str:
+    """Write a perplexity with four digits or so: differences matter where it is small."""
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 1e5 else f"{value:.1e}"
+
+
+def last_cycle(perplexity: Mapping[str, float]) -> dict[str, str]:
+    """Return phase -> label of what to show: the baseline, and the last cycle's phases that change the number."""
     names = [name for name in perplexity if name.partition("@")[0] in SHOWN_PHASES]
-    suffixes = [name.partition("@")[2] for name in names]
-    last = max(suffixes, key=lambda text: int(text or 1), default="")
-    return [name for name in names if name == "baseline" or name.partition("@")[2] == last]
+    last = max((int(name.partition("@")[2] or 1) for name in names), default=1)
+    kept = [name for name in names if name == "baseline" or int(name.partition("@")[2] or 1) == last]
+    return {name.partition("@")[0]: name for name in kept}
+
+
+def _fitting_table(state: Mapping[str, Any], console: Console) -> tuple[Table, list[str]]:
+    """Return the fullest table that fits, and the headings that it leaves out: no cell is ever cut."""
+    full = _columns(state)
+    short = _columns(state, only_ends=True)
+    without_seconds = _without(short, (*COSTS, "s"))
+    layouts = [full, _without(full, COSTS), _without(full, (*COSTS, "s")), without_seconds, _merged(without_seconds)]
+    for columns in layouts:
+        table = _table(columns, state)
+        if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
+            break
+    return table, [heading for heading in full if heading in NUMBERS and heading not in columns]
+
+
+def _table(columns: Columns, state: Mapping[str, Any]) -> Table:
+    table = _empty_table(columns, right=NUMBERS)
+    for trial, cells in zip(state["trials"], zip(*columns.values(), strict=True), strict=True):
+        table.add_row(*map(Text, cells), style="bold green" if trial["trial"] == state["best"] else "")
+    return table
+
+
+def _empty_table(headings: Iterable[str], right: Collection[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(Text(heading), justify="right" if heading in right else "left", overflow="fold")
+    return table
+
+
+def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
+    """Return heading -> cells, one a trial; with only the first and the last perplexity where asked."""
+    trials = state["trials"]
+    chains = [last_cycle(trial["perplexity"]) for trial in trials]
+    phases = [phase for phase in SHOWN_PHASES if any(phase in chain for chain in chains)]
+    if only_ends:
+        phases = list(dict.fromkeys([*phases[:1], *phases[-1:]]))
+    several = any("@" in name for chain in chains for name in chain.values())
+    heading = f"perplexity{' (last cycle)' if several else ''}\n{' → '.join(SHOWN_PHASES[phase] for phase in phases)}"
+    values = {name: [_value(trial["values"], paths) for trial in trials] for name, paths in _headings(trials).items()}
+    return {
+        "#": [f"{'*' if trial['trial'] == state['best'] else ''}{trial['trial']}" for trial in trials],
+        **values,
+        heading.strip(): [_chain(trial, chain, phases) for trial, chain in zip(trials, chains, strict=True)],
+        "heads": [f"{trial['active_heads']}/{trial['head_slots']}" if trial["params"] else "–" for trial in trials],
+        "params": [_millions(trial["params"], "M") for trial in trials],
+        "MFLOP/token": [_millions(trial["flops_per_token"]) for trial in trials],
+        "s": [f"{trial['seconds']:.1f}" for trial in trials],
+    }
+
+
+def _headings(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return heading -> searched paths that it stands for."""
+    searched = {path for trial in trials for path in trial["values"]}
+    together = {name: [path for path in paths if path in searched] for name, paths in SHOWN_TOGETHER.items()}
+    others = searched.difference(*SHOWN_TOGETHER.values())
+    headings = together | {path.removeprefix("cycle."): [path] for path in sorted(others)}
+    return {name: paths for name, paths in headings.items() if paths}
+
+
+def _value(values: Mapping[str, Any], paths: Sequence[str]) -> str:
+    """Write what a trial chose under one heading; a dash where its conditions did not hold."""
+    chosen = {path: values[path] for path in paths if path in values}
+    return " ".join(_percent(value) if path in SHARES else show_value(value) for path, value in chosen.items()) or "–"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def _chain(trial: Mapping[str, Any], labels: Mapping[str, str], phases: Sequence[str]) -> str:
+    """Write a trial's perplexities; one that did not complete ends in its status."""
+    reached = [labels[phase] for phase in phases if phase in labels]
+    shown = [show_perplexity(trial["perplexity"][name]) + "◇" * (name in trial["reused"]) for name in reached]
+    return " → ".join([*shown, *([] if trial["status"] == "COMPLETE" else [trial["status"]])])
+
+
+def _millions(value: float | None, unit: str = "") -> str:
+    return "–" if value is None else f"{value / 1e6:.2f}{unit}"
+
+
+def _without(columns: Columns, headings: Sequence[str]) -> Columns:
+    return {heading: cells for heading, cells in columns.items() if heading not in headings}
+
+
+def _merged(columns: Columns) -> Columns:
+    """Put all values of a trial into one cell, which may fill several lines."""
+    first, *names = [heading for heading in columns if not heading.startswith("perplexity") and heading != "heads"]
+    rows = zip(*(columns[name] for name in names), strict=True)
+    values = [", ".join(f"{name} {cell}" for name, cell in zip(names, row, strict=True)) for row in rows]
+    merged = {"values": values} if names else {}
+    return {first: columns[first], **merged, **_without(columns, [first, *names])}
 
 
 def print_trial(state: Mapping[str, Any], console: Console) -> None:
     """Print one trial: values, phases, decisions, head map, samples."""
-    values = (
-        ", ".join(f"{path} = {show_value(value)}" for path, value in state["values"].items()) or "the job's own values"
-    )
-    console.print(
-        f"{state['sweep']} trial {state['trial']}: {state['status']}   {values}", highlight=False, soft_wrap=True
-    )
+    again = f"   {state['attempts']} attempts" if state["attempts"] > 1 else ""
+    _say(console, f"{state['sweep']} trial {state['trial']}: {state['status']}   {state['seconds']:.1f} s{again}")
+    for path, value in state["values"].items():
+        _say(console, f"  {path}: {show_value(value)}")
     if state["error"]:
-        console.print(f"error: {state['error']}", highlight=False, soft_wrap=True, markup=False)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("phase", "loss", "perplexity", "heads", "params", "MFLOP/token", "steps", "s", "decision"):
-        table.add_column(heading, justify="left" if heading in ("phase", "decision") else "right", no_wrap=True)
+        _say(console, f"error: {state['error'].rstrip()}")
+    if not state["phases"]:
+        _say(console, "no phase finished.")
+        return
+    numbers = ("loss", "perplexity", "heads", *COSTS, "steps", "s")
+    table = _empty_table(("phase", *numbers), right=numbers)
     for phase in state["phases"]:
         table.add_row(
-            phase["phase"] + (f" {phase['cycle']}" if phase["cycle"] else "") + (" ◇" if phase["reused"] else ""),
-            f"{phase['loss']:.4f}", f"{phase['perplexity']:.2f}", str(phase["active_heads"]),
+            _name(phase) + ("◇" if phase["reused"] else ""),
+            f"{phase['loss']:.4f}", show_perplexity(phase["perplexity"]), str(phase["active_heads"]),
             f"{phase['params']:,}", f"{phase['flops_per_token'] / 1e6:.3f}", str(phase["steps"]),
-            f"{phase['seconds']:.1f}", decision_text(phase),
+            f"{phase['seconds']:.1f}",
         )  # fmt: skip
     console.print(table)
-    for phase in state["phases"][-1:]:
-        console.print("heads by layer (■ original, ▲ grown, · absent)")
-        for layer, row in enumerate(phase["head_map"]):
-            marks = "".join("·" if head < 0 else "▲" if head else "■" for head in row)
-            console.print(f"  {layer:>2} {marks}", highlight=False)
+    for phase in state["phases"]:
+        if phase["decision"]:
+            _say(console, f"{_name(phase)}: {decision_text(phase)}")
+    _say(console, "heads by layer (■ original, ▲ grown, · absent)")
+    for layer, row in enumerate(state["phases"][-1]["head_map"]):
+        _say(console, f"  {layer:>2} " + "".join("·" if head < 0 else "▲" if head else "■" for head in row))
     for phase in state["phases"]:
         for sample in (phase["samples"] or [])[:1]:
-            text = f"after {phase['phase']}: {sample['prompt']!r} → {sample['text']!r}  (repetition {sample['repetition']:.0%})"
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
+            text = f"{sample['prompt']!r} → {sample['text']!r}  (repetition {sample['repetition']:.0%})"
+            _say(console, f"after {_name(phase)}: {text}")
 
 
 def decision_text(phase: Mapping[str, Any]) -> str:
-    """Say what prune or grow decided."""
+    """Say what prune or grow decided; heads as layer.head."""
     decision = phase["decision"]
-    if not decision:
-        return ""
-    heads = " ".join(f"{layer}.{head}" for layer, head in decision["heads"])
     verb = "removed" if phase["phase"] == "prune" else "grew"
-    return f"{decision['strategy']} {verb} {len(decision['heads'])}: {heads}"
+    heads = " ".join(f"{layer}.{head}" for layer, head in decision["heads"])
+    return f"{decision['strategy']} {verb} {len(decision['heads'])}" + (f": {heads}" if heads else "")
+
+
+def _name(phase: Mapping[str, Any]) -> str:
+    return phase["phase"] + (f" {phase['cycle']}" if phase["cycle"] else "")
 
 
 def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console: Console) -> None:
     """Print what a job would do and take."""
-    scale = job["scale"]
-    saved = 1 - estimate["steps_shared"] / estimate["steps"] if estimate["steps"] else 0.0
-    rows = [
-        ("model", f"{job['model']['name']}, {estimate['parameters']:,} parameters"),
-        ("data", f"{job['data']['name']}, windows of {job['data']['seq_len']} tokens"),
-        ("trials", f"{estimate['trials']} on {scale['lanes']} lane(s) of {scale['workers']} worker(s)"),
-        ("phases of a trial", " → ".join(phase["phase"] for phase in estimate["example"])),
-        ("phases", f"{estimate['phases']}, of which {estimate['phases_shared']} are run and the others reused"),
-        (
-            "training steps",
-            f"{estimate['steps_shared']:,} instead of {estimate['steps']:,} ({saved:.0%} fewer by sharing)",
-        ),
-        ("time", f"about {duration(estimate['seconds'])} (judged by {estimate['seconds_from']})"),
-        ("memory", f"about {estimate['worker_memory_bytes'] / 2**30:.1f} GiB a worker"),
-        ("disk", f"about {estimate['disk_bytes'] / 2**30:.2f} GiB of checkpoints"),
-    ]
+    lanes, workers = count(job["scale"]["lanes"], "lane"), count(job["scale"]["workers"], "worker")
+    phases, shared = estimate["phases"], estimate["phases_shared"]
+    steps, steps_shared = estimate["steps"], estimate["steps_shared"]
+    saved = f" instead of {steps:,} ({1 - steps_shared / steps:.0%} fewer by sharing)" if steps_shared < steps else ""
+    seconds, source = estimate["seconds"], estimate["seconds_from"]
+    rows = {
+        "model": f"{job['model']['name']}, {estimate['parameters']:,} parameters",
+        "data": f"{job['data']['name']}, windows of {job['data']['seq_len']} tokens",
+        "trials": f"{estimate['trials']} on {lanes} of {workers}",
+        "phases of a trial": " → ".join(phase["phase"] for phase in estimate["example"]),
+        "phases": f"{phases}" + (f", of which {shared} are run and the others reused" if shared < phases else ""),
+        "training steps": f"{steps_shared:,}{saved}",
+        "time": f"unknown ({source})" if seconds is None else f"about {duration(seconds)} (judged by {source})",
+        "memory": f"about {estimate['worker_memory_bytes'] / 2**30:.1f} GiB a worker",
+        "disk": f"about {estimate['disk_bytes'] / 2**30:.2f} GiB of checkpoints",
+    }
     table = Table(box=None, show_header=False, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
+    for name, text in rows.items():
+        table.add_row(name, Text(text))
     console.print(table)
     if estimate["trials"] > 1:
-        console.print("sharing is counted on values drawn at random; the sampler may draw others.", soft_wrap=True)
+        _say(console, "sharing is counted on values drawn at random; the sampler may draw others.")
 
 
 def print_listing(content: Mapping[str, Sequence[Mapping[str, str]]], console: Console) -> None:
     """Print names and what they are, kind by kind."""
     for kind, entries in content.items():
-        console.print(f"[bold]{kind}[/bold]")
+        _say(console, kind, style="bold")
         table = Table(box=None, show_header=False, pad_edge=False)
         for entry in entries:
-            table.add_row(f"  {entry['name']}", entry["about"])
+            table.add_row(Text(f"  {entry['name']}"), Text(entry["about"]))
         console.print(table if entries else "  none yet")
 
 
 def print_examination(findings: Sequence[Any], console: Console) -> None:
     """Print what the doctor found."""
-    marks = {"ok": "[green]✓[/green]", "note": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
+    marks = {"ok": ("✓", "green"), "note": ("!", "yellow"), "bad": ("✗", "red")}
     for finding in findings:
-        console.print(f"{marks[finding.status]} {finding.what}: {finding.found}", highlight=False, soft_wrap=True)
+        text = Text.assemble(marks[finding.status], f" {finding.what}: {finding.found}")
+        console.print(text, soft_wrap=True)
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is: no markup, no colours of Rich's own, no breaks."""
+    console.print(Text(text, style=style), soft_wrap=True)

@@ -1,0 +1,12 @@
+"""Run every benchmark, one process each, so that none inherits another's threads or memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = ("optimizer_step", "model_efficiency", "training_step", "trial_overhead", "quickstart")
+
+for benchmark in BENCHMARKS:
+    print(f"== {benchmark}", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{benchmark}"], check=True)

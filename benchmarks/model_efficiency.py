@@ -1,0 +1,62 @@
+"""How much of a core's matrix-product speed a training step of a from-scratch model reaches."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from benchmarks.reference import Figure, figure, write
+from raysweep.core.evaluation import token_losses
+from raysweep.core.networks import build_network
+from raysweep.plasticity.accounting import flops_per_token
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.optimizer import SliceAdamW
+from raysweep.spec import ModelSpec
+
+BATCH, SEQ_LEN, VOCABULARY, PAIRS, STEPS, SIZE = 8, 128, 1024, 12, 4, 2048
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    write("model_efficiency", [measure(size) for size in ("gpt2-nano", "gpt2-micro")])
+
+
+def measure(size: str) -> Figure:
+    """Measure forward, backward, clipping and optimizer; attention's two products are counted causally, as half."""
+    network, family = build_network(ModelSpec(name=size), vocab_size=VOCABULARY, seq_len=SEQ_LEN, seed=0)
+    model = PlasticModel(network, family.sites(network))
+    optimizer = SliceAdamW(dict(network.named_parameters()), weight_decay=0.01)
+    full = HeadMap.full(*model.shape)
+    forward = flops_per_token(model, full, SEQ_LEN) - 2.0 * SEQ_LEN * model.sites[0].head_dim * full.active
+    flops = 3.0 * forward * BATCH * SEQ_LEN
+    tokens = torch.randint(0, VOCABULARY, (BATCH, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+    left, right = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
+
+    def step() -> None:
+        token_losses(model(tokens), tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(1e-3)
+        optimizer.zero_grad()
+
+    step()
+    samples = []
+    for _ in range(PAIRS):
+        peak = 2.0 * SIZE**3 / seconds(lambda: torch.mm(left, right), 1)
+        samples.append(flops / seconds(step, STEPS) / peak)
+    return figure(
+        f"{size}: achieved FLOP/s of a training step, share of a matrix product's",
+        samples, asked=">= 0.35", unit="", baseline="2048-square fp32 matrix product, one thread",
+    )  # fmt: skip
+
+
+def seconds(call, repeats: int) -> float:  # type: ignore[no-untyped-def]
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - started) / repeats
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,501 @@
+"""The mailbox gives each trial to one lane, survives the death of any worker group, and loses no event."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from raysweep.cluster.mailbox import Assignment, Mailbox
+
+COMPLETE = {"status": "COMPLETE", "objective": 1.5, "error": None}
+NEVER = 30.0
+
+
+def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an asynchronous test; what hangs fails."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(**fixtures), NEVER))
+
+    return run
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    return Mailbox(max_attempts=2)
+
+
+async def settle() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+class Group:
+    """A worker group as the mailbox sees it: its ranks ask, rank 0 finishes."""
+
+    def __init__(self, mailbox: Mailbox, name: str, lane: str = "lane-0") -> None:
+        self.mailbox, self.name, self.lane = mailbox, name, lane
+        self.finished = -1
+
+    async def ask(self) -> Assignment | None:
+        return await self.mailbox.next_trial(self.lane, self.name, self.finished)
+
+    def asking(self) -> asyncio.Task[Assignment | None]:
+        return asyncio.create_task(self.ask())
+
+    async def take(self) -> Assignment:
+        """Ask; there must be a trial."""
+        assignment = await self.ask()
+        assert assignment is not None
+        return assignment
+
+    async def finish(self, assignment: Assignment) -> None:
+        await self.mailbox.finish(self.lane, assignment.sequence, COMPLETE)
+        self.finished = assignment.sequence
+
+    async def run(self) -> Assignment:
+        assignment = await self.take()
+        await self.finish(assignment)
+        return assignment
+
+
+async def submit(mailbox: Mailbox, *trials: int, lane: str | None = None) -> None:
+    for trial in trials:
+        await mailbox.submit(trial, f"plan {trial}", lane)
+
+
+async def finals(mailbox: Mailbox) -> dict[int, dict[str, Any]]:
+    """Return the final events by trial; no trial may have two."""
+    found = [event for event in await mailbox.events(0, 0.01) if event["type"] == "final"]
+    assert len({event["trial"] for event in found}) == len(found)
+    return {event["trial"]: event for event in found}
+
+
+async def retries(mailbox: Mailbox) -> list[tuple[int, int]]:
+    return [(e["trial"], e["attempt"]) for e in await mailbox.events(0, 0.01) if e["type"] == "retry"]
+
+
+# One lane, nothing dies.
+
+
+@on_a_loop
+async def test_all_ranks_of_a_lane_get_the_same_trial(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
+    first, second = await rank_0.take(), await rank_1.take()
+    assert (first.trial, first.plan, first.sequence) == (second.trial, second.plan, second.sequence) == (1, "plan 1", 0)
+
+
+@on_a_loop
+async def test_ranks_that_wait_before_there_is_a_trial_get_the_same_one(mailbox: Mailbox) -> None:
+    asked = [Group(mailbox, "g").asking() for _ in range(3)]
+    await settle()
+    assert not any(task.done() for task in asked)
+    await submit(mailbox, 1, 2)
+    assert [task.result().trial for task in asked if await task] == [1, 1, 1]
+
+
+@on_a_loop
+async def test_a_rank_that_asks_late_still_gets_the_current_trial(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
+    await rank_0.take()
+    await settle()
+    assert (await rank_1.take()).trial == 1
+
+
+@on_a_loop
+async def test_the_next_trial_is_given_only_when_the_current_one_is_finished(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
+    current = await rank_0.take()
+    await rank_1.take()
+    rank_1.finished = current.sequence  # it passed the last barrier; rank 0 has not told yet
+    waiting = rank_1.asking()
+    await settle()
+    assert not waiting.done()
+    await rank_0.finish(current)
+    following = await waiting
+    assert following is not None and (following.trial, following.sequence) == (2, 1)
+
+
+@on_a_loop
+async def test_trials_are_given_in_the_order_in_which_they_came(mailbox: Mailbox) -> None:
+    await submit(mailbox, 3, 1, 2)
+    group = Group(mailbox, "g")
+    assert [(await group.run()).trial for _ in range(3)] == [3, 1, 2]
+
+
+@on_a_loop
+async def test_the_final_event_says_how_the_trial_ended_and_at_which_attempt(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1)
+    await Group(mailbox, "g").run()
+    assert (await finals(mailbox))[1] == {**COMPLETE, "type": "final", "trial": 1, "attempts": 1}
+
+
+@on_a_loop
+async def test_a_trial_is_finished_once_however_often_that_is_told(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    group = Group(mailbox, "g")
+    first = await group.run()
+    await group.finish(first)
+    second = await group.take()
+    await group.finish(first)  # a message of long ago does not end the trial that runs now
+    assert list(await finals(mailbox)) == [1]
+    await group.finish(second)
+    assert list(await finals(mailbox)) == [1, 2]
+
+
+# A worker group dies.
+
+
+@on_a_loop
+async def test_a_restarted_group_gets_the_unfinished_trial_as_its_next_attempt(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    lost, new = Group(mailbox, "g1"), Group(mailbox, "g2")
+    await lost.take()
+    again = await new.take()
+    assert (again.trial, again.attempt, again.plan) == (1, 2, "plan 1")
+    await new.finish(again)
+    assert (await finals(mailbox))[1]["attempts"] == 2
+    assert (await new.take()).trial == 2
+
+
+@on_a_loop
+async def test_a_restart_is_one_attempt_however_many_ranks_ask(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1)
+    for _ in range(4):
+        await Group(mailbox, "g1").take()
+    assert [(await Group(mailbox, "g2").take()).attempt for _ in range(4)] == [2, 2, 2, 2]
+    assert await retries(mailbox) == [(1, 2)]
+
+
+@on_a_loop
+async def test_the_next_trial_after_a_retried_one_starts_at_attempt_one(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    await Group(mailbox, "g1").take()
+    new = Group(mailbox, "g2")
+    await new.run()
+    assert (await new.run()).attempt == 1
+    assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {1: 2, 2: 1}
+
+
+@on_a_loop
+async def test_a_finished_trial_is_not_given_again_to_a_restarted_group(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1)
+    await Group(mailbox, "g1").run()
+    new = [Group(mailbox, "g2").asking() for _ in range(2)]
+    await settle()
+    assert not any(task.done() for task in new)
+    await submit(mailbox, 2)
+    assert [(task.result().trial, task.result().attempt) for task in new if await task] == [(2, 1), (2, 1)]
+
+
+@on_a_loop
+async def test_those_who_wait_for_a_dead_group_take_no_trial(mailbox: Mailbox) -> None:
+    """Ray does not end a call when its caller dies: it still waits in the mailbox when the next trial comes."""
+    await submit(mailbox, 1)
+    dead = [Group(mailbox, "g1"), Group(mailbox, "g1")]
+    await dead[0].finish(await dead[0].take())
+    dead[1].finished = dead[0].finished
+    orphans = [rank.asking() for rank in dead]
+    await settle()
+    new = [Group(mailbox, "g2").asking() for _ in range(2)]
+    await settle()
+    await submit(mailbox, 2)
+    assert [(task.result().trial, task.result().attempt) for task in new if await task] == [(2, 1), (2, 1)]
+    assert await asyncio.gather(*orphans) == [None, None]
+    assert await retries(mailbox) == []
+
+
+@on_a_loop
+async def test_a_group_that_was_replaced_gets_nothing_more(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    replaced, new = Group(mailbox, "g1"), Group(mailbox, "g2")
+    await replaced.take()
+    await new.take()
+    assert await replaced.ask() is None
+    assert await retries(mailbox) == [(1, 2)]
+
+
+@on_a_loop
+async def test_a_trial_out_of_attempts_fails_with_the_reason_of_the_crash_and_the_lane_goes_on(
+    mailbox: Mailbox,
+) -> None:
+    await submit(mailbox, 1, 2)
+    await Group(mailbox, "g1").take()
+    await Group(mailbox, "g2").take()
+    await mailbox.crashed(1, "rank 1: ValueError: no such thing")
+    following = await Group(mailbox, "g3").take()
+    assert (following.trial, following.attempt) == (2, 1)
+    failed = (await finals(mailbox))[1]
+    assert (failed["status"], failed["attempts"], failed["objective"]) == ("FAILED", 2, None)
+    assert "2 attempts" in failed["error"] and "rank 1: ValueError: no such thing" in failed["error"]
+
+
+@on_a_loop
+async def test_a_killed_worker_leaves_no_reason_and_the_message_says_so(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1)
+    for name in ("g1", "g2"):
+        await Group(mailbox, name).take()
+    orphan = Group(mailbox, "g3").asking()
+    await settle()
+    assert "killed" in (await finals(mailbox))[1]["error"]
+    assert not orphan.done()  # it waits for another trial
+
+
+@on_a_loop
+async def test_the_first_rank_to_crash_is_the_reason_not_those_that_it_took_along(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    await Group(mailbox, "g1").take()
+    await Group(mailbox, "g2").take()
+    await mailbox.crashed(1, "rank 1: ValueError: the cause")
+    await mailbox.crashed(1, "rank 0: connection closed by peer")
+    await Group(mailbox, "g3").take()
+    error = (await finals(mailbox))[1]["error"]
+    assert "the cause" in error and "closed by peer" not in error
+
+
+@on_a_loop
+async def test_the_reason_is_that_of_the_last_attempt(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    await Group(mailbox, "g1").take()
+    await mailbox.crashed(1, "of the first attempt")
+    await Group(mailbox, "g2").take()
+    await mailbox.crashed(1, "of the second attempt")
+    await Group(mailbox, "g3").take()
+    error = (await finals(mailbox))[1]["error"]
+    assert "of the second attempt" in error and "of the first attempt" not in error
+
+
+@on_a_loop
+async def test_attempts_of_one_trial_are_not_charged_to_the_next() -> None:
+    mailbox = Mailbox(max_attempts=1)
+    await submit(mailbox, 1, 2, 3)
+    for number in range(3):
+        assert (await Group(mailbox, f"g{number}").take()).attempt == 1
+    assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {1: 1, 2: 1}
+
+
+# Several lanes.
+
+
+@on_a_loop
+async def test_lanes_get_distinct_trials(mailbox: Mailbox) -> None:
+    a, b = Group(mailbox, "g", "lane-0"), Group(mailbox, "h", "lane-1")
+    asked = [a.asking(), a.asking(), b.asking(), b.asking()]
+    await settle()
+    await submit(mailbox, 1, 2, 3)
+    given = [task.result() for task in asked if await task]
+    assert [assignment.trial for assignment in given] == [1, 1, 2, 2]
+    await a.finish(given[0])
+    assert (await a.take()).trial == 3
+
+
+@on_a_loop
+async def test_every_trial_runs_once_on_busy_lanes_whose_groups_die(mailbox: Mailbox) -> None:
+    trials = list(range(1, 41))
+    taken: list[int] = []
+
+    async def lane(name: str) -> None:
+        number, group = 0, Group(mailbox, f"{name}-0", name)
+        while (assignment := await group.ask()) is not None:
+            await asyncio.sleep(0)
+            if assignment.trial % 5 == 0 and assignment.attempt == 1:  # dies, while another rank still waits
+                number += 1
+                orphan = Group(mailbox, group.name, name)
+                orphan.finished = assignment.sequence
+                orphans.append(orphan.asking())
+                group = Group(mailbox, f"{name}-{number}", name)
+                continue
+            taken.append(assignment.trial)
+            await group.finish(assignment)
+
+    orphans: list[asyncio.Task[Assignment | None]] = []
+    lanes = [asyncio.create_task(lane(f"lane-{n}")) for n in range(3)]
+    for trial in trials:
+        await submit(mailbox, trial)
+        await asyncio.sleep(0)
+    await mailbox.close()
+    await asyncio.gather(*lanes)
+    assert sorted(taken) == trials
+    assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {
+        trial: 2 if trial % 5 == 0 else 1 for trial in trials
+    }
+    assert await asyncio.gather(*orphans) == [None] * 8
+
+
+@on_a_loop
+async def test_a_trial_with_a_lane_of_its_own_is_left_to_it(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, lane="trial-1")
+    await submit(mailbox, 2)
+    assert (await Group(mailbox, "g", "lane-0").take()).trial == 2
+    assert (await Group(mailbox, "h", "trial-1").take()).trial == 1
+
+
+# The end.
+
+
+@on_a_loop
+async def test_close_lets_all_return_but_only_when_no_trial_waits(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    await mailbox.close()
+    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
+    first, _ = await rank_0.take(), await rank_1.take()
+    rank_1.finished = first.sequence
+    await rank_0.finish(first)
+    second, _ = await rank_1.take(), await rank_0.take()
+    assert second.trial == 2
+    rank_1.finished = second.sequence
+    late = rank_1.asking()
+    await settle()
+    assert not late.done()
+    await rank_0.finish(second)
+    assert (await late, await rank_0.ask(), await Group(mailbox, "h", "lane-1").ask()) == (None, None, None)
+
+
+@on_a_loop
+async def test_close_wakes_those_who_wait(mailbox: Mailbox) -> None:
+    asked = [Group(mailbox, "g").asking(), Group(mailbox, "h", "lane-1").asking()]
+    await settle()
+    await mailbox.close()
+    assert await asyncio.gather(*asked) == [None, None]
+
+
+@on_a_loop
+async def test_retire_lets_one_lane_return(mailbox: Mailbox) -> None:
+    retired, other = Group(mailbox, "g", "lane-0").asking(), Group(mailbox, "h", "lane-1").asking()
+    await settle()
+    await mailbox.retire("lane-0")
+    assert await retired is None
+    await settle()
+    assert not other.done()
+    await submit(mailbox, 1)
+    assert (assignment := await other) is not None and assignment.trial == 1
+
+
+@on_a_loop
+async def test_a_group_restarted_after_the_end_returns_at_once(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1)
+    await Group(mailbox, "g1").run()
+    await mailbox.close()
+    assert await Group(mailbox, "g2").ask() is None
+
+
+# A lane is gone for good.
+
+
+@on_a_loop
+async def test_a_dead_lane_fails_its_trial_and_leaves_the_rest_to_the_others(mailbox: Mailbox) -> None:
+    await mailbox.expect_lanes(2)
+    await submit(mailbox, 1, 2)
+    await Group(mailbox, "g", "lane-0").take()
+    await mailbox.lane_died("lane-0", "lane-0 was lost: no node")
+    assert (await finals(mailbox))[1] == {
+        "type": "final", "trial": 1, "attempts": 1, "status": "FAILED", "objective": None,
+        "error": "lane-0 was lost: no node",
+    }  # fmt: skip
+    assert (await Group(mailbox, "h", "lane-1").take()).trial == 2
+
+
+@on_a_loop
+async def test_without_a_lane_left_all_waiting_trials_fail_and_later_ones_too(mailbox: Mailbox) -> None:
+    await mailbox.expect_lanes(2)
+    await submit(mailbox, 1, 2, 3)
+    await Group(mailbox, "g", "lane-0").take()
+    await mailbox.lane_died("lane-0", "first loss")
+    assert list(await finals(mailbox)) == [1]
+    await mailbox.lane_died("lane-1", "second loss")
+    await submit(mailbox, 4)
+    ended = await finals(mailbox)
+    assert {trial: (event["status"], event["attempts"]) for trial, event in ended.items()} == {
+        1: ("FAILED", 1), 2: ("FAILED", 0), 3: ("FAILED", 0), 4: ("FAILED", 0),
+    }  # fmt: skip
+    assert all("loss" in event["error"] for event in ended.values())
+
+
+@on_a_loop
+async def test_a_trial_fails_with_the_lane_of_its_own_and_with_no_other(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, lane="trial-1")
+    await submit(mailbox, 2, lane="trial-2")
+    await mailbox.lane_died("trial-1", "lost")
+    assert list(await finals(mailbox)) == [1]
+    assert (await Group(mailbox, "g", "trial-2").take()).trial == 2
+
+
+@on_a_loop
+async def test_a_lane_that_dies_between_trials_fails_nothing(mailbox: Mailbox) -> None:
+    await mailbox.expect_lanes(2)
+    await submit(mailbox, 1)
+    await Group(mailbox, "g", "lane-0").run()
+    await mailbox.lane_died("lane-0", "lost")
+    assert [event["status"] for event in (await finals(mailbox)).values()] == ["COMPLETE"]
+
+
+# Events.
+
+
+@on_a_loop
+async def test_events_come_in_order_from_any_index_on(mailbox: Mailbox) -> None:
+    posted = [{"type": "progress", "trial": 1, "point": {"step": step}} for step in range(5)]
+    for event in posted:
+        await mailbox.post(event)
+    assert await mailbox.events(0, 0.01) == posted
+    assert await mailbox.events(3, 0.01) == posted[3:]
+    assert await mailbox.events(5, 0.01) == []
+
+
+@on_a_loop
+async def test_whoever_asks_for_events_waits_for_the_next_one(mailbox: Mailbox) -> None:
+    await mailbox.post({"type": "group", "lane": "lane-0"})
+    asked = asyncio.create_task(mailbox.events(1, NEVER))
+    await settle()
+    assert not asked.done()
+    await mailbox.post({"type": "progress", "trial": 1})
+    assert await asked == [{"type": "progress", "trial": 1}]
+
+
+@on_a_loop
+async def test_a_trial_sees_only_its_own_phases_and_its_end(mailbox: Mailbox) -> None:
+    await submit(mailbox, 1, 2)
+    group = Group(mailbox, "g")
+    assignment = await group.take()
+    for trial in (1, 2):
+        await mailbox.post({"type": "progress", "trial": trial})
+        await mailbox.post({"type": "phase", "trial": trial, "record": trial})
+    await group.finish(assignment)
+    mine = [{"type": "phase", "trial": 1, "record": 1}, {**COMPLETE, "type": "final", "trial": 1, "attempts": 1}]
+    assert await mailbox.trial_event(1, 0, 0.01) == mine
+    assert await mailbox.trial_event(1, 1, 0.01) == mine[1:]
+    assert await mailbox.trial_event(1, 2, 0.01) == []
+    assert await mailbox.trial_event(3, 0, 0.01) == []
+
+
+@on_a_loop
+async def test_whoever_asks_for_a_trial_waits_through_the_events_of_others(mailbox: Mailbox) -> None:
+    asked = asyncio.create_task(mailbox.trial_event(1, 0, NEVER))
+    for event in ({"type": "progress", "trial": 1}, {"type": "phase", "trial": 2}, {"type": "group", "lane": "l"}):
+        await mailbox.post(event)
+    await settle()
+    assert not asked.done()
+    await mailbox.post({"type": "phase", "trial": 1})
+    assert await asked == [{"type": "phase", "trial": 1}]
+
+
+@on_a_loop
+async def test_every_way_in_which_a_trial_ends_wakes_whoever_asks_for_it(mailbox: Mailbox) -> None:
+    await mailbox.expect_lanes(1)
+    await submit(mailbox, 1, 2, 3)
+    asked = [asyncio.create_task(mailbox.trial_event(trial, 0, NEVER)) for trial in (1, 2, 3)]
+    await Group(mailbox, "g1").take()
+    await Group(mailbox, "g2").take()
+    await Group(mailbox, "g3").take()  # trial 1 is out of attempts; this is trial 2
+    assert [event["trial"] for event in await asked[0]] == [1]
+    await mailbox.lane_died("lane-0", "lost")
+    assert [[event["trial"] for event in await task] for task in asked[1:]] == [[2], [3]]

@@ -1,0 +1,201 @@
+"""Held-out loss is the mean over tokens, whatever the batches and ranks; a loss that is no number stops the trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import KINDS, VOCABULARY, compacted, cpu, head_map_without, some_tokens, tiny_model
+
+from raysweep.core.evaluation import batches, evaluate, repetition, token_losses, write_samples
+from raysweep.core.runtime import Runtime
+from raysweep.errors import DivergedError
+from raysweep.plasticity.model import PlasticModel
+
+
+def some_windows(count: int = 7, length: int = 12) -> np.ndarray:
+    return some_tokens(count, length, seed=5).numpy().astype(np.uint16)
+
+
+def explicit_loss(model: PlasticModel, windows: np.ndarray) -> float:
+    """Add up -log p of every token but the first of each window, one by one."""
+    total, count = 0.0, 0
+    for window in windows.astype(int).tolist():
+        with torch.no_grad():
+            log_probabilities = model(torch.tensor([window]))[0].log_softmax(-1)
+        for position, target in enumerate(window[1:]):
+            total -= float(log_probabilities[position, target])
+            count += 1
+    return total / count
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneOf(Runtime):
+    """A rank of a group that is run one rank after the other."""
+
+    number: int
+    ranks: int
+
+    @property
+    def rank(self) -> int:
+        return self.number
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks
+
+
+# The loss.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
+def test_the_loss_is_the_mean_over_predicted_tokens_for_any_batch_size(kind: str, batch_size: int) -> None:
+    model, windows = tiny_model(kind), some_windows()
+    model.set_gates(head_map_without(model, (0, 1), (2, 0)))
+    assert evaluate(model, windows, batch_size, cpu(), "fp32") == pytest.approx(explicit_loss(model, windows), rel=1e-9)
+
+
+def test_closed_gates_are_part_of_what_is_measured() -> None:
+    model, windows = tiny_model("gpt2"), some_windows()
+    whole = evaluate(model, windows, 4, cpu(), "fp32")
+    model.set_gates(head_map_without(model, (1, 1)))
+    assert abs(evaluate(model, windows, 4, cpu(), "fp32") - whole) > 1e-3
+
+
+def test_measuring_switches_dropout_off_and_restores_the_training_mode() -> None:
+    model, windows = tiny_model("gpt2"), some_windows()
+    expected = evaluate(model, windows, 4, cpu(), "fp32")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.train()
+    assert evaluate(model, windows, 4, cpu(), "fp32") == expected
+    assert model.training
+    model.eval()
+    evaluate(model, windows, 4, cpu(), "fp32")
+    assert not model.training
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_on_a_cpu_only_bf16_asks_for_less_than_full_precision(precision: str) -> None:
+    model, windows = tiny_model("opt", dtype=torch.float32), some_windows()
+    full = explicit_loss(model, windows)
+    assert evaluate(model, windows, 4, cpu(), precision) == pytest.approx(full, rel=1e-6)
+    rough = evaluate(model, windows, 4, cpu(), "bf16")
+    assert rough == pytest.approx(full, rel=3e-2) and rough != pytest.approx(full, rel=1e-5)
+
+
+def test_token_losses_leave_out_the_last_token_of_every_window_and_add_in_full_precision() -> None:
+    logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 1, 2, 3], [5, 4, 3, 2]])
+    probabilities = logits.log_softmax(-1)
+    each = [-probabilities[b, t, tokens[b, t + 1]] for b in range(2) for t in range(3)]
+    torch.testing.assert_close(token_losses(logits, tokens), torch.stack(each).mean())
+    torch.testing.assert_close(token_losses(logits, tokens, reduction="sum"), torch.stack(each).sum())
+    half = token_losses(logits.bfloat16(), tokens)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, token_losses(logits.bfloat16().float(), tokens))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_a_divergence(bad: float) -> None:
+    model = tiny_model("llama")
+    model.network.model.norm.weight.data[3] = bad
+    model.train()
+    with pytest.raises(DivergedError, match="held-out loss is nan"):
+        evaluate(model, some_windows(), 4, cpu(), "fp32")
+
+
+# Ranks.
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 9])
+def test_ranks_share_all_windows_without_overlap(ranks: int) -> None:
+    windows = some_windows()
+    shares = [
+        [window for batch in batches(windows, 2, OneOf(device=torch.device("cpu"), number=number, ranks=ranks))
+         for window in batch.tolist()]
+        for number in range(ranks)
+    ]  # fmt: skip
+    assert sorted(window for share in shares for window in share) == sorted(windows.tolist())
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 9])
+def test_uneven_shares_give_every_rank_the_loss_of_one(ranks: int) -> None:
+    model, windows = tiny_model("gpt2"), some_windows()
+    one = evaluate(model, windows, 3, cpu(), "fp32")
+    sent: list[torch.Tensor] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Recording(OneOf):
+        def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+            sent.append(tensor.clone())
+            return torch.ones_like(tensor)
+
+    for number in range(ranks):
+        evaluate(model, windows, 3, Recording(device=torch.device("cpu"), number=number, ranks=ranks), "fp32")
+    total, count = torch.stack(sent).sum(0).tolist()
+    assert count == 7 * 11
+    assert total / count == pytest.approx(one, rel=1e-12)
+
+
+# Samples.
+
+
+class Spelled:
+    """A tokenizer whose words are the ids."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
+
+
+def written(model: PlasticModel, windows: np.ndarray) -> list[dict[str, Any]]:
+    return write_samples(model, windows, Spelled(), cpu())
+
+
+def greedy(network: Any, prompt: list[int], count: int) -> list[int]:
+    """Continue token by token, the whole text each time."""
+    tokens = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            tokens.append(int(network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_greedy_continuations_by_the_model_without_its_absent_heads(kind: str) -> None:
+    model, windows = tiny_model(kind), some_windows(5, 24)
+    head_map = head_map_without(model, (0, 1), (1, 0), (2, 2))
+    model.set_gates(head_map)
+    model.train()
+    samples = written(model, windows)
+    assert model.training
+    smaller = compacted(kind, model, head_map).eval()
+    assert len(samples) == 3
+    for sample, window in zip(samples, windows.tolist(), strict=False):
+        prompt = window[:12]
+        expected = greedy(smaller, prompt, 12)
+        assert sample["prompt"] == Spelled().decode(prompt)
+        assert sample["text"] == Spelled().decode(expected)
+        assert sample["repetition"] == repetition(expected)
+
+
+def test_samples_fill_a_window_and_no_more() -> None:
+    model = tiny_model("gpt2")  # 32 positions
+    for length, prompt, text in ((32, 16, 16), (9, 4, 5)):
+        for sample in written(model, some_windows(2, length)):
+            assert len(sample["prompt"].split()) == prompt and len(sample["text"].split()) == text
+            assert all(0 <= int(word) < VOCABULARY for word in sample["text"].split())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share"),
+    [([], 0), ([1, 2], 0), ([1, 2, 3], 0), ([1, 1, 1, 1], 1 / 2), ([1, 2, 3, 1, 2, 3], 1 / 4), ([7] * 12, 9 / 10)],
+)
+def test_repetition_is_the_share_of_3_grams_seen_before(tokens: list[int], share: float) -> None:
+    assert repetition(tokens) == pytest.approx(share)

@@ -1,0 +1,172 @@
+"""From a name to a network: sizes, folders and their faults, fingerprints, and first weights from a seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import KINDS, family_of, some_tokens, tiny_model
+from safetensors.torch import load_file, save_file
+
+from raysweep import registry
+from raysweep.core.networks import build_network, check_model, scratch_sizes, tokenizer_source
+from raysweep.errors import ModelError
+from raysweep.plasticity.model import PlasticModel
+from raysweep.spec import DataSpec, ModelSpec
+
+
+def saved(kind: str, folder: Path) -> PlasticModel:
+    model = tiny_model(kind, dtype=torch.float32)
+    model.network.save_pretrained(folder)
+    return model
+
+
+def build(name: str | Path, *, vocab_size: int = 48, seq_len: int = 16, seed: int = 0) -> tuple[Any, Any]:
+    return build_network(ModelSpec(name=str(name)), vocab_size=vocab_size, seq_len=seq_len, seed=seed)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# From-scratch sizes.
+
+
+def test_every_family_has_a_from_scratch_size_named_after_it() -> None:
+    assert set(scratch_sizes().values()) == set(registry.available("models"))
+    assert all(size.startswith(f"{family}-") for size, family in scratch_sizes().items())
+    assert {"gpt2-nano", "gpt2-micro", "opt-nano", "llama-nano"} <= set(scratch_sizes())
+
+
+@pytest.mark.parametrize("size", ["gpt2-nano", "opt-nano", "llama-nano"])
+def test_first_weights_follow_from_the_seed_alone(size: str) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, family = build(size, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again, _ = build(size, seed=3)
+    other, _ = build(size, seed=4)
+    assert type(family) is registry.load("models", size.partition("-")[0])
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("size", ["gpt2-nano", "opt-nano", "llama-nano"])
+def test_from_scratch_networks_have_the_asked_vocabulary_and_window_and_no_dropout(size: str) -> None:
+    network, family = build(size, vocab_size=77, seq_len=24)
+    assert network.get_input_embeddings().weight.shape[0] == 77
+    assert len(family.sites(network)) == 4 and family.sites(network)[0].num_heads == 8
+    network.train()
+    tokens = some_tokens(2, 24)
+    assert torch.equal(network(input_ids=tokens).logits, network(input_ids=tokens).logits)
+    assert network.config._attn_implementation == "sdpa"
+
+
+def test_fingerprints_of_sizes_differ() -> None:
+    prints = [check_model(ModelSpec(name=size)) for size in scratch_sizes()]
+    assert len(set(prints)) == len(prints)
+    assert prints == [check_model(ModelSpec(name=size)) for size in scratch_sizes()]
+
+
+# Folders.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_is_loaded_with_its_weights_and_without_dropout(kind: str, tmp_path: Path) -> None:
+    model = saved(kind, tmp_path)
+    edit_config(tmp_path, attention_dropout=0.5, **({"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5}
+                                                    if kind == "gpt2" else {"dropout": 0.5}))  # fmt: skip
+    network, family = build(tmp_path)
+    assert type(family) is type(family_of(kind))
+    network.train()
+    with torch.no_grad():
+        assert torch.equal(network(input_ids=some_tokens()).logits, model(some_tokens()))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_the_fingerprint_of_a_folder_covers_weights_and_configuration(tmp_path: Path) -> None:
+    saved("gpt2", tmp_path)
+    spec = ModelSpec(name=str(tmp_path))
+    first = check_model(spec)
+    assert check_model(spec) == first
+    edit_config(tmp_path, n_head=5)  # the same weights, another function
+    assert check_model(spec) != first
+    edit_config(tmp_path, n_head=3)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["transformer.ln_f.bias"][0] += 1
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert check_model(spec) != first
+
+
+def test_a_folder_copied_elsewhere_keeps_its_fingerprint(tmp_path: Path) -> None:
+    saved("opt", tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "here").iterdir():
+        (tmp_path / "there" / path.name).write_bytes(path.read_bytes())
+    assert check_model(ModelSpec(name=str(tmp_path / "here"))) == check_model(ModelSpec(name=str(tmp_path / "there")))
+
+
+def test_a_name_that_is_nothing_names_the_nearest_size() -> None:
+    with pytest.raises(ModelError, match="Did you mean 'gpt2-nano'"):
+        check_model(ModelSpec(name="gpt2-nanoo"))
+    with pytest.raises(ModelError, match="neither a folder here nor a model"):
+        check_model(ModelSpec(name="./nowhere"))
+
+
+def test_folders_without_what_it_takes_are_refused_before_anything_is_built(tmp_path: Path) -> None:
+    spec = ModelSpec(name=str(tmp_path))
+    with pytest.raises(ModelError, match="holds no config.json"):
+        check_model(spec)
+    saved("gpt2", tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="holds no weights"):
+        check_model(spec)
+    edit_config(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"])
+    with pytest.raises(ModelError, match="is a 'mamba'.*Known: gpt2, llama, opt"):
+        check_model(spec)
+
+
+def test_missing_weights_are_never_filled_at_random(tmp_path: Path) -> None:
+    saved("llama-gqa", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.self_attn.k_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights: model\.layers\.1\.self_attn\.k_proj\.weight"):
+        build(tmp_path)
+
+
+def test_weights_of_another_shape_or_damaged_ones_are_a_fault_of_the_model(tmp_path: Path) -> None:
+    saved("gpt2", tmp_path)
+    edit_config(tmp_path, vocab_size=60)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        build(tmp_path)
+    edit_config(tmp_path, vocab_size=48)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        build(tmp_path)
+
+
+def test_a_model_must_fit_the_tokenizer_and_the_window(tmp_path: Path) -> None:
+    saved("opt", tmp_path)
+    with pytest.raises(ModelError, match="knows 48 tokens, but the tokenizer has 49"):
+        build(tmp_path, vocab_size=49)
+    with pytest.raises(ModelError, match="has 32 positions, fewer than data.seq_len = 33"):
+        build(tmp_path, seq_len=33)
+    build(tmp_path, vocab_size=40, seq_len=32)
+
+
+# Tokenizers.
+
+
+def test_where_the_tokenizer_comes_from() -> None:
+    plain, own = DataSpec(), DataSpec(tokenizer="mine")
+    assert tokenizer_source(ModelSpec(name="gpt2-micro"), plain) == (None, 2048)
+    assert tokenizer_source(ModelSpec(name="opt-nano"), plain) == (None, 1024)
+    assert tokenizer_source(ModelSpec(name="gpt2-micro"), own) == ("mine", None)
+    assert tokenizer_source(ModelSpec(name="distilgpt2"), plain) == ("distilgpt2", None)

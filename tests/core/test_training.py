@@ -1,0 +1,316 @@
+"""The training loop: its schedules reach the model, accumulation changes nothing, and divergence stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import KINDS, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
+from torch import nn
+
+from raysweep.core.data import BatchOrder
+from raysweep.core.state import TrialState
+from raysweep.core.training import LOG_EVERY, Schedule, Training
+from raysweep.errors import DivergedError
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.optimizer import SliceAdamW
+
+NEW = [(0, 1), (2, 0)]
+ABSENT = [*NEW, (1, 2)]
+
+
+def grown_state(
+    kind: str = "gpt2", dtype: torch.dtype = torch.float64, initializer: str = "small_random"
+) -> TrialState:
+    """Return a state in which two heads have just been grown and one is absent."""
+    model = tiny_model(kind, dtype=dtype)
+    optimizer = SliceAdamW(dict(model.network.named_parameters()), 0.1)
+    state = TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
+    state.remove_heads(ABSENT, None)
+    state.add_heads(NEW, cycle=1)
+    state.initialise_new_heads(initializer, "key")
+    state.refresh()
+    return state
+
+
+def training_of(state: TrialState, schedule: Schedule, **options: Any) -> Training:
+    windows = some_tokens(30, 12, seed=3).numpy().astype(np.uint16)
+    training = {"batch_size": 4, "accumulation": 1, "clip_norm": 1.0, "precision": "fp32", "weight_decay": 0.1}
+    training |= options.pop("training", {})
+    order = BatchOrder(num_windows=len(windows), batch_size=training["batch_size"], seed=8)
+    return Training(state=state, schedule=schedule, windows=windows, order=order, training=training, runtime=cpu(),
+                    **options)  # fmt: skip
+
+
+def schedule(steps: int, **options: Any) -> Schedule:
+    return Schedule(**({"steps": steps, "lr": 0.01, "warmup_fraction": 0.0} | options))
+
+
+# Schedules.
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine_towards_zero() -> None:
+    rates = [schedule(20, lr=2.0, warmup_fraction=0.25).learning_rate(step) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert rates[5:] == pytest.approx([1 + math.cos(math.pi * step / 15) for step in range(15)])
+    assert all(a > b for a, b in zip(rates[5:], rates[6:], strict=False)) and 0 < rates[-1] < 0.05
+    assert schedule(4, lr=2.0).learning_rate(0) == 2.0
+    assert schedule(1, lr=2.0, warmup_fraction=0.9).learning_rate(0) == 2.0
+
+
+def test_the_multiplier_falls_as_a_half_cosine_to_exactly_one() -> None:
+    some = schedule(20, new_head_lr_multiplier=5.0, multiplier_decay_steps=8)
+    values = [some.multiplier(step) for step in range(20)]
+    assert values[:8] == pytest.approx([3 + 2 * math.cos(math.pi * step / 8) for step in range(8)])
+    assert values[0] == 5.0 and values[8:] == [1.0] * 12
+    assert all(a > b for a, b in zip(values[:8], values[1:9], strict=True))
+    whole = schedule(20, new_head_lr_multiplier=5.0)
+    assert whole.multiplier(10) == pytest.approx(3.0) and whole.multiplier(19) > 1.0 and whole.multiplier(20) == 1.0
+    assert [schedule(5).multiplier(step) for step in range(6)] == [1.0] * 6
+
+
+def test_the_gate_rises_linearly_to_exactly_one_and_is_never_closed() -> None:
+    some = schedule(20, gate_warmup_steps=4, gate_start=0.2)
+    assert [some.gate(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert some.gate(4) == 1.0
+    assert [schedule(5).gate(step) for step in range(3)] == [1.0] * 3
+    assert schedule(20, gate_warmup_steps=1, gate_start=0.1).gate(0) == 0.1
+
+
+# Gate warm-up.
+
+
+def test_gate_warm_up_reaches_the_forward_pass_step_by_step_and_ends_open() -> None:
+    state = grown_state()
+    some = schedule(7, gate_warmup_steps=4, gate_start=0.2)
+    seen: list[list[list[float]]] = []
+    state.model.register_forward_pre_hook(lambda model, _: seen.append(
+        [[1.0] * 3 if gate.values is None else gate.values.tolist() for gate in model.gates]))  # fmt: skip
+    training_of(state, some).run()
+    assert len(seen) == 7
+    for step, gates in enumerate(seen):
+        assert gates[0] == pytest.approx([1.0, some.gate(step), 1.0])
+        assert gates[1] == [1.0, 1.0, 0.0]
+        assert gates[2] == pytest.approx([some.gate(step), 1.0, 1.0])
+    values = [gates[0][1] for gates in seen]
+    assert values[4:] == [1.0] * 3 and all(0 < a < b for a, b in zip(values[:4], values[1:5], strict=True))
+    assert [gate.values is None for gate in state.model.gates] == [True, False, True]
+
+
+def test_what_a_half_open_head_says_is_half_as_loud() -> None:
+    losses = []
+    for start in (0.01, 0.5, 1.0):
+        state = grown_state()
+        points = training_of(state, schedule(1, gate_warmup_steps=1, gate_start=start)).run()
+        losses.append(points[0]["loss"])
+    reference = grown_state()
+    tokens = torch.from_numpy(training_of(reference, schedule(1)).windows.astype(np.int64))
+    tokens = tokens[training_of(reference, schedule(1)).order.indices(0)]
+    for layer, head in NEW:
+        for name, dim, where in head_places("gpt2", reference.model, layer, head)["output"]:
+            reference.model.network.get_parameter(name).data.narrow(dim, where.start, len(where)).mul_(0.5)
+    assert losses[1] == pytest.approx(float(mean_loss(reference.model(tokens), tokens).detach()), rel=1e-6)
+    assert len({round(loss, 6) for loss in losses}) == 3
+
+
+def test_without_new_heads_a_warm_up_touches_no_gate() -> None:
+    state = grown_state()
+    state.new_heads, state.new_slices = [], []
+    state.refresh()
+    seen = []
+    state.model.register_forward_pre_hook(lambda model, _: seen.append(model.gates[0].values))
+    points = training_of(state, schedule(3, gate_warmup_steps=3, gate_start=0.2)).run()
+    assert seen == [None] * 3
+    assert "new_head_gate" not in points[-1] and "new_head_multiplier" not in points[-1]
+
+
+# The multiplier of new heads.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_multiplier_scales_the_first_update_of_new_slices_and_of_no_others(kind: str) -> None:
+    moved = []
+    for multiplier in (1.0, 4.0):
+        state = grown_state(kind)
+        before = weights_of(state.model)
+        training_of(state, schedule(1, new_head_lr_multiplier=multiplier)).run()
+        moved.append({name: weight - before[name] for name, weight in weights_of(state.model).items()})
+    masks = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in moved[0].items()}
+    for slot in NEW:
+        for role, places in head_places(kind, state.model, *slot).items():
+            for name, dim, where in places:
+                if role in ("query", "output") or kind not in ("llama-gqa", "llama-mqa"):
+                    masks[name].narrow(dim, where.start, len(where)).fill_(True)
+    for name, mask in masks.items():
+        torch.testing.assert_close(moved[1][name][mask], 4 * moved[0][name][mask], rtol=1e-9, atol=1e-15)
+        assert torch.equal(moved[1][name][~mask], moved[0][name][~mask]), name
+
+
+# Accumulation, clipping, order.
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulated_micro_batches_equal_one_batch(kind: str, accumulation: int) -> None:
+    results = []
+    for parts in (1, accumulation):
+        state = grown_state(kind)
+        curve = training_of(state, schedule(5, gate_warmup_steps=2, new_head_lr_multiplier=3.0),
+                            training={"accumulation": parts}).run()  # fmt: skip
+        results.append((state.tensors(), curve))
+    (one, one_curve), (many, many_curve) = results
+    for name, tensor in one.items():
+        torch.testing.assert_close(many[name], tensor, rtol=1e-5, atol=1e-8, msg=name)
+    for name, value in one_curve[-1].items():
+        assert many_curve[-1][name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_accumulation_runs_the_passes_it_is_asked_for() -> None:
+    state = grown_state()
+    sizes: list[int] = []
+    state.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    training_of(state, schedule(3), training={"accumulation": 2}).run()
+    assert sizes == [2] * 6
+
+
+def test_gradients_are_clipped_before_the_step_and_logged_as_they_were() -> None:
+    norms = []
+    for clip in (1e-3, 1e6):
+        state = grown_state()
+        (point,) = training_of(state, schedule(1), training={"clip_norm": clip}).run()
+        moments = [t for name, t in state.optimizer.state_tensors().items() if name.endswith("exp_avg")]
+        clipped = float(torch.stack([moment.norm() for moment in moments]).norm()) / 0.1  # the first moment is 0.1 g
+        assert clipped == pytest.approx(min(clip, point["gradient_norm"]), rel=1e-4)
+        norms.append(point["gradient_norm"])
+    assert norms[0] == norms[1] > 0.1
+
+
+def test_each_step_trains_on_the_windows_that_its_order_names() -> None:
+    state = grown_state()
+    training = training_of(state, schedule(9))
+    seen: list[Any] = []
+    state.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    training.run()
+    for step, tokens in enumerate(seen):
+        assert np.array_equal(tokens, training.windows[training.order.indices(step)])
+
+
+def test_training_equals_a_plain_loop() -> None:
+    """The whole of it once more by hand, for a phase without new heads, in double precision."""
+    state = grown_state()
+    state.new_heads, state.new_slices = [], []
+    state.refresh()
+    training = training_of(state, schedule(6, warmup_fraction=0.5))
+    reference = grown_state()
+    groups = [[p for p in reference.model.parameters() if (p.dim() >= 2) == matrix] for matrix in (True, False)]
+    adamw = torch.optim.AdamW([{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}])
+    losses, norms = [], []
+    (held, name) = reference.model.sites[1].head_slices(2), "transformer.h.1.attn.c_proj.weight"
+    for step in range(6):
+        tokens = torch.from_numpy(training.windows[training.order.indices(step)].astype(np.int64))
+        loss = mean_loss(reference.model(tokens), tokens)
+        loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)))
+        saved = weights_of(reference.model)
+        for group in adamw.param_groups:
+            group["lr"] = training.schedule.learning_rate(step)
+        adamw.step()
+        adamw.zero_grad()
+        for part in held:  # the absent head
+            where = (slice(None),) * part.dim + (slice(part.start, part.start + part.length),)
+            reference.model.network.get_parameter(part.parameter).data[where] = saved[part.parameter][where]
+        losses.append(float(loss.detach()))
+    (point,) = training.run()
+    assert name in {part.parameter for part in held}
+    for (name, ours), theirs in zip(weights_of(state.model).items(), reference.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-7, atol=1e-9, msg=name)
+    assert point["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert point["gradient_norm"] == pytest.approx(norms[-1], rel=1e-6)
+    assert state.model.training and all(parameter.grad is None for parameter in state.model.parameters())
+
+
+# The curve.
+
+
+def test_points_hold_the_mean_loss_since_the_point_before() -> None:
+    state = grown_state()
+    each: list[float] = []
+    seen: list[dict[str, float]] = []
+    some = schedule(LOG_EVERY + 3, gate_warmup_steps=4, new_head_lr_multiplier=3.0, multiplier_decay_steps=12)
+    single = grown_state()
+    for step in range(LOG_EVERY + 3):
+        each.append(loss_of_one_step(training_of(single, some, checkpoint_every=1), step))
+    curve = training_of(state, some, on_point=seen.append).run()
+    assert curve == seen and [point["step"] for point in curve] == [LOG_EVERY, LOG_EVERY + 3]
+    assert curve[0]["loss"] == pytest.approx(np.mean(each[:LOG_EVERY]), rel=1e-6)
+    assert curve[1]["loss"] == pytest.approx(np.mean(each[LOG_EVERY:]), rel=1e-6)
+    for point in curve:
+        last = int(point["step"]) - 1
+        assert point["lr"] == some.learning_rate(last)
+        assert point["new_head_gate"] == some.gate(last)
+        assert point["new_head_multiplier"] == some.multiplier(last)
+
+
+def loss_of_one_step(training: Training, step: int) -> float:
+    """Train one step of a phase, as a run that is killed after it would."""
+
+    class KilledError(Exception):
+        pass
+
+    def stop(_: int) -> None:
+        raise KilledError
+
+    training.on_checkpoint = stop
+    with contextlib.suppress(KilledError):
+        training.run(step)
+    return training.curve[-1]["loss"] if training.curve else float(training.unlogged[0] / training.unlogged[1])
+
+
+def test_checkpoints_come_at_their_steps_but_not_at_the_end() -> None:
+    steps: list[int] = []
+    training_of(grown_state(), schedule(9), checkpoint_every=3, on_checkpoint=steps.append).run()
+    assert steps == [3, 6]
+
+
+def test_training_does_not_read_the_global_generators() -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        state = grown_state()
+        training_of(state, schedule(3)).run()
+        found.append(weights_of(state.model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+# Divergence.
+
+
+def test_a_learning_rate_beyond_reason_is_a_divergence() -> None:
+    with pytest.raises(DivergedError, match="at step"):
+        training_of(grown_state(dtype=torch.float32), schedule(40, lr=1e6)).run()
+
+
+def test_a_weight_that_is_no_number_is_a_divergence() -> None:
+    state = grown_state(dtype=torch.float32)
+    state.model.network.transformer.h[1].mlp.c_fc.weight.data[0, 0] = math.nan
+    with pytest.raises(DivergedError, match="at step 4 the loss is nan"):
+        training_of(state, schedule(4)).run()
+
+
+def test_a_loss_that_was_no_number_for_one_step_is_not_averaged_away() -> None:
+    """The loss is NaN in the second of ten steps only; the point at step ten still stops the phase."""
+    state = grown_state(dtype=torch.float32)
+    calls: list[int] = []
+
+    def poison(_: nn.Module, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return logits * (math.nan if len(calls) == 2 else 1.0)
+
+    state.model.register_forward_hook(poison)
+    with pytest.raises(DivergedError, match="at step 10"):
+        training_of(state, schedule(20)).run()

@@ -1,0 +1,229 @@
+"""Builders that tests share: tiny models of every family, smaller ones built by hand, head maps and quick jobs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
+from transformers.pytorch_utils import Conv1D
+
+from raysweep import registry
+from raysweep.core.phases import run_trial
+from raysweep.core.runtime import Runtime
+from raysweep.core.store import PhaseStore
+from raysweep.jobfile import check_job
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.model import PlasticModel
+from raysweep.records import PhaseRecord
+
+torch.set_num_threads(1)
+
+VOCABULARY, POSITIONS = 48, 32
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
+# Odd head counts and, where the family allows it, num_heads * head_dim != hidden size, so that no transpose can hide.
+CONFIGS: dict[str, Any] = {
+    "gpt2": lambda: GPT2Config(
+        n_layer=3, n_head=3, n_embd=15, **NO_TOKENS, **_drop("resid_pdrop embd_pdrop attn_pdrop"),
+    ),
+    "opt": lambda: OPTConfig(
+        num_attention_heads=3, hidden_size=21, word_embed_proj_dim=9, ffn_dim=10, pad_token_id=None,
+        **NO_TOKENS, **_layers(), **_drop("dropout attention_dropout layerdrop"),
+    ),
+    "llama": lambda: _llama(num_attention_heads=5, num_key_value_heads=5, head_dim=6, hidden_size=20),
+    "llama-gqa": lambda: _llama(num_attention_heads=9, num_key_value_heads=3, head_dim=4, hidden_size=27),
+    "llama-mqa": lambda: _llama(num_attention_heads=5, num_key_value_heads=1, head_dim=6, hidden_size=20,
+                                attention_bias=True),
+}  # fmt: skip
+KINDS = list(CONFIGS)
+
+
+def _drop(names: str) -> dict[str, float]:
+    return dict.fromkeys(names.split(), 0.0)
+
+
+def _layers() -> dict[str, int]:
+    return {"num_hidden_layers": 3}
+
+
+def _llama(**shape: Any) -> LlamaConfig:
+    return LlamaConfig(**shape, **_layers(), intermediate_size=14, pad_token_id=None, **NO_TOKENS)
+
+
+def tiny_model(
+    kind: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, attention: str = "sdpa"
+) -> PlasticModel:
+    """Return a wrapped model whose every parameter is random and clearly non-zero, biases and norms included."""
+    config = CONFIGS[kind]()
+    config.vocab_size = VOCABULARY
+    config.max_position_embeddings = POSITIONS
+    network = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
+            is_gain = "norm" in name.split(".")[-2] or ".ln_" in name
+            parameter.copy_(drawn + 1.0 if is_gain and name.endswith("weight") else drawn)
+    return PlasticModel(network, family_of(kind).sites(network))
+
+
+def family_of(kind: str) -> Any:
+    return registry.build("models", kind.partition("-")[0])
+
+
+def some_tokens(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+
+
+def weights_of(model: PlasticModel) -> dict[str, torch.Tensor]:
+    """Copy all parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.network.named_parameters()}
+
+
+def mean_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the mean next-token loss, in the precision of the logits."""
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def head_map_without(model: PlasticModel, *slots: tuple[int, int]) -> HeadMap:
+    return HeadMap.full(*model.shape).without(slots)
+
+
+# Where heads live, written out by hand for each family: the oracle for the slices of the families.
+
+
+def head_places(kind: str, model: PlasticModel, layer: int, head: int) -> dict[str, list[tuple[str, int, range]]]:
+    """Return role -> (parameter, dim, indices) of one query head; key and value are those of its group."""
+    site = model.sites[layer]
+    width, group = site.head_dim, head // (site.num_heads // site.num_key_value_heads)
+    own, shared = range(head * width, (head + 1) * width), range(group * width, (group + 1) * width)
+    if kind == "gpt2":
+        prefix, embedding = f"transformer.h.{layer}.attn", site.num_heads * width
+        fused = {"query": 0, "key": embedding, "value": 2 * embedding}
+        places = {
+            role: [(f"{prefix}.c_attn.weight", 1, range(own.start + at, own.stop + at)),
+                   (f"{prefix}.c_attn.bias", 0, range(own.start + at, own.stop + at))]
+            for role, at in fused.items()
+        }  # fmt: skip
+        return {**places, "output": [(f"{prefix}.c_proj.weight", 0, own)]}
+    prefix = f"model.{'decoder.' if kind == 'opt' else ''}layers.{layer}.self_attn"
+    names = dict(model.network.named_parameters())
+    places = {
+        role: [(f"{prefix}.{role[0]}_proj.{part}", 0, own if role == "query" else shared)
+               for part in ("weight", "bias") if f"{prefix}.{role[0]}_proj.{part}" in names]
+        for role in ("query", "key", "value")
+    }  # fmt: skip
+    return {**places, "output": [(f"{prefix}.{'out' if kind == 'opt' else 'o'}_proj.weight", 1, own)]}
+
+
+def at(model: PlasticModel, place: tuple[str, int, range]) -> torch.Tensor:
+    """View the part of a parameter at a place."""
+    name, dim, indices = place
+    return model.network.get_parameter(name).data.narrow(dim, indices.start, len(indices))
+
+
+def compacted(kind: str, model: PlasticModel, head_map: HeadMap) -> Any:
+    """Build the physically smaller network: absent heads are gone from every tensor. Each layer keeps a head.
+
+    Shared keys and values stay grouped where every group keeps equally many heads, and are repeated otherwise.
+    """
+    network = copy.deepcopy(model.network)
+    blocks = {"gpt2": lambda: network.transformer.h, "opt": lambda: network.model.decoder.layers}
+    for layer, block in enumerate(blocks.get(kind, lambda: network.model.layers)()):
+        kept = [int(head) for head in np.flatnonzero(head_map.present[layer])]
+        site = model.sites[layer]
+        if kind == "gpt2":
+            _compact_gpt2(block.attn, kept, site.head_dim)
+        else:
+            _compact_linear(block.self_attn, kept, site)
+    return network
+
+
+def _compact_gpt2(attention: Any, kept: Sequence[int], width: int) -> None:
+    embedding, size = attention.c_attn.weight.shape[0], len(kept) * width
+    columns = torch.tensor([part * embedding + head * width + at for part in range(3) for head in kept
+                            for at in range(width)])  # fmt: skip
+    rows = torch.tensor([head * width + at for head in kept for at in range(width)])
+    old, projection = attention.c_attn, attention.c_proj
+    attention.c_attn, attention.c_proj = Conv1D(3 * size, embedding), Conv1D(embedding, size)
+    attention.c_attn.weight = nn.Parameter(old.weight.data[:, columns])
+    attention.c_attn.bias = nn.Parameter(old.bias.data[columns])
+    attention.c_proj.weight = nn.Parameter(projection.weight.data[rows])
+    attention.c_proj.bias = nn.Parameter(projection.bias.data.clone())
+    attention.split_size, attention.num_heads = size, len(kept)
+
+
+def _compact_linear(attention: Any, kept: Sequence[int], site: Any) -> None:
+    users = site.num_heads // site.num_key_value_heads
+    groups = sorted({head // users for head in kept})
+    even = all(len([head for head in kept if head // users == group]) * len(groups) == len(kept) for group in groups)
+    shared = groups if even else [head // users for head in kept]
+    for name, indices in (("q_proj", kept), ("k_proj", shared), ("v_proj", shared)):
+        old = getattr(attention, name)
+        rows = torch.tensor([index * site.head_dim + at for index in indices for at in range(site.head_dim)])
+        _replace_linear(attention, name, old.weight.data[rows], None if old.bias is None else old.bias.data[rows])
+    name = "out_proj" if hasattr(attention, "out_proj") else "o_proj"
+    old = getattr(attention, name)
+    columns = torch.tensor([head * site.head_dim + at for head in kept for at in range(site.head_dim)])
+    _replace_linear(attention, name, old.weight.data[:, columns], old.bias)
+    attention.num_heads = len(kept)
+    attention.num_key_value_groups = len(kept) // len(shared)
+
+
+def _replace_linear(attention: Any, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    setattr(attention, name, linear)
+
+
+# Trials.
+
+
+def quick_job(**changes: Any) -> dict[str, Any]:
+    """Return a job that runs in about a second; dotted changes as `cycle__learn__lr=1e-3`; None removes."""
+    job: dict[str, Any] = {
+        "name": "quick",
+        "model": {"name": "gpt2-nano"},
+        "data": {"seq_len": 32, "eval_tokens": 512, "probe_windows": 4},
+        "training": {"batch_size": 4},
+        "cycle": {
+            "cycles": 2,
+            "baseline": {"steps": 4, "lr": 3e-3},
+            "prune": {"strategy": "taylor", "level": 0.3},
+            "grow": {"strategy": "gradient_sensitivity", "ratio": 0.4},
+            "learn": {"steps": 4, "lr": 3e-3, "new_head_lr_multiplier": 3.0, "gate_warmup_steps": 2},
+        },
+    }
+    for path, value in changes.items():
+        *sections, last = path.split("__")
+        body = job
+        for section in sections:
+            body = body.setdefault(section, {})
+        if value is None:
+            del body[last]
+        else:
+            body[last] = value
+    return job
+
+
+def quick_plan(trial: int = 1, **changes: Any) -> TrialPlan:
+    spec = check_job(quick_job(**changes), "quick.yaml").spec
+    return make_plan(spec, {}, trial=trial, fingerprints=Fingerprints(model="model", data="data"))
+
+
+def cpu() -> Runtime:
+    return Runtime(device=torch.device("cpu"))
+
+
+def run_all(plan: TrialPlan, folder: Path, runtime: Runtime | None = None) -> list[PhaseRecord]:
+    """Run a trial to its end in a phase store of its own or a shared one."""
+    return list(run_trial(plan, runtime or cpu(), PhaseStore(folder)))

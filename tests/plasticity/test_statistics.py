@@ -1,0 +1,383 @@
+"""Head statistics equal slow, explicit computations, and measuring them changes nothing."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    KINDS,
+    at,
+    head_map_without,
+    head_places,
+    mean_loss,
+    some_tokens,
+    tiny_model,
+    weights_of,
+)
+from torch.func import functional_call
+
+from raysweep import registry
+from raysweep.contracts import Array, HeadStatistics
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.probe import probe
+from raysweep.plasticity.surgery import absent_slices, initialise
+
+ABSENT = ((0, 1), (1, 0), (1, 2), (2, 2))
+MEASURED = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
+
+
+def probed(model: PlasticModel, tokens: torch.Tensor, head_map: HeadMap, **options: Any) -> HeadStatistics:
+    model.set_gates(head_map)
+    return probe(model, tokens.split(2), head_map, lambda tensor: tensor, **options)
+
+
+def output_places(kind: str, model: PlasticModel) -> list[list[tuple[str, int, range]]]:
+    layers, heads = model.shape
+    return [[head_places(kind, model, layer, head)["output"][0] for head in range(heads)] for layer in range(layers)]
+
+
+def logits_with_gates(kind: str, model: PlasticModel, gates: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Apply gates without hooks: scale each head's part of the output projection's weight."""
+    scaled = {}
+    for layer, row in enumerate(output_places(kind, model)):
+        name, dim, _ = row[0]
+        weight = model.network.get_parameter(name).detach()
+        wide = gates[layer].repeat_interleave(model.sites[layer].head_dim)
+        scaled[name] = weight * (wide[:, None] if dim == 0 else wide)
+    model.set_gates(HeadMap.full(*model.shape))
+    return functional_call(model.network, scaled, kwargs={"input_ids": tokens, "use_cache": False}).logits
+
+
+def gate_gradients(kind: str, model: PlasticModel, head_map: HeadMap, tokens: torch.Tensor) -> Array:
+    """Return |d(mean loss) / d(gate)| of every window, (windows, layers, heads): one backward pass a window."""
+    found = []
+    for window in tokens:
+        gates = torch.from_numpy(head_map.present).double().requires_grad_()
+        mean_loss(logits_with_gates(kind, model, gates, window[None]), window[None]).backward()
+        assert gates.grad is not None
+        found.append(gates.grad.abs().numpy())
+    return np.stack(found)
+
+
+def maps_and_outputs(model: PlasticModel, head_map: HeadMap, tokens: torch.Tensor) -> tuple[list[Any], list[Any]]:
+    """Return attention weights (batch, heads, queries, keys) and head outputs before the gate, of each layer."""
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        site.projection.register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[0]), prepend=True)
+        for site in model.sites
+    ]
+    model.set_gates(head_map)
+    with torch.no_grad():
+        maps = model.network(input_ids=tokens, output_attentions=True, use_cache=False).attentions
+    for hook in hooks:
+        hook.remove()
+    return maps, [
+        o.unflatten(-1, (site.num_heads, site.head_dim)) for o, site in zip(outputs, model.sites, strict=True)
+    ]
+
+
+# Equal to explicit computations.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_taylor_equals_one_backward_pass_for_each_window(kind: str) -> None:
+    model, tokens = tiny_model(kind, attention="eager"), some_tokens(5)
+    head_map = head_map_without(model, *ABSENT)
+    expected = gate_gradients(kind, model, head_map, tokens)
+    found = probed(model, tokens, head_map).taylor
+    np.testing.assert_allclose(found, expected.mean(0), rtol=1e-5)
+    assert np.array_equal(probed(model, tokens, head_map).present, head_map.present)
+
+
+def test_taylor_averages_magnitudes_not_signed_gradients() -> None:
+    """A head whose gate gradients cancel over windows still matters: checked against the cancelling mean."""
+    model, tokens = tiny_model("gpt2", attention="eager"), some_tokens(6)
+    gates = torch.ones(*model.shape, dtype=torch.float64, requires_grad=True)
+    mean_loss(logits_with_gates("gpt2", model, gates, tokens), tokens).backward()
+    found = probed(model, tokens, HeadMap.full(*model.shape)).taylor
+    assert gates.grad is not None
+    assert (found >= gates.grad.abs().numpy() * (1 - 1e-6)).all() and (found > 1.5 * gates.grad.abs().numpy()).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_entropy_and_sink_mass_equal_sums_over_explicit_attention_maps(kind: str) -> None:
+    model, tokens = tiny_model(kind, attention="eager"), some_tokens(5, length=9)
+    head_map = head_map_without(model, *ABSENT)
+    found = probed(model, tokens, head_map)
+    maps, _ = maps_and_outputs(model, head_map, tokens)
+    for layer in range(model.shape[0]):
+        for head in range(model.shape[1]):
+            entropies, sinks = [], []
+            for rows in maps[layer][:, head].tolist():
+                for query in range(1, 9):
+                    visible = rows[query][: query + 1]
+                    assert sum(visible) == pytest.approx(1.0)
+                    entropies.append(-sum(p * math.log(p) for p in visible if p > 0) / math.log(query + 1))
+                    sinks.append(visible[0])
+            assert found.entropy[layer, head] == pytest.approx(np.mean(entropies), rel=1e-6)
+            assert found.sink_mass[layer, head] == pytest.approx(np.mean(sinks), rel=1e-6)
+    assert (found.entropy >= 0).all() and (found.entropy <= 1 + 1e-7).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_norm_equals_the_mean_norm_of_each_contribution(kind: str) -> None:
+    model, tokens = tiny_model(kind, attention="eager"), some_tokens(5)
+    head_map = head_map_without(model, *ABSENT)
+    found = probed(model, tokens, head_map).output_norm
+    _, outputs = maps_and_outputs(model, head_map, tokens)
+    for layer, row in enumerate(output_places(kind, model)):
+        for head, place in enumerate(row):
+            weight = at(model, place) if place[1] == 0 else at(model, place).T
+            expected = (outputs[layer][:, :, head] @ weight).norm(dim=-1).mean()
+            assert found[layer, head] == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_magnitude_is_the_frobenius_norm_of_what_a_head_owns(kind: str) -> None:
+    model = tiny_model(kind, attention="eager")
+    found = probed(model, some_tokens(), HeadMap.full(*model.shape)).magnitude
+    roles = ("query", "output") if kind in ("llama-gqa", "llama-mqa") else ("query", "key", "value", "output")
+    for layer in range(model.shape[0]):
+        for head in range(model.shape[1]):
+            places = head_places(kind, model, layer, head)
+            squares = sum(float(at(model, place).square().sum()) for role in roles for place in places[role])
+            assert found[layer, head] == pytest.approx(math.sqrt(squares), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_follow_heads_that_change_places(kind: str) -> None:
+    """Swap all slices of two heads (of one group): their scores swap, the others stay."""
+    model, tokens = tiny_model(kind, attention="eager"), some_tokens(4)
+    whole = HeadMap.full(*model.shape)
+    before = probed(model, tokens, whole)
+    first, second = model.sites[1].head_slices(0), model.sites[1].head_slices(1)
+    for one, other in zip(first, second, strict=True):
+        weight = model.network.get_parameter(one.parameter).data
+        a, b = (weight.narrow(part.dim, part.start, part.length) for part in (one, other))
+        held = a.clone()
+        a.copy_(b)
+        b.copy_(held)
+    after = probed(model, tokens, whole)
+    order = np.arange(model.shape[1])
+    order[[0, 1]] = [1, 0]
+    for name in MEASURED:
+        expected = getattr(before, name).copy()
+        expected[1] = expected[1][order]
+        np.testing.assert_allclose(getattr(after, name), expected, rtol=1e-5, err_msg=name)
+        assert not np.isclose(expected[1][0], expected[1][1], rtol=1e-3), name
+
+
+# Planted attention.
+
+
+def plant_uniform(model: PlasticModel, layer: int, head: int) -> None:
+    for role in ("query", "key"):
+        for place in head_places("gpt2", model, layer, head)[role]:
+            at(model, place).zero_()
+
+
+def plant_sink(model: PlasticModel, head: int) -> None:
+    """Make a head of layer 0 look only at token 0, which is to stand at the beginning of windows and nowhere else."""
+    transformer = model.network.transformer
+    with torch.no_grad():
+        transformer.wpe.weight.zero_()
+        transformer.wte.weight[:, 0] = -1.0
+        transformer.wte.weight[0, 0] = 5.0
+        transformer.h[0].ln_1.weight.fill_(1.0)
+        transformer.h[0].ln_1.bias.zero_()
+    plant_uniform(model, 0, head)
+    places = head_places("gpt2", model, 0, head)
+    at(model, places["query"][1])[0] = 100.0
+    at(model, places["key"][0])[0, 0] = 100.0
+
+
+@pytest.mark.parametrize("length", [2, 5, 12, 32])
+def test_uniform_attention_has_entropy_one_and_a_single_key_entropy_zero_at_every_length(length: int) -> None:
+    model = tiny_model("gpt2", attention="eager")
+    plant_uniform(model, 1, 2)
+    plant_sink(model, 1)
+    tokens = some_tokens(3, length).clamp_min(1)
+    tokens[:, 0] = 0
+    found = probed(model, tokens, HeadMap.full(*model.shape))
+    assert found.entropy[1, 2] == pytest.approx(1.0, abs=1e-12)
+    assert found.sink_mass[1, 2] == pytest.approx(np.mean([1 / seen for seen in range(2, length + 1)]))
+    assert found.entropy[0, 1] == pytest.approx(0.0, abs=1e-12)
+    assert found.sink_mass[0, 1] == pytest.approx(1.0, abs=1e-12)
+
+
+# Sensitivity of absent slots.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gate_sensitivity_is_the_gradient_at_a_closed_gate(kind: str) -> None:
+    model, tokens = tiny_model(kind, attention="eager"), some_tokens(5)
+    head_map = head_map_without(model, *ABSENT)
+    expected = gate_gradients(kind, model, head_map, tokens).mean(0)
+    found = probed(model, tokens, head_map, sensitivity="gate").sensitivity
+    assert found is not None
+    for slot in ABSENT:
+        assert found[slot] == pytest.approx(expected[slot], rel=1e-5)
+        assert expected[slot] > 1e-4
+
+
+def with_proposals(kind: str, initializer: str) -> tuple[PlasticModel, HeadMap]:
+    model = tiny_model(kind, attention="eager")
+    head_map = head_map_without(model, *ABSENT)
+    initialise(model, absent_slices(model.sites, head_map), registry.build("init", initializer), "key")
+    return model, head_map
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_sensitivity_is_the_l1_norm_of_the_mean_gradient_of_output_weights_that_are_zero(kind: str) -> None:
+    model, head_map = with_proposals(kind, "zero_output")
+    tokens = some_tokens(5)
+    found = probed(model, tokens, head_map, sensitivity="output").sensitivity
+    assert found is not None
+    model.set_gates(HeadMap.full(*model.shape))  # open: with zero output weights the logits are the same
+    loss = torch.stack([mean_loss(model(window[None]), window[None]) for window in tokens]).mean()
+    names = [row[0][0] for row in output_places(kind, model)]
+    gradients = torch.autograd.grad(loss, [model.network.get_parameter(name) for name in names])
+    for layer, row in enumerate(output_places(kind, model)):
+        for head, (_, dim, indices) in enumerate(row):
+            expected = gradients[layer].narrow(dim, indices.start, len(indices)).abs().sum()
+            assert found[layer, head] == pytest.approx(float(expected), rel=1e-5), (layer, head)
+            assert expected > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_initializer_asks_for_the_gradient_that_is_alive_under_it(kind: str) -> None:
+    tokens = some_tokens(4)
+    for initializer, alive, dead in (("zero_output", "output", "gate"), ("small_random", "gate", None)):
+        assert registry.load("init", initializer).sensitivity == alive
+        model, head_map = with_proposals(kind, initializer)
+        found = probed(model, tokens, head_map, sensitivity=alive).sensitivity
+        assert found is not None and all(found[slot] > 0 for slot in ABSENT)
+        if dead:
+            nothing = probed(model, tokens, head_map, sensitivity=dead).sensitivity
+            assert nothing is not None and [nothing[slot] for slot in ABSENT] == [0.0] * len(ABSENT)
+
+
+# Ranks.
+
+
+def probed_over_ranks(
+    model: PlasticModel, shards: Sequence[Sequence[torch.Tensor]], head_map: HeadMap, **options: Any
+) -> list[HeadStatistics]:
+    """Run the probe once on every shard to see what it sends, then once more with the sums in reply."""
+    model.set_gates(head_map)
+    sent: list[list[torch.Tensor]] = []
+
+    def record(messages: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda tensor: (messages.append(tensor.clone()), tensor)[1]
+
+    with np.errstate(invalid="ignore", divide="ignore"):  # a rank without windows, before its sums arrive
+        for shard in shards:
+            sent.append([])
+            probe(model, shard, head_map, record(sent[-1]), **options)
+    assert all(tensor.dtype == torch.float64 for messages in sent for tensor in messages)
+    totals = [sum(tensors) for tensors in zip(*sent, strict=True)]
+    results = []
+    for shard in shards:
+        replies = iter(totals)
+        results.append(probe(model, shard, head_map, lambda _, replies=replies: next(replies), **options))
+    return results
+
+
+@pytest.mark.parametrize("sensitivity", ["gate", "output"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_sharding_of_the_windows_gives_every_rank_the_same_statistics(kind: str, sensitivity: str) -> None:
+    model, tokens = tiny_model(kind, attention="eager"), some_tokens(7)
+    head_map = head_map_without(model, *ABSENT)
+    one = probed(model, tokens, head_map, sensitivity=sensitivity)
+    ranks = probed_over_ranks(model, [tokens[[6, 1]].split(1), [], tokens[[2, 0, 3, 4, 5]].split(4)], head_map,
+                              sensitivity=sensitivity)  # fmt: skip
+    for found in ranks:
+        for name in (*MEASURED, "sensitivity"):
+            np.testing.assert_allclose(getattr(found, name), getattr(one, name), rtol=1e-6, err_msg=name)
+            assert np.array_equal(getattr(found, name), getattr(ranks[0], name)), name
+
+
+# Nothing is left changed.
+
+
+class Surroundings:
+    """What a probe must leave alone."""
+
+    def __init__(self, model: PlasticModel) -> None:
+        self.model = model
+        self.weights = weights_of(model)
+        self.gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+        self.trainable = {n: p.requires_grad for n, p in model.named_parameters()}
+        self.generators = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+        self.gates = [None if gate.values is None else gate.values.clone() for gate in model.gates]
+        self.attention = model.network.config._attn_implementation
+        self.training = [module.training for module in model.modules()]
+        self.hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+
+    def assert_same(self) -> None:
+        now = Surroundings(self.model)
+        for name in ("weights", "gradients"):
+            before, after = getattr(self, name), getattr(now, name)
+            assert all(before[n] is after[n] or torch.equal(before[n], after[n]) for n in before), name
+        assert torch.equal(self.generators[0], now.generators[0])
+        assert self.generators[1:] == now.generators[1:]
+        assert str(self.gates) == str(now.gates)
+        for name in ("trainable", "attention", "training", "hooks"):
+            assert getattr(self, name) == getattr(now, name), name
+
+
+def surrounded(kind: str) -> tuple[PlasticModel, HeadMap, Surroundings]:
+    model = tiny_model(kind)
+    head_map = head_map_without(model, *ABSENT)
+    model.set_gates(head_map)
+    model.train()
+    frozen, *others = model.parameters()
+    frozen.requires_grad_(False)
+    for parameter in others[::2]:
+        parameter.grad = torch.ones_like(parameter)
+    return model, head_map, Surroundings(model)
+
+
+@pytest.mark.parametrize("sensitivity", [None, "gate", "output"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_probing_leaves_everything_as_it_was(kind: str, sensitivity: Any) -> None:
+    model, head_map, before = surrounded(kind)
+    assert before.attention == "sdpa"
+    first = probe(model, some_tokens(4).split(2), head_map, lambda tensor: tensor, sensitivity=sensitivity)
+    before.assert_same()
+    again = probe(model, some_tokens(4).split(2), head_map, lambda tensor: tensor, sensitivity=sensitivity)
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in MEASURED)
+
+
+def test_a_probe_that_fails_leaves_everything_as_it_was() -> None:
+    model, head_map, before = surrounded("gpt2")
+    with pytest.raises(IndexError):
+        probe(model, [some_tokens(), torch.full((1, 8), 10**6)], head_map, lambda tensor: tensor)
+    before.assert_same()
+
+
+def test_probing_ignores_dropout() -> None:
+    model = tiny_model("gpt2", attention="eager")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    whole = HeadMap.full(*model.shape)
+    quiet = probed(model, some_tokens(), whole)
+    model.train()
+    loud = probed(model, some_tokens(), whole)
+    assert all(np.array_equal(getattr(quiet, name), getattr(loud, name)) for name in MEASURED)
+
+
+def test_attention_without_weights_is_an_error_not_a_guess() -> None:
+    model = tiny_model("gpt2")
+    whole = HeadMap.full(*model.shape)
+    model.sites[1].attention.register_forward_hook(lambda _, __, output: (output[0], None), prepend=True)
+    with pytest.raises(RuntimeError, match="layer 1 gives no attention weights"):
+        probed(model, some_tokens(), whole)

@@ -1,0 +1,245 @@
+"""News of a running sweep: on a console of its own, a line a trial, a live line on a terminal, sane times."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from sweeps import JOB, TAYLOR, WHOLE, add_trial, job_mapping, make_sweep, phase_record, trial_record
+
+from raysweep.jobfile import Job, check_job
+from raysweep.plan import Fingerprints, make_plan
+from raysweep.records import PhaseRecord
+from raysweep.reports.progress import Progress, Silent, count, duration
+
+
+def checked(**scale: int) -> Job:
+    return check_job({**job_mapping(trials=8), "scale": scale}, "heads.yaml")
+
+
+@contextmanager
+def watched(terminal: bool = False) -> Iterator[tuple[Progress, StringIO]]:
+    output = StringIO()
+    console = Console(file=output, force_terminal=terminal, width=120, _environ={})
+    with Progress(console) as progress:
+        yield progress, output
+
+
+def start(progress: Progress, folder: Path, remaining: int = 8, name: str = "heads-1", **scale: int) -> None:
+    progress.sweep_started(make_sweep(folder, name), checked(**scale), remaining)
+
+
+def run_trial(progress: Progress, trial: int, perplexities: Mapping[str, float] = WHOLE, *, reused: Any = (),
+              seconds: Mapping[str, float] | None = None, **ending: Any) -> None:  # fmt: skip
+    job = checked()
+    progress.trial_started(
+        make_plan(job.with_values(TAYLOR), TAYLOR, trial=trial, fingerprints=Fingerprints(model="m", data="d"))
+    )
+    phases = [phase_record(trial, label, value, label in reused) for label, value in perplexities.items()]
+    for phase in phases:
+        progress.phase_finished(_taking(phase, (seconds or {}).get(phase.phase, phase.seconds)))
+    progress.trial_finished(trial_record(trial, phases=phases, **ending))
+
+
+def _taking(phase: PhaseRecord, seconds: float) -> PhaseRecord:
+    return PhaseRecord(**{**phase.__dict__, "seconds": seconds})
+
+
+def test_it_starts_with_what_will_run_where(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path, workers=2, lanes=4)
+        progress.lane_started([11, 12])
+    assert output.getvalue().splitlines() == [
+        "heads-1   8 trials on 4 lanes of 2 workers   python-docs   gpt2-nano",
+        "workers ready: 2 processes",
+    ]
+    assert progress.sweep == "heads-1"
+
+
+def test_one_is_not_a_plural(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path, remaining=1, lanes=4)
+    assert "1 trial on 1 lane of 1 worker " in output.getvalue()
+    assert [count(0, "phase"), count(1, "phase"), count(2, "phase")] == ["0 phases", "1 phase", "2 phases"]
+
+
+def test_a_finished_trial_is_one_line_with_the_best_so_far_and_the_time_left(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path)
+        run_trial(progress, 1, seconds={"learn": 24.0})
+        run_trial(progress, 2, {**WHOLE, "learn": 50.0}, reused=["baseline"], seconds={"learn": 24.0})
+    lines = output.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[1] == (
+        "trial 1 (1/8)   baseline ✓ prune ✓ measure ✓ grow ✓ learn ✓   loss 3.7495   best 3.7495 (trial 1)   12.5 s"
+        "   about 4 min left"  # 7 trials of 30 s
+    )
+    assert lines[2].startswith(
+        "trial 2 (2/8)   baseline ◇ prune ✓ measure ✓ grow ✓ learn ✓   loss 3.9120   best 3.7495 (trial 1)"
+    )
+
+
+def test_the_number_that_is_minimised_is_named(tmp_path: Path) -> None:
+    job = check_job(job_mapping(minimize="perplexity"), "heads.yaml")
+    with watched() as (progress, output):
+        progress.sweep_started(make_sweep(tmp_path), job, 3)
+        run_trial(progress, 1, objective=42.5)
+    assert "perplexity 42.5000   best 42.5000 (trial 1)" in output.getvalue()
+
+
+def test_a_trial_that_failed_says_why_in_one_line_and_is_never_the_best(tmp_path: Path) -> None:
+    error = "baseline: gave up after 3 attempts: rank 0: Traceback\n  File x\nRuntimeError: no [bold]space[/bold]\n"
+    with watched() as (progress, output):
+        start(progress, tmp_path, remaining=3)
+        run_trial(progress, 1, {"baseline": 40.0}, status="FAILED", error=error)
+        run_trial(progress, 2, {"baseline": 40.0}, status="STOPPED", objective=0.1)
+        run_trial(progress, 3)
+    lines = output.getvalue().splitlines()
+    assert "FAILED: RuntimeError: no [bold]space[/bold]   12.5 s" in lines[1]
+    assert "best" not in lines[1] + lines[2]
+    assert "STOPPED   12.5 s" in lines[2]
+    assert "best 3.7495 (trial 3)" in lines[3]
+    assert all("Traceback" not in line for line in lines)
+
+
+def test_a_trial_without_a_single_phase_is_told_too(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path, remaining=1)
+        progress.trial_finished(trial_record(1, "FAILED", error="lane lane-0 was lost"))
+    assert output.getvalue().splitlines()[1] == "trial 1 (1/1)   FAILED: lane lane-0 was lost   12.5 s"
+
+
+def test_the_phases_of_later_cycles_are_told_apart(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path)
+        run_trial(progress, 1, {"baseline": 40.0, "learn": 41.0, "learn@2": 39.0})
+    assert "baseline ✓ learn ✓ learn@2 ✓   loss" in output.getvalue()
+
+
+def test_retries_and_resumed_phases_are_announced(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path)
+        progress.trial_retried(3, 2)
+        progress.phase_resumed(3, "learn", 200, 300)
+    assert output.getvalue().splitlines()[1:] == [
+        "trial 3: its workers were lost; attempt 2 goes on from its last checkpoint",
+        "trial 3: learn goes on from step 200 of 300",
+    ]
+
+
+def test_a_resumed_sweep_knows_what_was_best_before(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    add_trial(folder, 1, perplexities={**WHOLE, "learn": 20.0})
+    add_trial(folder, 2, perplexities={**WHOLE, "learn": 10.0}, status="STOPPED")
+    with watched() as (progress, output):
+        progress.sweep_started(folder, checked(), 6)
+        run_trial(progress, 3)
+    lines = output.getvalue().splitlines()
+    assert lines[0].startswith("heads-1   6 trials left on 1 lane")
+    assert "trial 3 (1/6)" in lines[1]
+    assert "best 2.9957 (trial 1)" in lines[1]
+
+
+def times_left(output: StringIO) -> list[str]:
+    return [line.rpartition("   ")[2] for line in output.getvalue().splitlines() if " left" in line]
+
+
+def test_the_time_left_does_not_count_the_shared_baseline_again(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path, remaining=4)
+        run_trial(progress, 1, seconds={"baseline": 1000.0, "learn": 4.0})
+        run_trial(progress, 2, reused=["baseline"], seconds={"baseline": 0.0, "learn": 4.0})
+        run_trial(progress, 3, reused=["baseline"], seconds={"baseline": 0.0, "learn": 4.0})
+        run_trial(progress, 4, reused=["baseline"], seconds={"baseline": 0.0, "learn": 4.0})
+    assert times_left(output) == ["about 30 s left", "about 20 s left", "about 10 s left"]
+
+
+def test_the_time_left_counts_baselines_that_are_trained_again(tmp_path: Path) -> None:
+    seconds = {"baseline": 90.0, "learn": 4.0}
+    with watched() as (progress, output):
+        start(progress, tmp_path, remaining=5)
+        for trial in range(1, 5):
+            run_trial(progress, trial, seconds=seconds)
+    assert times_left(output)[-1] == "about 2 min left"  # one trial of 100 s
+
+
+def test_lanes_share_the_time_that_is_left(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path, remaining=5, lanes=2)
+        run_trial(progress, 1, reused=["baseline"], seconds={"learn": 4.0})
+    assert times_left(output) == ["about 20 s left"]
+
+
+def test_off_a_terminal_steps_and_phases_print_nothing(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path)
+        before = output.getvalue()
+        progress.phase_finished(phase_record(1, "baseline", 40.0))
+        progress.step_logged(1, "learn", 10, 40, 3.5)
+    assert output.getvalue() == before
+
+
+def test_on_a_terminal_a_live_line_shows_the_running_step(tmp_path: Path) -> None:
+    with watched(terminal=True) as (progress, output):
+        start(progress, tmp_path)
+        assert progress._status is not None
+        assert "starting workers" in _live(progress)
+        progress.phase_finished(phase_record(1, "baseline", 40.0))
+        progress.step_logged(1, "learn", 10, 40, 3.5)
+        assert _live(progress) == "trial 1: baseline ✓ learn ▶ 10/40 loss 3.500"
+        run_trial(progress, 1)
+        assert _live(progress).startswith("1 of 8 trials ended   about ")
+        assert "loss 3.7495   best 3.7495 (trial 1)" in Text.from_ansi(output.getvalue()).plain
+    assert output.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in output.getvalue()  # the cursor is back
+
+
+def _live(progress: Progress) -> str:
+    assert progress._status is not None
+    return str(progress._status.status)
+
+
+def test_everything_goes_to_its_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(Console(stderr=True)) as progress:
+        start(progress, tmp_path)
+        run_trial(progress, 1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "heads-1   8 trials" in captured.err
+    assert "trial 1 (1/8)" in captured.err
+
+
+def test_a_live_line_gives_the_output_streams_back(tmp_path: Path) -> None:
+    before = sys.stdout, sys.stderr
+    with watched(terminal=True) as (progress, _):
+        start(progress, tmp_path)
+    assert (sys.stdout, sys.stderr) == before
+
+
+def test_silence_is_an_observer_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    silent = Silent()
+    silent.sweep_started(make_sweep(tmp_path), checked(), 1)
+    silent.step_logged(1, "learn", 1, 2, 3.0)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89.4, "89 s"), (90, "2 min"), (150, "2 min"), (3600, "60 min"), (5400, "1.5 h"), (9e4, "25.0 h")],
+)
+def test_durations_are_said_as_a_person_would(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_a_job_without_a_search_is_told_by_its_loss(tmp_path: Path) -> None:
+    job = check_job({key: value for key, value in JOB.items() if key != "search"}, "heads.yaml")
+    with watched() as (progress, output):
+        progress.sweep_started(make_sweep(tmp_path), job, 1)
+        run_trial(progress, 1)
+    assert "loss 3.7495" in output.getvalue()

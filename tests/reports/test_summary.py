@@ -1,0 +1,155 @@
+"""The state of a sweep from its records alone: counts, the best trial, what was run, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from sweeps import ENTROPY, JOB, TAYLOR, WHOLE, add_trial, finished_sweep, job_mapping, make_sweep, phase_record
+
+from raysweep.archive import SweepFolder
+from raysweep.errors import ArchiveError
+from raysweep.reports.summary import is_finished, label, next_commands, sweep_state, trial_state
+
+SWEEP_FIELDS = {
+    "sweep", "job", "model", "data", "minimize", "planned", "counts", "best", "phases_run", "phases_reused",
+    "steps_run", "worker_groups_started", "trials",
+}  # fmt: skip
+TRIAL_FIELDS = {
+    "trial", "status", "values", "objective", "perplexity", "reused", "active_heads", "head_slots", "params",
+    "flops_per_token", "attempts", "seconds", "error",
+}  # fmt: skip
+PHASE_FIELDS = {
+    "trial", "phase", "cycle", "key", "reused", "loss", "perplexity", "active_heads", "head_map", "params",
+    "flops_per_token", "steps", "tokens", "seconds", "decision", "samples",
+}  # fmt: skip
+
+
+def test_a_finished_sweep_is_counted_and_its_best_trial_found(tmp_path: Path) -> None:
+    state = sweep_state(finished_sweep(tmp_path))
+    assert state["counts"] == {"COMPLETE": 2, "FAILED": 1}
+    assert (state["best"], state["planned"], state["minimize"]) == (2, 3, "loss")
+    assert (state["phases_run"], state["phases_reused"]) == (10, 2)
+    assert state["steps_run"] == 100 + 40 + 40  # the reused baselines trained nothing
+    assert state["worker_groups_started"] == 1
+    assert is_finished(state)
+
+
+def test_a_trial_is_told_by_its_last_phase(tmp_path: Path) -> None:
+    second = sweep_state(finished_sweep(tmp_path))["trials"][1]
+    assert second["objective"] == pytest.approx(math.log(41.25))
+    assert second["perplexity"] == {**WHOLE, "learn": 41.25}
+    assert (second["active_heads"], second["head_slots"]) == (6, 8)
+    assert (second["params"], second["flops_per_token"]) == (1_060_000, 2.3e6)
+    assert (second["values"], second["reused"], second["attempts"]) == (ENTROPY, ["baseline"], 2)
+
+
+def test_the_fields_that_scripts_read_are_there(tmp_path: Path) -> None:
+    folder = finished_sweep(tmp_path)
+    state = sweep_state(folder)
+    assert set(state) >= SWEEP_FIELDS
+    assert all(set(trial) == TRIAL_FIELDS for trial in state["trials"])
+    trial = trial_state(folder, 1)
+    assert set(trial) == TRIAL_FIELDS | {"sweep", "phases"}
+    assert all(set(phase) >= PHASE_FIELDS for phase in trial["phases"])
+    assert json.loads(json.dumps([state, trial])) == [state, trial]
+
+
+def test_a_trial_that_has_not_ended_is_unfinished(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    add_trial(folder, 1, perplexities={"baseline": 40.0, "prune": 50.0}, status=None, attempts=2)
+    state = sweep_state(folder)
+    assert state["counts"] == {"UNFINISHED": 1}
+    assert state["best"] is None
+    trial = state["trials"][0]
+    assert (trial["status"], trial["objective"], trial["attempts"]) == ("UNFINISHED", None, 2)
+    assert trial["seconds"] == 4.0  # of its phases so far
+    assert not is_finished(state)
+
+
+def test_a_sweep_that_has_not_begun_has_no_trials(tmp_path: Path) -> None:
+    state = sweep_state(make_sweep(tmp_path))
+    assert (state["trials"], state["counts"], state["best"]) == ([], {}, None)
+    assert (state["phases_run"], state["steps_run"], state["worker_groups_started"]) == (0, 0, 0)
+    assert not is_finished(state)
+
+
+def test_a_proposed_trial_without_phases_has_no_measures(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    add_trial(folder, 1, perplexities={}, status=None)
+    trial = sweep_state(folder)["trials"][0]
+    assert (trial["perplexity"], trial["active_heads"], trial["params"], trial["seconds"]) == ({}, None, None, 0)
+
+
+def test_a_job_without_a_search_plans_one_trial(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job={key: value for key, value in JOB.items() if key != "search"})
+    add_trial(folder, 1, values={})
+    state = sweep_state(folder)
+    assert (state["planned"], state["best"], state["minimize"]) == (1, 1, "loss")
+    assert is_finished(state)
+
+
+def test_only_trials_that_completed_can_be_the_best(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=5))
+    add_trial(folder, 1, perplexities={**WHOLE, "learn": 43.0})
+    add_trial(folder, 2, perplexities={**WHOLE, "learn": 20.0}, status="STOPPED")
+    add_trial(folder, 3, perplexities={"baseline": 10.0}, status="DIVERGED", error="loss is nan")
+    add_trial(folder, 4, perplexities={"baseline": 10.0}, status=None)
+    state = sweep_state(folder)
+    assert state["best"] == 1
+    assert state["counts"] == {"COMPLETE": 1, "STOPPED": 1, "DIVERGED": 1, "UNFINISHED": 1}
+
+
+def test_of_equal_trials_the_first_is_the_best(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    for trial in (2, 1, 3):
+        add_trial(folder, trial)
+    state = sweep_state(folder)
+    assert state["best"] == 1
+    assert [trial["trial"] for trial in state["trials"]] == [1, 2, 3]
+
+
+def test_phases_of_later_cycles_are_labelled_by_cycle(tmp_path: Path) -> None:
+    assert [label(phase_record(1, name, 9.0)) for name in ("baseline", "prune", "learn@2")] == [
+        "baseline", "prune", "learn@2",
+    ]  # fmt: skip
+    folder = make_sweep(tmp_path)
+    add_trial(folder, 1, perplexities={**WHOLE, "prune@2": 60.0, "learn@2": 39.0}, reused=["prune@2"])
+    trial = sweep_state(folder)["trials"][0]
+    assert trial["perplexity"]["learn"] == 42.5
+    assert trial["perplexity"]["learn@2"] == 39.0
+    assert trial["reused"] == ["prune@2"]
+
+
+def test_one_trial_holds_its_phase_records(tmp_path: Path) -> None:
+    state = trial_state(finished_sweep(tmp_path), 1)
+    assert [phase["phase"] for phase in state["phases"]] == list(WHOLE)
+    assert state["phases"][1]["decision"]["heads"] == [[0, 2], [1, 0], [1, 3]]
+    assert (state["sweep"], state["values"]) == ("heads-1", TAYLOR)
+
+
+def test_an_unknown_trial_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=r"'heads-1' has no trial 9\. Its trials: 1, 2, 3\."):
+        trial_state(finished_sweep(tmp_path), 9)
+    with pytest.raises(ArchiveError, match="Its trials: none yet"):
+        trial_state(make_sweep(tmp_path, "other"), 1)
+
+
+def commands(folder: SweepFolder) -> list[str]:
+    return next_commands(sweep_state(folder))
+
+
+def test_the_next_commands_fit_how_far_a_sweep_has_come(tmp_path: Path) -> None:
+    assert commands(finished_sweep(tmp_path)) == ["raysweep show heads-1 2", "raysweep tensorboard heads-1"]
+    begun = make_sweep(tmp_path, "begun")
+    assert commands(begun) == ["raysweep resume begun", "raysweep tensorboard begun"]
+    add_trial(begun, 1)
+    assert commands(begun) == ["raysweep resume begun", "raysweep show begun 1", "raysweep tensorboard begun"]
+
+
+def test_where_all_failed_the_next_command_shows_why(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=1))
+    add_trial(folder, 1, status="FAILED", error="no space left")
+    assert commands(folder) == ["raysweep show heads-1 1", "raysweep tensorboard heads-1"]

@@ -1,0 +1,486 @@
+"""Event files as TensorBoard itself reads them: points, phases, pictures, text, the HParams table, and the server."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
+
+from raysweep.errors import ArchiveError
+from raysweep.records import PhaseRecord, perplexity
+from raysweep.reports.tensorboard import CELL, METRICS, TrialWriter, serve, serve_folder, write_experiment
+from raysweep.space import parse_space
+
+SPACE = parse_space(
+    {
+        "cycle.prune.strategy": {"choice": ["taylor", "entropy"]},
+        "cycle.prune.direction": {"choice": ["high", "low"], "when": {"cycle.prune.strategy": "entropy"}},
+        "cycle.prune.level": {"uniform": [0.1, 0.6], "step": 0.05},
+        "cycle.grow.ratio": {"uniform": [0.0, 1.0]},
+        "cycle.learn.new_head_lr_multiplier": {"log_uniform": [1.0, 10.0], "when": {"cycle.grow.ratio": {"above": 0}}},
+        "cycle.learn.seed_second_moments": {"choice": [True, False]},
+        "cycle.learn.multiplier_decay_steps": {"choice": [None, 100]},
+        "training.batch_size": {"integer": [8, 32], "step": 8},
+    },
+    "space.yaml",
+)
+VALUES = {
+    "cycle.prune.strategy": "taylor",
+    "cycle.prune.level": 0.3,
+    "cycle.grow.ratio": 0.5,
+    "cycle.learn.new_head_lr_multiplier": 4.123456789,
+    "cycle.learn.seed_second_moments": True,
+    "cycle.learn.multiplier_decay_steps": None,
+    "training.batch_size": 16,
+}
+EVERY_STATUS = [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING]
+
+
+def curve(steps: int, **extra: float) -> list[dict[str, float]]:
+    return [
+        {"step": float(step), "loss": 4 - step / 100, "lr": 1e-3, "gradient_norm": 0.5, **extra}
+        for step in range(10, steps + 1, 10)
+    ]
+
+
+def record(phase: str, cycle: int = 0, *, steps: int = 0, loss: float = 3.0, **content: Any) -> PhaseRecord:
+    fields: dict[str, Any] = dict(
+        trial=0, phase=phase, cycle=cycle, key=f"{phase}-{cycle}", reused=False, loss=loss, perplexity=perplexity(loss),
+        active_heads=4, head_map=[[0, 0, 0], [0, -1, -1]], params=1000, flops_per_token=2000.0, steps=steps, tokens=0,
+        seconds=1.0, curve=curve(steps),
+    )  # fmt: skip
+    return PhaseRecord(**(fields | content))
+
+
+def decision(strategy: str, heads: list[list[int]]) -> dict[str, Any]:
+    return {"strategy": strategy, "options": {}, "heads": heads, "scores": []}
+
+
+def whole_trial() -> list[PhaseRecord]:
+    return [
+        record("baseline", steps=30, loss=3.0),
+        record("prune", 1, loss=3.5, decision=decision("taylor", [[1, 1], [1, 2]])),
+        record("measure", 1, loss=3.5),
+        record("grow", 1, loss=3.4, decision=decision("random", [[1, 2]])),
+        record("learn", 1, steps=20, loss=2.9, curve=curve(20, new_head_gate=0.5, new_head_multiplier=2.0)),
+    ]
+
+
+def write_trial(folder: Path, trial: int = 0, status: Any = "COMPLETE", objective: float | None = 2.9) -> None:
+    writer = TrialWriter(folder, trial, VALUES, SPACE)
+    for phase in whole_trial():
+        writer.phase(phase)
+    writer.finish(status, objective)
+
+
+def read(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run), size_guidance=STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
+
+
+def event_files(run: Path) -> list[Path]:
+    return [path for path in run.iterdir() if path.stat().st_size]
+
+
+def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, round(event.value, 5)) for event in read(run).Scalars(tag)]
+
+
+def texts(run: Path, tag: str) -> list[tuple[int, str]]:
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in read(run).Tensors(tag)]
+
+
+class Table:
+    """The HParams page of a log folder, from the plugin's own back end."""
+
+    def __init__(self, logdir: Path) -> None:
+        multiplexer = EventMultiplexer()
+        multiplexer.AddRunsFromDirectory(str(logdir))
+        multiplexer.Reload()
+        context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(logdir))))
+        where = (RequestContext(), context, "")
+        self.runs = set(multiplexer.Runs())
+        self.experiment = get_experiment.Handler(*where, api_pb2.GetExperimentRequest()).run()
+        request = api_pb2.ListSessionGroupsRequest(allowed_statuses=EVERY_STATUS, slice_size=1000)
+        groups = list_session_groups.Handler(*where, request).run().session_groups
+        self.groups = {group.name: group for group in groups}
+        self.columns = {info.name: info for info in self.experiment.hparam_infos}
+
+    def values(self, run: str) -> dict[str, Any]:
+        values = self.groups[run].hparams.items()
+        return {name: getattr(value, value.WhichOneof("kind")) for name, value in values}
+
+    def metrics(self, run: str) -> dict[str, float]:
+        return {metric.name.tag: round(metric.value, 5) for metric in self.groups[run].metric_values}
+
+    def status(self, run: str) -> str:
+        return api_pb2.Status.Name(self.groups[run].sessions[0].status)
+
+    def domain(self, name: str) -> Any:
+        column = self.columns[name]
+        kind = column.WhichOneof("domain")
+        if kind == "domain_interval":
+            return (column.domain_interval.min_value, column.domain_interval.max_value)
+        return [getattr(value, value.WhichOneof("kind")) for value in column.domain_discrete.values] if kind else None
+
+
+# Points and phases
+
+
+def test_training_points_stand_at_the_step_of_the_whole_trial(tmp_path: Path) -> None:
+    write_trial(tmp_path)
+    run = tmp_path / "0"
+    assert scalars(run, "train/loss") == [(10, 3.9), (20, 3.8), (30, 3.7), (43, 3.9), (53, 3.8)]
+    assert [step for step, _ in scalars(run, "train/lr")] == [10, 20, 30, 43, 53]
+    assert scalars(run, "train/gradient_norm")[0] == (10, 0.5)
+    assert scalars(run, "heads/new_gate") == [(43, 0.5), (53, 0.5)]
+    assert scalars(run, "heads/new_lr_multiplier") == [(43, 2.0), (53, 2.0)]
+
+
+def test_phases_that_train_nothing_do_not_hide_each_other(tmp_path: Path) -> None:
+    write_trial(tmp_path)
+    run = tmp_path / "0"
+    assert scalars(run, "eval/loss") == [(30, 3.0), (31, 3.5), (32, 3.5), (33, 3.4), (53, 2.9)]
+    assert scalars(run, "phase/index") == [(30, 0), (31, 1), (32, 2), (33, 3), (53, 4)]
+    for tag in ("eval/perplexity", "heads/active", "model/params", "model/flops_per_token"):
+        steps = [step for step, _ in scalars(run, tag)]
+        assert steps == sorted(set(steps)) and len(steps) == 5, tag
+
+
+def test_a_phase_mark_says_what_happened(tmp_path: Path) -> None:
+    write_trial(tmp_path)
+    assert texts(tmp_path / "0", "phase") == [
+        (30, "baseline: trained 30 steps"),
+        (31, "prune cycle 1: taylor removed 2 heads"),
+        (32, "measure cycle 1: measured 4 heads"),
+        (33, "grow cycle 1: random grew 1 head"),
+        (53, "learn cycle 1: trained 20 steps"),
+    ]
+
+
+def test_points_written_live_are_not_repeated_at_the_end_of_the_phase(tmp_path: Path) -> None:
+    writer = TrialWriter(tmp_path, 0, VALUES, SPACE)
+    for point in curve(20):
+        writer.progress("baseline", 0, point)
+    assert [step for step, _ in scalars(tmp_path / "0", "train/loss")] == [10, 20]  # readable at once
+    writer.phase(record("baseline", steps=30))
+    assert [step for step, _ in scalars(tmp_path / "0", "train/loss")] == [10, 20, 30]
+
+
+def test_a_rebuilt_lane_repeats_nothing(tmp_path: Path) -> None:
+    writer = TrialWriter(tmp_path, 0, VALUES, SPACE)
+    baseline, prune, *_ = whole_trial()
+    for _ in range(2):  # the second lane takes the first phases from the store and goes back to a checkpoint
+        writer.phase(baseline)
+        writer.phase(prune)
+        for point in curve(20):
+            writer.progress("learn", 1, point)
+    writer.progress("baseline", 0, {"step": 40.0, "loss": 9.0})  # late word of a phase that is over
+    writer.phase(record("learn", 1, steps=30))
+    assert [step for step, _ in scalars(tmp_path / "0", "train/loss")] == [10, 20, 30, 41, 51, 61]
+    assert [step for step, _ in scalars(tmp_path / "0", "eval/loss")] == [30, 31, 61]
+
+
+def test_a_reused_phase_is_whole_and_says_that_it_was_shared(tmp_path: Path) -> None:
+    TrialWriter(tmp_path, 0, VALUES, SPACE).phase(record("baseline", steps=20, reused=True))
+    assert [step for step, _ in scalars(tmp_path / "0", "train/loss")] == [10, 20]
+    assert texts(tmp_path / "0", "phase") == [(20, "baseline: trained 20 steps (outcome shared with another trial)")]
+
+
+def test_an_untrained_baseline_is_measured(tmp_path: Path) -> None:
+    TrialWriter(tmp_path, 0, {}, None).phase(record("baseline"))
+    assert texts(tmp_path / "0", "phase") == [(1, "baseline: measured 4 heads")]
+
+
+# Pictures and text
+
+
+def test_the_head_map_is_a_picture_of_layers_by_heads(tmp_path: Path) -> None:
+    head_map = [[0, -1, 1, 2], [0, 0, 3, 4], [-1, 0, 0, 5]]
+    TrialWriter(tmp_path, 0, {}, None).phase(record("baseline", head_map=head_map))
+    [event] = read(tmp_path / "0").Images("heads/map")
+    picture = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+    assert picture.size == (event.width, event.height) == (4 * CELL, 3 * CELL)
+
+    def colour(layer: int, head: int) -> Any:
+        return picture.getpixel((head * CELL + CELL // 2, layer * CELL + CELL // 2))
+
+    original, absent, *grown = [colour(*at) for at in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]]
+    assert len({original, absent, *grown}) == 6
+    assert colour(2, 0) == absent and colour(1, 1) == original
+    assert colour(2, 3) == grown[0]  # the colours of grown heads come round again
+    assert picture.getpixel((CELL, 5)) == (255, 255, 255)  # heads stand apart
+
+
+def test_the_head_map_has_a_legend(tmp_path: Path) -> None:
+    TrialWriter(tmp_path, 0, {}, None).phase(record("baseline"))
+    description = read(tmp_path / "0").SummaryMetadata("heads/map").summary_description
+    assert "Rows are layers" in description and "absent" in description and "grown" in description
+
+
+def test_samples_show_prompt_text_and_repetition_as_written(tmp_path: Path) -> None:
+    samples = [
+        {"prompt": "= Robert =", "text": "# no heading\n\n<b>no markup</b> ``` é 😀", "repetition": 0.25},
+        {"prompt": "", "text": "a\rb\u2028c", "repetition": 0.75},
+    ]
+    TrialWriter(tmp_path, 0, {}, None).phase(record("baseline", samples=samples))
+    [(step, text)] = texts(tmp_path / "0", "samples")
+    shown = markdown_to_safe_html(text)
+    assert step == 1
+    assert "<h1>" not in shown and "<b>" not in shown
+    assert "<pre><code># no heading\n\n&lt;b&gt;no markup&lt;/b&gt; ``` é 😀" in shown
+    assert "<pre><code>= Robert =" in shown and "<pre><code>a\nb\nc" in shown
+    assert "repetition 0.25" in shown and "repetition 0.75" in shown
+    assert scalars(tmp_path / "0", "eval/repetition") == [(1, 0.5)]
+
+
+# The HParams table
+
+
+def test_every_column_exists_before_the_first_trial(tmp_path: Path) -> None:
+    write_experiment(tmp_path, SPACE)
+    table = Table(tmp_path)
+    assert set(table.columns) == set(SPACE.paths)
+    assert {metric.name.tag for metric in table.experiment.metric_infos} == set(METRICS)
+    assert {"hparam/objective", "eval/loss", "eval/perplexity", "heads/active"} <= set(METRICS)
+
+
+def test_columns_have_the_domains_of_the_space(tmp_path: Path) -> None:
+    write_experiment(tmp_path, SPACE)
+    table = Table(tmp_path)
+    assert table.domain("cycle.prune.strategy") == ["taylor", "entropy"]
+    assert table.domain("cycle.prune.direction") == ["high", "low", "n/a"]
+    assert table.domain("cycle.prune.level") == (0.1, 0.6)
+    assert table.domain("training.batch_size") == (8, 32)
+    assert table.domain("cycle.learn.seed_second_moments") == [True, False]
+    assert table.domain("cycle.learn.multiplier_decay_steps") == ["null", "100"]
+    assert table.columns["cycle.prune.level"].type == api_pb2.DATA_TYPE_FLOAT64
+    assert table.columns["cycle.learn.seed_second_moments"].type == api_pb2.DATA_TYPE_BOOL
+    assert table.columns["cycle.learn.new_head_lr_multiplier"].type == api_pb2.DATA_TYPE_STRING
+
+
+def test_an_extended_sweep_has_one_experiment_summary(tmp_path: Path) -> None:
+    write_experiment(tmp_path, None)
+    write_experiment(tmp_path, SPACE)
+    assert len(event_files(tmp_path)) == 1
+    assert set(Table(tmp_path).columns) == set(SPACE.paths)
+
+
+def test_a_trial_shows_every_parameter(tmp_path: Path) -> None:
+    write_experiment(tmp_path, SPACE)
+    TrialWriter(tmp_path, 0, VALUES, SPACE)
+    table = Table(tmp_path)
+    assert table.values("0") == {
+        **VALUES,
+        "cycle.prune.direction": "n/a",
+        "cycle.learn.new_head_lr_multiplier": "4.12346",  # conditional: text
+        "cycle.learn.multiplier_decay_steps": "null",
+    }
+    assert table.status("0") == "STATUS_UNKNOWN"  # it runs
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        ("COMPLETE", "STATUS_SUCCESS"),
+        ("STOPPED", "STATUS_SUCCESS"),
+        ("DIVERGED", "STATUS_FAILURE"),
+        ("FAILED", "STATUS_FAILURE"),
+        ("CANCELLED", "STATUS_FAILURE"),
+    ],
+)
+def test_a_trial_has_metrics_however_it_ended(tmp_path: Path, status: Any, shown: str) -> None:
+    write_experiment(tmp_path, SPACE)
+    write_trial(tmp_path, status=status, objective=2.9 if status in ("COMPLETE", "STOPPED") else None)
+    table = Table(tmp_path)
+    assert table.status("0") == shown
+    assert texts(tmp_path / "0", "trial/status") == [(53, status)]
+    metrics = table.metrics("0")
+    assert metrics["eval/loss"] == 2.9 and metrics["heads/active"] == 4
+    assert metrics["eval/perplexity"] == pytest.approx(math.exp(2.9), rel=1e-6)
+    assert metrics.get("hparam/objective") == (2.9 if status in ("COMPLETE", "STOPPED") else None)
+
+
+def test_a_trial_that_failed_before_its_first_phase_is_listed(tmp_path: Path) -> None:
+    write_experiment(tmp_path, SPACE)
+    TrialWriter(tmp_path, 7, VALUES, SPACE).finish("FAILED", None)
+    table = Table(tmp_path)
+    assert table.status("7") == "STATUS_FAILURE" and table.metrics("7") == {}
+
+
+def test_an_infinite_perplexity_is_readable(tmp_path: Path) -> None:
+    TrialWriter(tmp_path, 0, {}, None).phase(record("baseline", loss=900.0))
+    assert scalars(tmp_path / "0", "eval/perplexity") == [(1, math.inf)]
+
+
+# Restarts
+
+
+def test_a_restarted_trial_leaves_no_trace_of_its_first_attempt(tmp_path: Path) -> None:
+    write_trial(tmp_path, trial=0)
+    write_trial(tmp_path, trial=1)
+    writer = TrialWriter(tmp_path, 0, VALUES, SPACE)
+    writer.phase(record("baseline", steps=20))
+    assert [step for step, _ in scalars(tmp_path / "0", "eval/loss")] == [20]
+    assert len(event_files(tmp_path / "0")) == 1
+    assert len(scalars(tmp_path / "1", "eval/loss")) == 5
+
+
+def test_an_open_tensorboard_forgets_the_first_attempt(tmp_path: Path) -> None:
+    write_trial(tmp_path)
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    assert len(multiplexer.Tensors("0", "eval/loss")) == 5
+    for steps in (20, 10, 40):
+        writer = TrialWriter(tmp_path, 0, VALUES, SPACE)
+        writer.phase(record("baseline", steps=steps))
+        multiplexer.Reload()
+        assert [event.step for event in multiplexer.Tensors("0", "eval/loss")] == [steps]
+    assert len(list((tmp_path / "0").iterdir())) == 2
+
+
+# The server
+
+
+def test_tensorboard_sees_exactly_the_sweeps_named(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name / "tensorboard" for name in ("a", "b", "c")}
+    for folder in folders.values():
+        write_experiment(folder, SPACE)
+        write_trial(folder)
+    with serve_folder({name: folders[name] for name in ("a", "c")}) as logdir:
+        table = Table(logdir)
+        assert table.runs == {"a", "a/0", "c", "c/0"}
+        assert set(table.groups) == {"a/0", "c/0"}
+        assert table.metrics("c/0")["eval/loss"] == 2.9
+        write_trial(folders["a"], trial=1)
+        assert "a/1" in Table(logdir).runs  # a sweep that is still running goes on growing
+    assert not logdir.exists()
+    assert len(scalars(folders["a"] / "0", "eval/loss")) == 5  # only the links are gone
+
+
+def test_sweeps_of_different_spaces_show_the_columns_of_all(tmp_path: Path) -> None:
+    other = parse_space(
+        {
+            "cycle.learn.lr": {"log_uniform": [1e-5, 1e-3]},
+            "cycle.prune.level": {"uniform": [0.3, 0.9]},
+            "cycle.prune.strategy": {"choice": ["entropy", "magnitude"]},
+            "training.batch_size": {"choice": [8, 64]},
+            "cycle.learn.seed_second_moments": {"choice": ["yes"]},
+        },
+        "other.yaml",
+    )
+    for name, space in (("z", SPACE), ("a", other)):
+        write_experiment(tmp_path / name, space)
+    write_trial(tmp_path / "z")
+    with serve_folder({"z": tmp_path / "z", "a": tmp_path / "a"}) as logdir:
+        table = Table(logdir)
+    assert set(table.columns) == {*SPACE.paths, *other.paths}
+    assert {metric.name.tag for metric in table.experiment.metric_infos} == set(METRICS)
+    assert table.domain("cycle.prune.level") == (0.1, 0.9)
+    assert table.domain("cycle.prune.strategy") == ["taylor", "entropy", "magnitude"]
+    assert table.domain("training.batch_size") is None  # a range here, choices there
+    assert table.columns["cycle.learn.seed_second_moments"].type == api_pb2.DATA_TYPE_STRING
+    assert table.values("z/0")["cycle.prune.strategy"] == "taylor"
+
+
+def test_a_sweep_without_event_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="'x' has nothing for TensorBoard"), serve_folder({"x": tmp_path / "x"}):
+        pass
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fetch(port: int, path: str, **content: Any) -> Any:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/data/{path}",
+        data=json.dumps(content).encode() if content else None,
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def wait_for(port: int, num_phases: int, process: subprocess.Popen[bytes], run: str) -> list[Any]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            points = fetch(port, f"plugin/scalars/scalars?run={run}&tag=eval/loss")
+            if len(points) == num_phases:
+                return points
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"TensorBoard did not show {num_phases} phases (exit status {process.poll()})")
+
+
+@pytest.mark.parametrize(("paths", "fast"), [(["x", "x"], True), (["x", "y"], False)])
+def test_the_server_reads_one_experiment_for_certain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], fast: bool
+) -> None:
+    """Of several summaries the fast data server takes a random one."""
+    sweeps = {str(number): tmp_path / str(number) for number in range(len(paths))}
+    for folder, path in zip(sweeps.values(), paths, strict=True):
+        write_experiment(folder, parse_space({path: {"uniform": [0, 1]}}, "space.yaml"))
+    monkeypatch.setattr(subprocess, "Popen", lambda command: command)
+    with serve_folder(sweeps) as logdir:
+        command: Any = serve(logdir, 6007)
+    assert command[0] == sys.executable
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == "6007"
+    assert ("--load_fast" not in command) == fast
+
+
+@pytest.mark.slow
+def test_the_server_shows_every_phase_of_a_sweep(tmp_path: Path) -> None:
+    cycles = 5
+    write_experiment(tmp_path, SPACE)
+    writer = TrialWriter(tmp_path, 0, VALUES, SPACE)
+    writer.phase(record("baseline", steps=30))
+    for cycle in range(1, cycles + 1):
+        for phase in ("prune", "measure", "grow"):
+            writer.phase(record(phase, cycle))
+        writer.phase(record("learn", cycle, steps=20))
+    writer.finish("COMPLETE", 2.9)
+    phases, port = 1 + 4 * cycles, free_port()
+    with serve_folder({"sweep": tmp_path}) as logdir:
+        process = serve(logdir, port)
+        try:
+            wait_for(port, phases, process, "sweep/0")
+            query = "?run=sweep/0&tag="
+            assert len(fetch(port, f"plugin/images/images{query}heads/map&sample=0")) == phases  # not a sample of 10
+            assert len(fetch(port, f"plugin/text/text{query}phase")) == phases
+            columns = fetch(port, "plugin/hparams/experiment", experimentName="")["hparamInfos"]
+            assert {column["name"] for column in columns} == set(SPACE.paths)
+            write_trial(tmp_path)  # the trial starts again
+            points = wait_for(port, 5, process, "sweep/0")
+            assert [step for _, step, _ in points] == [30, 31, 32, 33, 53]
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def test_writing_event_files_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, raysweep.reports.tensorboard; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "tensorflow", "tensorboardX"} & set(done.stdout.split())

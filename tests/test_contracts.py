@@ -1,0 +1,439 @@
+"""What every strategy, family and sampler must do, whichever file it stands in: a new file joins in by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+
+from raysweep import registry
+from raysweep.contracts import Array, HeadStatistics, Slot
+
+LAYERS, HEADS = 3, 5
+ABSENT: tuple[Slot, ...] = ((0, 1), (1, 0), (1, 3), (1, 4), (2, 2))
+ARRAYS = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
+
+
+def option_sets(kind: str, name: str) -> list[dict[str, Any]]:
+    """Return the ways to build a strategy: every value of its required options, which must be a fixed few."""
+    strategy = registry.load(kind, name)
+    required = [
+        item.name for item in dataclasses.fields(strategy)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    hints = get_type_hints(strategy) if required else {}
+    assert all(get_origin(hints[option]) is Literal for option in required), f"{kind}/{name}: give {required} a default"
+    return [
+        dict(zip(required, values, strict=True))
+        for values in itertools.product(*(get_args(hints[o]) for o in required))
+    ]
+
+
+def all_of(kind: str) -> list[Any]:
+    """Return every strategy of a kind with each of its required options, as pytest parameters."""
+    return [
+        pytest.param(name, options, id="-".join([name, *map(str, options.values())]))
+        for name in registry.available(kind) for options in option_sets(kind, name)
+    ]  # fmt: skip
+
+
+def statistics(seed: int = 0, absent: Sequence[Slot] = ABSENT, **changes: Any) -> HeadStatistics:
+    """Return made-up statistics that cannot be written to; before the last prune, (0, 1) alone was absent."""
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {name: generator.uniform(0.05, 0.95, (LAYERS, HEADS)) for name in ARRAYS}
+    present = np.ones((LAYERS, HEADS), dtype=bool)
+    for slot in absent:
+        present[slot] = False
+    before = generator.uniform(0.05, 0.95, (LAYERS, HEADS))
+    before[0, 1] = np.nan
+    sensitivity = generator.uniform(0.05, 0.95, (LAYERS, HEADS))
+    filled = {**arrays, "present": present, "reference_entropy": before, "sensitivity": sensitivity, **changes}
+    for array in filled.values():
+        array.setflags(write=False)
+    return HeadStatistics(**filled)
+
+
+@pytest.fixture
+def global_generators_untouched() -> Any:
+    """Fail a test in which anything draws from a generator that belongs to everybody."""
+    random.seed(7)
+    np.random.seed(7)
+    before = (random.getstate(), str(np.random.get_state()))
+    yield
+    assert (random.getstate(), str(np.random.get_state())) == before
+
+
+pytestmark = pytest.mark.usefixtures("global_generators_untouched")
+
+
+# prune/
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("prune"))
+def test_a_pruner_scores_every_head_with_a_finite_number(name: str, options: dict[str, Any]) -> None:
+    given = statistics()
+    scores = registry.build("prune", name, options)(given, np.random.default_rng(0))
+    assert scores.shape == (LAYERS, HEADS) and scores.dtype == np.float64
+    assert np.isfinite(scores[given.present]).all()
+    assert len(np.unique(scores[given.present])) > 5, "a constant ranks nothing"
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("prune"))
+def test_a_pruner_gives_equal_scores_for_equal_statistics_and_seeds(name: str, options: dict[str, Any]) -> None:
+    first, second = (registry.build("prune", name, options)(statistics(), np.random.default_rng(3)) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("prune"))
+def test_a_pruner_reads_the_statistics_or_the_generator(name: str, options: dict[str, Any]) -> None:
+    pruner = registry.build("prune", name, options)
+    first = pruner(statistics(seed=1), np.random.default_rng(1))
+    assert not np.array_equal(first, pruner(statistics(seed=2), np.random.default_rng(2)))
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("prune"))
+def test_a_present_head_is_scored_alike_whatever_stands_in_absent_slots(name: str, options: dict[str, Any]) -> None:
+    given = statistics()
+    other = {field: getattr(given, field).copy() for field in ARRAYS}
+    for array in other.values():
+        array[~given.present] = 0.5
+    first, second = (
+        registry.build("prune", name, options)(measured, np.random.default_rng(0))
+        for measured in (given, statistics(**other))
+    )
+    assert np.array_equal(first[given.present], second[given.present])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "measure", "sign"),
+    [
+        ("taylor", {}, "taylor", 1),
+        ("magnitude", {}, "magnitude", 1),
+        ("entropy", {"direction": "low"}, "entropy", 1),
+        ("entropy", {"direction": "high"}, "entropy", -1),
+    ],
+)
+def test_a_pruner_ranks_by_what_its_name_says(name: str, options: dict[str, Any], measure: str, sign: int) -> None:
+    given = statistics()
+    scores = registry.build("prune", name, options)(given, np.random.default_rng(0))
+    assert np.array_equal(np.argsort(scores, axis=None), np.argsort(sign * getattr(given, measure), axis=None))
+
+
+# grow/
+
+
+@pytest.mark.parametrize("count", range(len(ABSENT) + 1))
+@pytest.mark.parametrize(("name", "options"), all_of("grow"))
+def test_a_grower_returns_exactly_as_many_distinct_absent_slots_as_asked(
+    name: str, options: dict[str, Any], count: int
+) -> None:
+    for seed in range(5):
+        chosen = registry.build("grow", name, options)(statistics(seed), count, np.random.default_rng(seed))
+        assert len(chosen) == len(set(chosen)) == count and set(chosen) <= set(ABSENT)
+        assert json.loads(json.dumps(chosen)) == [list(slot) for slot in chosen], "slots are recorded as plain numbers"
+        assert all(type(slot) is tuple for slot in chosen)
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("grow"))
+def test_a_grower_gives_equal_slots_for_equal_statistics_and_seeds(name: str, options: dict[str, Any]) -> None:
+    first, second = (registry.build("grow", name, options)(statistics(), 3, np.random.default_rng(3)) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("grow"))
+def test_a_grower_that_draws_nothing_puts_the_best_slots_first(name: str, options: dict[str, Any]) -> None:
+    """The first of several is the one that it would have grown alone; drawing growers promise no order."""
+    grower, generator = registry.build("grow", name, options), np.random.default_rng(0)
+    all_slots = grower(statistics(), len(ABSENT), generator)
+    if generator.bit_generator.state == np.random.default_rng(0).bit_generator.state:
+        for count in range(len(ABSENT)):
+            assert grower(statistics(), count, generator) == all_slots[:count]
+    else:
+        chosen = {tuple(grower(statistics(), 2, np.random.default_rng(seed))) for seed in range(20)}
+        assert len(chosen) > 5, "a drawing grower depends on its seed"
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("grow"))
+def test_a_grower_fills_layers_that_lost_everything(name: str, options: dict[str, Any]) -> None:
+    gone = [(1, head) for head in range(HEADS)]
+    chosen = registry.build("grow", name, options)(statistics(absent=gone), HEADS, np.random.default_rng(0))
+    assert sorted(chosen) == gone
+
+
+def test_balanced_growth_goes_to_the_emptiest_layer_first() -> None:
+    chosen = registry.build("grow", "balanced")(statistics(), 4, np.random.default_rng(0))
+    assert [layer for layer, _ in chosen] == [1, 1, 0, 1]
+
+
+def test_sensitive_growth_takes_the_slots_that_the_loss_feels_most() -> None:
+    given = statistics()
+    assert given.sensitivity is not None
+    chosen = registry.build("grow", "gradient_sensitivity")(given, 3, np.random.default_rng(0))
+    assert chosen == sorted(ABSENT, key=lambda slot: -given.sensitivity[slot])[:3]  # type: ignore[index]
+
+
+def test_sensitive_growth_breaks_ties_by_place_and_overlooks_noise_in_the_last_digits() -> None:
+    felt = np.full((LAYERS, HEADS), 0.5)
+    felt[2, 2] += 1e-14  # what another order of summation can do
+    chosen = registry.build("grow", "gradient_sensitivity")(statistics(sensitivity=felt), 3, np.random.default_rng(0))
+    assert tuple(chosen) == ABSENT[:3]
+
+
+def test_entropy_gap_growth_goes_where_the_prune_tore_the_largest_hole() -> None:
+    before = np.tile(np.array([0.1, 0.3, 0.5, 0.7, 0.9]), (LAYERS, 1))
+    absent = [(0, 2), (1, 0), (1, 1), (2, 4)]  # the middle; the whole lower part; one end
+    given = statistics(absent=absent, reference_entropy=before)
+    chosen = registry.build("grow", "entropy_gap")(given, 4, np.random.default_rng(0))
+    assert chosen[0] == (1, 0) and set(chosen[1:3]) == {(1, 1), (2, 4)} and chosen[3] == (0, 2)
+
+
+def test_entropy_gap_growth_closes_as_much_of_a_gap_as_it_can_with_every_slot() -> None:
+    """Against the definition: entropies in hundredths, so that the distance is a sum over a hundred cells."""
+    cells = (np.arange(100) + 0.5) / 100
+
+    def gap(before: Array, now: list[float]) -> float:
+        shares = [(np.array(sample)[:, None] <= cells).mean(0) for sample in (before, now)]
+        return float(np.abs(shares[0] - shares[1]).mean())
+
+    absent = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 0), (2, 4)]
+    for seed in range(20):
+        before = np.random.default_rng(seed).integers(0, 100, (LAYERS, HEADS)) / 100
+        given = statistics(absent=absent, reference_entropy=before.copy())
+        now = [list(row[kept]) for row, kept in zip(before, given.present, strict=True)]
+        left = list(absent)
+        for slot in registry.build("grow", "entropy_gap")(given, len(absent), np.random.default_rng(0)):
+            closed = {
+                (layer, head): gap(before[layer], now[layer]) - gap(before[layer], [*now[layer], before[layer, head]])
+                for layer, head in left
+            }
+            assert closed[slot] == pytest.approx(max(closed.values()), abs=1e-9)
+            left.remove(slot)
+            now[slot[0]].append(before[slot])
+
+
+def test_entropy_gap_growth_takes_a_slot_without_history_last() -> None:
+    before = np.full((LAYERS, HEADS), 0.5)
+    before[0, 1] = np.nan  # absent already before this cycle's prune
+    before[1] = [0.9, 0.5, 0.5, 0.1, 0.1]
+    chosen = registry.build("grow", "entropy_gap")(
+        statistics(absent=[(0, 1), (1, 0)], reference_entropy=before), 2, np.random.default_rng(0)
+    )
+    assert chosen == [(1, 0), (0, 1)]
+
+
+# init/
+
+ROLES = ("query", "key", "value", "output")
+
+
+def fresh(name: str, role: str, shape: tuple[int, ...], seed: int = 0, std: float = 0.02) -> Any:
+    import torch
+
+    tensor = torch.full(shape, float("nan"))
+    with torch.no_grad():
+        registry.build("init", name)(role, tensor, std, torch.Generator().manual_seed(seed))
+    return tensor
+
+
+@pytest.mark.parametrize("name", registry.available("init"))
+def test_an_initializer_fills_every_slice_in_place_and_from_its_own_generator(name: str) -> None:
+    import torch
+
+    before = torch.get_rng_state()
+    for role, shape in itertools.product(ROLES, [(4, 6), (6, 4), (4,)]):
+        first, again = fresh(name, role, shape), fresh(name, role, shape)
+        assert torch.isfinite(first).all() and torch.equal(first, again), (role, shape)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", registry.available("init"))
+def test_a_new_head_is_not_dead(name: str) -> None:
+    """Something before and after the product with the values must be alive, or no gradient ever arrives."""
+    alive = {role for role in ROLES if fresh(name, role, (8, 8)).abs().sum() > 0}
+    assert alive >= {"query", "key", "value"} or alive >= {"query", "key", "output"}
+
+
+@pytest.mark.parametrize("name", registry.available("init"))
+def test_an_initializer_says_truly_which_gradient_is_alive_at_insertion(name: str) -> None:
+    output_is_zero = bool((fresh(name, "output", (8, 8)) == 0).all())
+    assert registry.load("init", name).sensitivity == ("output" if output_is_zero else "gate")
+
+
+@pytest.mark.parametrize("name", registry.available("init"))
+def test_new_weights_have_the_models_own_spread_and_new_biases_are_zero(name: str) -> None:
+    for role in ROLES:
+        weights, biases = fresh(name, role, (200, 200), std=0.05), fresh(name, role, (200,), std=0.05)
+        spread = float(weights.std())
+        assert spread == 0 or abs(spread - 0.05) < 0.002
+        assert abs(float(weights.mean())) < 0.002 and not biases.any()
+
+
+@pytest.mark.parametrize("name", registry.available("init"))
+def test_heads_drawn_with_other_seeds_differ(name: str) -> None:
+    assert not (fresh(name, "query", (4, 4), seed=1) == fresh(name, "query", (4, 4), seed=2)).any()
+
+
+# models/
+
+SIZES = [(name, size) for name in registry.available("models") for size in registry.load("models", name).sizes]
+SMALLEST = [(name, next(iter(registry.load("models", name).sizes))) for name in registry.available("models")]
+SEQ_LEN, VOCABULARY = 16, 40
+
+
+def network_of(name: str, size: str, device: str = "cpu") -> Any:
+    """Build a from-scratch network whose parameters are all random and non-zero."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
+        config = registry.build("models", name).config(size, vocab_size=VOCABULARY, seq_len=SEQ_LEN)
+        network = AutoModelForCausalLM.from_config(config)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def test_a_size_belongs_to_one_family() -> None:
+    names = [size for _, size in SIZES]
+    assert len(names) == len(set(names)) and len(names) >= len(registry.available("models"))
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_a_size_is_built_with_the_vocabulary_and_window_asked_for(name: str, size: str) -> None:
+    import torch
+
+    network = network_of(name, size, device="meta")
+    assert network.config.model_type == name and network.config.vocab_size == VOCABULARY
+    assert network(torch.zeros(2, SEQ_LEN, dtype=torch.long, device="meta")).logits.shape == (2, SEQ_LEN, VOCABULARY)
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_a_family_finds_every_head_in_slices_that_exist_and_never_overlap(name: str, size: str) -> None:
+    import torch
+
+    network = network_of(name, size, device="meta")
+    sites = registry.build("models", name).sites(network)
+    parameters, modules = dict(network.named_parameters()), set(network.modules())
+    assert [site.layer for site in sites] == list(range(network.config.num_hidden_layers))
+    claimed: dict[str, Any] = {}
+    for site in sites:
+        assert {site.attention, site.projection} <= modules and site.num_heads == network.config.num_attention_heads
+        slices = [part for head in range(site.num_heads) for part in site.head_slices(head)]
+        if site.grouped:
+            slices += [part for group in range(site.num_key_value_heads) for part in site.group_slices(group)]
+        assert {part.role for part in slices} == set(ROLES)
+        for part in slices:
+            parameter = parameters[part.parameter]
+            mask = claimed.setdefault(part.parameter, torch.zeros(parameter.shape, dtype=torch.bool))
+            view = mask.narrow(part.dim, part.start, part.length)
+            assert not view.any(), f"{part} is claimed twice"
+            view.fill_(True)
+    assert all(mask.all() for mask in claimed.values()), "a sliced parameter belongs to heads as a whole"
+    assert len(claimed) % len(sites) == 0, "the same parameters in every layer"
+
+
+@pytest.mark.parametrize(("name", "size"), SMALLEST)
+def test_closing_a_heads_columns_equals_zeroing_its_output_slices(name: str, size: str) -> None:
+    import torch
+
+    network = network_of(name, size).eval()
+    site, head = registry.build("models", name).sites(network)[1], 2
+    tokens = torch.arange(2 * SEQ_LEN).view(2, SEQ_LEN) % VOCABULARY
+
+    def close(module: Any, inputs: Any) -> Any:
+        heads = inputs[0].unflatten(-1, (site.num_heads, site.head_dim)).clone()
+        heads[:, :, head] = 0
+        return (heads.flatten(2),)
+
+    with torch.no_grad():
+        whole = network(tokens).logits
+        handle = site.projection.register_forward_pre_hook(close)
+        closed = network(tokens).logits
+        handle.remove()
+        for part in site.head_slices(head):
+            if part.role == "output":
+                network.get_parameter(part.parameter).narrow(part.dim, part.start, part.length).zero_()
+        zeroed = network(tokens).logits
+    assert not torch.allclose(whole, closed) and torch.allclose(closed, zeroed, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "size"), SMALLEST)
+@pytest.mark.parametrize("role", ["query", "key", "value"])
+def test_the_slices_of_a_role_feed_that_head_and_no_other(name: str, size: str, role: str) -> None:
+    import torch
+
+    network = network_of(name, size).eval()
+    site, head = registry.build("models", name).sites(network)[0], 3
+    tokens = torch.arange(SEQ_LEN).view(1, SEQ_LEN) % VOCABULARY
+    seen: list[Any] = []
+    site.projection.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    parts = [*site.head_slices(head), *(site.group_slices(site.group_of(head)) if site.grouped else [])]
+    with torch.no_grad():
+        network(tokens)
+        for part in parts:
+            if part.role == role:
+                view = network.get_parameter(part.parameter).narrow(part.dim, part.start, part.length)
+                view.copy_(torch.randn(view.shape, generator=torch.Generator().manual_seed(1)))
+        network(tokens)
+    before, after = (outputs.unflatten(-1, (site.num_heads, site.head_dim)) for outputs in seen)
+    changed = {at for at in range(site.num_heads) if not torch.allclose(before[:, :, at], after[:, :, at], atol=1e-5)}
+    shared = role != "query"
+    members = {at for at in range(site.num_heads) if site.group_of(at) == site.group_of(head)} if shared else {head}
+    assert changed == members and head in members
+
+
+@pytest.mark.parametrize(("name", "size"), SMALLEST)
+def test_a_network_in_training_mode_drops_nothing_out(name: str, size: str) -> None:
+    import torch
+
+    network = network_of(name, size).train()
+    tokens = torch.arange(SEQ_LEN).view(1, SEQ_LEN) % VOCABULARY
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        assert torch.equal(network(tokens).logits, network(tokens).logits)
+
+
+# samplers/
+
+
+def points(name: str, options: dict[str, Any], seed: int, count: int = 25) -> list[dict[str, Any]]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=registry.build("samplers", name, options).build(seed))
+    for _ in range(count):
+        trial = study.ask()
+        level = trial.suggest_float("level", 0.1, 0.6, step=0.1)
+        rate = trial.suggest_float("rate", 1e-5, 1e-2, log=True)
+        kind = trial.suggest_categorical("kind", ["a", "b", "c"])
+        heads = trial.suggest_int("heads", 2, 8, step=2) if kind == "b" else 4
+        study.tell(trial, abs(level - 0.3) + abs(np.log10(rate) + 3) + (kind == "a") + heads / 8)
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("samplers"))
+def test_a_sampler_stays_inside_the_space(name: str, options: dict[str, Any]) -> None:
+    for point in points(name, options, seed=0):
+        assert round(point["level"], 9) in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6) and 1e-5 <= point["rate"] <= 1e-2
+        assert point["kind"] in ("a", "b", "c") and ("heads" in point) == (point["kind"] == "b")
+        assert point.get("heads", 2) in (2, 4, 6, 8)
+
+
+@pytest.mark.parametrize(("name", "options"), all_of("samplers"))
+def test_a_sampler_draws_the_same_points_from_the_same_seed_and_others_from_another(
+    name: str, options: dict[str, Any]
+) -> None:
+    first = points(name, options, seed=4)
+    assert first == points(name, options, seed=4)
+    assert first[:10] != points(name, options, seed=5, count=10)
+
+
+def test_tpe_leaves_random_drawing_behind_after_its_startup_trials() -> None:
+    early, late = (points("tpe", {"startup_trials": trials}, seed=1) for trials in (5, 100))
+    assert early[:5] == late[:5] and early[5:] != late[5:]

@@ -1,0 +1,276 @@
+"""A phase's key changes with everything that determines its outcome, its parents' included, and with nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pydantic
+import pytest
+
+from raysweep import plan as plan_module
+from raysweep.jobfile import check_job
+from raysweep.plan import Fingerprints, TrialPlan, content_key, derived_seed, make_plan
+from raysweep.space import set_path
+from raysweep.spec import JobSpec
+
+real_version = plan_module.version
+MARKS = Fingerprints(model="model", data="data")
+JOB: dict[str, Any] = {
+    "name": "demo",
+    "model": {"name": "gpt2-nano"},
+    "cycle": {
+        "cycles": 2,
+        "baseline": {"steps": 10, "lr": 1e-3},
+        "prune": {"strategy": "entropy", "level": 0.3, "direction": "high"},
+        "grow": {"strategy": "balanced", "ratio": 0.5},
+        "learn": {"steps": 10, "lr": 1e-3},
+    },
+    "search": {"space": {"seed_free.path": {"choice": [1]}}, "trials": 4},
+}
+PHASES = ["baseline", "prune", "measure", "grow", "learn", "prune@2", "measure@2", "grow@2", "learn@2"]
+NEVER = len(PHASES)  # the first phase that a setting changes: none
+
+# Every setting of a job: (another value, the first phase whose outcome it determines).
+SETTINGS: dict[str, tuple[Any, int]] = {
+    "name": ("other", NEVER),
+    "seed": (1, 0),
+    "model.name": ("gpt2-micro", 0),
+    "data.name": ("wikitext-2", 0),
+    "data.train": ("train", 0),
+    "data.evaluate": ("test", 0),
+    "data.tokenizer": ("gpt2", 0),
+    "data.seq_len": (64, 0),
+    "data.eval_tokens": (1024, 0),
+    "data.probe_windows": (4, 0),
+    "data.max_tokens": (1000, 0),
+    "training.batch_size": (8, 0),
+    "training.accumulation": (2, 0),
+    "training.weight_decay": (0.1, 0),
+    "training.clip_norm": (2.0, 0),
+    "training.warmup_fraction": (0.2, 0),
+    "training.precision": ("fp32", 0),
+    "cycle.cycles": (3, NEVER),
+    "cycle.baseline.steps": (11, 0),
+    "cycle.baseline.lr": (2e-3, 0),
+    "cycle.prune.strategy": ("magnitude", 1),
+    "cycle.prune.direction": ("low", 1),
+    "cycle.prune.level": (0.4, 1),
+    "cycle.prune.budget": ("per_layer", 1),
+    "cycle.prune.min_heads_per_layer": (2, 1),
+    "cycle.prune.grace_cycles": (2, 1),
+    "cycle.grow.strategy": ("random", 3),
+    "cycle.grow.ratio": (0.6, 3),
+    "cycle.grow.init": ("small_random", 3),
+    "cycle.learn.steps": (11, 4),
+    "cycle.learn.lr": (2e-3, 4),
+    "cycle.learn.new_head_lr_multiplier": (2.0, 4),
+    "cycle.learn.multiplier_decay_steps": (5, 4),
+    "cycle.learn.gate_warmup_steps": (5, 4),
+    "cycle.learn.gate_start": (0.2, 4),
+    "cycle.learn.seed_second_moments": (False, 4),
+    "search.space": ({"cycle.prune.level": {"uniform": [0.1, 0.2]}}, NEVER),
+    "search.trials": (5, NEVER),
+    "search.minimize": ("perplexity", NEVER),
+    "search.sampler.name": ("random", NEVER),
+    "scale.workers": (2, 0),
+    "scale.lanes": (2, NEVER),
+    "scale.cpus_per_worker": (2.0, 0),
+    "scale.gpus_per_worker": (1.0, 0),
+    "scale.isolation": ("process", NEVER),
+    "scale.checkpoint_every_steps": (3, NEVER),
+    "scale.max_attempts": (1, NEVER),
+}
+
+
+def job_with(changes: Mapping[str, Any] | None = None) -> JobSpec:
+    raw = json.loads(json.dumps(JOB))
+    for path, value in (changes or {}).items():
+        set_path(raw, path, value)
+    if raw["cycle"]["prune"]["strategy"] != "entropy":
+        del raw["cycle"]["prune"]["direction"]
+    return JobSpec.model_validate(raw)
+
+
+def plan_of(spec: JobSpec, trial: int = 1, values: Mapping[str, Any] | None = None, marks: Any = MARKS) -> TrialPlan:
+    return make_plan(spec, values or {}, trial=trial, fingerprints=marks)
+
+
+def keys(spec: JobSpec, **options: Any) -> list[str]:
+    return [phase.key for phase in plan_of(spec, **options).phases]
+
+
+def settings_of(section: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel)]
+        yield from settings_of(inner[0], f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+
+
+# Phases
+
+
+def test_phases_follow_each_other_cycle_by_cycle() -> None:
+    phases = plan_of(job_with()).phases
+    assert [phase.label for phase in phases] == PHASES
+    assert [phase.cycle for phase in phases] == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert [phase.steps for phase in phases] == [10, 0, 0, 0, 10, 0, 0, 0, 10]
+
+
+@pytest.mark.parametrize(
+    ("without", "labels"),
+    [
+        (["baseline"], ["baseline", "prune", "measure", "grow", "learn"]),
+        (["grow"], ["baseline", "prune", "measure", "learn"]),
+        (["learn"], ["baseline", "prune", "measure", "grow"]),
+        (["prune", "grow"], ["baseline", "learn"]),
+        (["prune", "grow", "learn"], ["baseline"]),
+        (["baseline", "grow", "learn"], ["baseline", "prune", "measure"]),
+    ],
+)
+def test_a_section_that_the_job_lacks_is_no_phase_but_the_model_is_always_measured_first(
+    without: list[str], labels: list[str]
+) -> None:
+    cycle = {key: value for key, value in JOB["cycle"].items() if key not in without}
+    plan = plan_of(JobSpec.model_validate({**JOB, "cycle": {**cycle, "cycles": 1}}))
+    assert [phase.label for phase in plan.phases] == labels
+    assert plan.phases[0].steps == (0 if "baseline" in without else 10)
+
+
+def test_a_phase_holds_what_it_needs() -> None:
+    baseline, prune, measure, grow, learn, *_ = (phase.params for phase in plan_of(job_with()).phases)
+    assert (baseline["lr"], baseline["batch_size"], learn["new_head_lr_multiplier"], measure) == (1e-3, 16, 1.0, {})
+    assert (prune["strategy"], prune["direction"], prune["budget"]) == ("entropy", "high", "global")
+    assert (grow["strategy"], grow["init"]) == ("balanced", "zero_output")
+
+
+# Keys
+
+
+def test_every_setting_of_a_job_is_classified_here() -> None:
+    options = {"cycle.prune.direction"}
+    assert set(SETTINGS) == set(settings_of(JobSpec)) | options
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_a_setting_changes_the_key_of_the_phase_that_it_determines_and_of_all_later_ones(path: str) -> None:
+    value, first = SETTINGS[path]
+    before, after = keys(job_with()), keys(job_with({path: value}))
+    assert after[:first] == before[:first]
+    assert not set(after[first : len(before)]) & set(before)
+
+
+@pytest.mark.parametrize(
+    ("phases", "training", "first"),
+    [
+        (("prune", "grow"), {"batch_size": 8}, 0),
+        (("prune", "grow"), {"accumulation": 2, "weight_decay": 0.5}, NEVER),
+        (("prune", "grow", "learn"), {"accumulation": 2}, 4),
+    ],
+)
+def test_training_settings_matter_where_there_is_training_and_the_batch_wherever_is_measured(
+    phases: tuple[str, ...], training: dict[str, Any], first: int
+) -> None:
+    job = {**JOB, "cycle": {key: JOB["cycle"][key] for key in phases}}
+    before, after = keys(JobSpec.model_validate(job)), keys(JobSpec.model_validate({**job, "training": training}))
+    assert after[:first] == before[:first] and not set(after[first:]) & set(before)
+
+
+def test_a_further_cycle_keeps_all_phases_before_it() -> None:
+    two, three = keys(job_with()), keys(job_with({"cycle.cycles": 3}))
+    assert len(three) == 13 and three[:9] == two
+
+
+def test_equal_phases_of_two_cycles_have_keys_of_their_own() -> None:
+    assert len(set(keys(job_with()))) == len(PHASES)
+
+
+@pytest.mark.parametrize("marks", [Fingerprints(model="other", data="data"), Fingerprints(model="model", data="other")])
+def test_another_model_or_corpus_under_the_same_name_changes_every_key(marks: Fingerprints) -> None:
+    assert not set(keys(job_with(), marks=marks)) & set(keys(job_with()))
+
+
+@pytest.mark.parametrize("package", ["raysweep", "torch", "transformers"])
+def test_another_version_of_what_computes_changes_every_key(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    before = keys(job_with())
+    monkeypatch.setattr(plan_module, "version", lambda name: "0.0.7" if name == package else real_version(name))
+    assert not set(keys(job_with())) & set(before)
+
+
+def test_a_local_build_of_the_same_torch_keeps_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = real_version("torch").partition("+")[0]
+    found = []
+    for build in (plain, f"{plain}+cu128"):
+        monkeypatch.setattr(plan_module, "version", lambda name, b=build: b if name == "torch" else real_version(name))
+        found.append(keys(job_with()))
+    assert found[0] == found[1]
+
+
+def test_which_trial_it_is_and_how_its_values_were_found_change_no_key() -> None:
+    assert keys(job_with(), trial=7, values={"cycle.prune.level": 0.3}) == keys(job_with())
+
+
+def test_a_value_from_a_space_and_the_same_value_in_the_job_give_equal_keys() -> None:
+    job = check_job({**JOB, "search": None}, "job.yaml")
+    values = {"cycle.prune.strategy": "taylor", "cycle.prune.level": 0.4, "cycle.learn.lr": "2e-3"}
+    written = {**JOB["cycle"], "prune": {"level": 0.4, "strategy": "taylor"}, "learn": {"lr": 0.002, "steps": 10}}
+    assert keys(job.with_values(values)) == keys(JobSpec.model_validate({**JOB, "cycle": written}))
+
+
+def test_the_order_in_which_a_job_is_written_changes_no_key() -> None:
+    def backwards(value: Any) -> Any:
+        return {key: backwards(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    assert keys(JobSpec.model_validate(backwards(JOB))) == keys(job_with())
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_another_process_finds_the_same_keys_and_seeds(seed: str) -> None:
+    code = f"""
+import json
+from raysweep.plan import *
+from raysweep.spec import JobSpec
+spec = JobSpec.model_validate(json.loads({json.dumps(json.dumps(JOB))}))
+plan = make_plan(spec, {{}}, trial=1, fingerprints=Fingerprints(model="model", data="data"))
+print(*[phase.key for phase in plan.phases], derived_seed(plan.phases[0].key, "init", 3))
+"""
+    environment = os.environ | {"PYTHONHASHSEED": seed}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    here = keys(job_with())
+    assert done.stdout.split() == [*here, str(derived_seed(here[0], "init", 3))]
+
+
+def test_a_content_key_depends_on_content_alone() -> None:
+    assert content_key({"a": 1, "b": [1, 2]}) == content_key({"b": [1, 2], "a": 1})
+    found = [content_key(content) for content in ({"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, [1], [1, 2], [2, 1], None)]
+    assert len(set(found)) == len(found) and all(len(key) == 20 for key in found)
+
+
+def test_a_seed_depends_on_the_key_and_on_what_it_is_for() -> None:
+    found = [derived_seed(*purpose) for purpose in (("k",), ("k", "prune"), ("k", "grow"), ("m", "prune"), ("k", 1, 2))]
+    assert len(set(found)) == len(found) and all(0 <= seed < 2**63 for seed in found)
+    assert derived_seed("k", "init", 3) == derived_seed("k", "init", "3")
+
+
+# The plan
+
+
+def test_a_plan_survives_its_way_to_a_worker() -> None:
+    spec = job_with({"data.tokenizer": "gpt2", "search.minimize": "perplexity", "scale.checkpoint_every_steps": 7})
+    plan = plan_of(spec, trial=3, values={"cycle.prune.level": 0.3, "data.tokenizer": None, "cycle.learn.lr": 1e-3})
+    read = TrialPlan.from_json(plan.to_json())
+    assert read == plan and read.phases[1] == plan.phases[1] and type(read.phases) is tuple
+    assert (read.trial, read.seed, read.minimize, read.checkpoint_every_steps) == (3, 0, "perplexity", 7)
+    assert json.loads(plan.to_json())["values"] == {
+        "cycle.prune.level": 0.3,
+        "data.tokenizer": None,
+        "cycle.learn.lr": 1e-3,
+    }
+
+
+def test_a_job_without_a_search_minimizes_the_loss() -> None:
+    assert plan_of(JobSpec.model_validate({**JOB, "search": None})).minimize == "loss"
