@@ -239,7 +239,7 @@ def test_a_results_folder_below_a_file() -> None:
 
 def test_a_results_folder_that_is_a_file() -> None:
     Path("file").touch()
-    assert "'--results': Directory 'file' is a file" in refused("run", "good.yaml", "--results", "file")
+    assert refused("run", "good.yaml", "--results", "file").endswith("Directory 'file' is a file.")
 
 
 def test_a_name_that_is_taken_points_to_resume() -> None:
@@ -277,6 +277,21 @@ def test_an_unknown_trial_names_those_there_are() -> None:
     finished_sweep(Path("results"))
     assert refused("show", "heads-1", "7") == "sweep 'heads-1' has no trial 7. Its trials: 1, 2, 3."
     assert "'x' is not a valid integer" in refused("show", "heads-1", "x")
+
+
+def test_a_sweep_that_another_process_runs() -> None:
+    lock = finished_sweep(Path("results")).lock()
+    assert refused("resume", "heads-1") == "sweep 'heads-1' is being run by another process."
+    lock.release()
+
+
+def test_a_sweep_whose_corpus_is_no_longer_what_it_was() -> None:
+    folder = finished_sweep(Path("results"))
+    about = {"fingerprints": {"model": "other", "data": "other"}, "sharing": True}
+    (folder.path / "env.json").write_text(json.dumps(about))
+    (folder.path / ".lock").touch()
+    message = refused("resume", "heads-1")
+    assert message.startswith("sweep 'heads-1' cannot be continued: its model and data changed since it began. Start")
 
 
 def test_records_that_cannot_be_read_name_file_and_line() -> None:

@@ -7,12 +7,12 @@ m * lr on the slice, decoupled weight decay included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from raysweep.plasticity.sites import HeadSlice
-from raysweep.plasticity.surgery import by_parameter
+from raysweep.plasticity.surgery import joined
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -31,24 +31,24 @@ class SliceAdamW:
         others = [p for p in self.parameters.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        self._frozen: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
-        self._new: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        # Views into the weights, each with a tensor of its own: what to put back, and what was there before the step.
+        self._frozen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._new: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def freeze(self, slices: Sequence[HeadSlice]) -> None:
         """Hold these slices, and no others, where they are now, with zero moments.
 
-        Their gradients are exactly zero behind a closed gate, so the moments stay zero; the weights are put back
-        after each step, since decay would move them.
+        Their gradients are exactly zero behind a closed gate, so the moments stay zero and nothing but decay would
+        move them: after each step, what decays is put back.
         """
-        self._frozen = []
-        for dim, index, parameter in self._located(slices):
-            for moment in self._moments(parameter):
-                moment.index_fill_(dim, index, 0.0)
-            self._frozen.append((parameter.data, dim, index, parameter.data.index_select(dim, index)))
+        for part in slices:
+            for moment in self._moments(self.parameters[part.parameter]):
+                moment.narrow(part.dim, part.start, part.length).zero_()
+        self._frozen = [(view, view.clone()) for view in self._views(slices) if view.dim() >= 2]
 
     def favour(self, slices: Sequence[HeadSlice]) -> None:
         """Scale the updates of these slices, and no others, by the multiplier given to `step`."""
-        self._new = [(parameter.data, dim, index) for dim, index, parameter in self._located(slices)]
+        self._new = [(view, torch.empty_like(view)) for view in self._views(slices)]
 
     def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
         """Give new slices the mean second moment of the peers in the same parameter and role.
@@ -70,12 +70,13 @@ class SliceAdamW:
         for group in self.adamw.param_groups:
             group["lr"] = lr
         favoured = self._new if multiplier != 1.0 else []
-        before = [weights.index_select(dim, index) for weights, dim, index in favoured]
+        for view, before in favoured:
+            before.copy_(view)
         self.adamw.step()
-        for (weights, dim, index), old in zip(favoured, before, strict=True):
-            weights.index_copy_(dim, index, torch.lerp(old, weights.index_select(dim, index), multiplier))
-        for weights, dim, index, held in self._frozen:
-            weights.index_copy_(dim, index, held)
+        for view, before in favoured:
+            view.lerp_(before, 1.0 - multiplier)  # before + multiplier * (view - before)
+        for view, held in self._frozen:
+            view.copy_(held)
 
     def zero_grad(self) -> None:
         self.adamw.zero_grad(set_to_none=True)
@@ -96,10 +97,10 @@ class SliceAdamW:
             if state:
                 self.adamw.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in state.items()}
 
-    def _located(self, slices: Sequence[HeadSlice]) -> Iterator[tuple[int, torch.Tensor, torch.nn.Parameter]]:
-        for name, (dim, index) in by_parameter(slices).items():
-            parameter = self.parameters[name]
-            yield dim, index.to(parameter.device), parameter
+    def _views(self, slices: Sequence[HeadSlice]) -> list[torch.Tensor]:
+        return [
+            self.parameters[part.parameter].data.narrow(part.dim, part.start, part.length) for part in joined(slices)
+        ]
 
     def _moments(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         state = self.adamw.state.get(parameter, {})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -59,18 +59,17 @@ def write_back(model: PlasticModel, slices: Sequence[HeadSlice], saved: Sequence
         view_of(parameters, part).copy_(weights)
 
 
-def by_parameter(slices: Iterable[HeadSlice]) -> dict[str, tuple[int, torch.Tensor]]:
-    """Join slices into one (dim, index) a parameter."""
-    ranges: dict[str, list[HeadSlice]] = defaultdict(list)
-    for part in slices:
-        ranges[part.parameter].append(part)
-    joined = {}
-    for name, parts in ranges.items():
-        dims = {part.dim for part in parts}
-        assert len(dims) == 1, f"{name} is sliced along {dims}"
-        index = torch.cat([torch.arange(part.start, part.start + part.length) for part in parts])
-        joined[name] = (dims.pop(), index.sort().values)
-    return joined
+def joined(slices: Iterable[HeadSlice]) -> list[HeadSlice]:
+    """Join slices of one parameter that touch into longer ones, whatever their roles: fewer copies to make."""
+    runs: list[HeadSlice] = []
+    for part in sorted(slices, key=lambda part: (part.parameter, part.start)):
+        last = runs[-1] if runs else None
+        assert last is None or last.parameter != part.parameter or last.dim == part.dim, f"{part} is sliced two ways"
+        if last is not None and (last.parameter, last.start + last.length) == (part.parameter, part.start):
+            runs[-1] = replace(last, length=last.length + part.length)
+        else:
+            runs.append(part)
+    return runs
 
 
 def _used_slices(sites: Sequence[AttentionSite], head_map: HeadMap) -> Iterator[tuple[HeadSlice, bool]]:

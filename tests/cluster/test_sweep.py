@@ -80,6 +80,10 @@ def ends(folder: SweepFolder) -> dict[int, tuple[Any, ...]]:
     return {t: (r.status, r.values, r.seed, r.proposer, r.objective, r.phases) for t, r in records.items()}
 
 
+def values(folder: SweepFolder) -> dict[int, dict[str, Any]]:
+    return {trial: proposal.values for trial, proposal in folder.proposals().items()}
+
+
 def assert_same(folder: SweepFolder, reference: SweepFolder) -> None:
     """Check that two sweeps came to the same: trials, values and every number of every phase, to the last bit."""
     assert {t: p.values for t, p in folder.proposals().items()} == {
@@ -251,17 +255,15 @@ def mixed(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> SweepFolder
     return run(cluster, tmp_path_factory.mktemp("mixed"), job=job)
 
 
-def expected_end(values: dict[str, Any]) -> str:
-    if values["cycle.prune.level"] == 0.97:
+def expected_end(drawn: dict[str, Any]) -> str:
+    if drawn["cycle.prune.level"] == 0.97:
         return "FAILED"
-    return "DIVERGED" if values["cycle.learn.lr"] == 1.0e9 else "COMPLETE"
+    return "DIVERGED" if drawn["cycle.learn.lr"] == 1.0e9 else "COMPLETE"
 
 
 def test_each_trial_ends_as_its_values_deserve(mixed: SweepFolder) -> None:
-    expected = {trial: expected_end(proposal.values) for trial, proposal in mixed.proposals().items()}
-    assert set(expected.values()) == {"COMPLETE", "DIVERGED", "FAILED"}, (
-        "these values show too little; try another seed"
-    )
+    expected = {trial: expected_end(drawn) for trial, drawn in values(mixed).items()}
+    assert set(expected.values()) == {"COMPLETE", "DIVERGED", "FAILED"}, "shows too little; try another seed"
     assert {trial: record.status for trial, record in mixed.trials().items()} == expected
     assert len(mixed.lanes()) == 1, "none of this is a reason to restart workers"
     assert all(record.attempts == 1 for record in mixed.trials().values())
@@ -385,7 +387,7 @@ def test_a_trial_that_always_kills_its_workers_fails_and_the_sweep_goes_on(clust
     space = {"cycle.prune.strategy": {"choice": ["taylor", "deadly.exits", "deadly.raises"]}}
     search = {"space": space, "trials": 5, "sampler": {"name": "random"}}
     folder = run(cluster, tmp_path, "scale.max_attempts=2", job=JOB | {"search": search})
-    asked = {trial: proposal.values["cycle.prune.strategy"] for trial, proposal in folder.proposals().items()}
+    asked = {trial: drawn["cycle.prune.strategy"] for trial, drawn in values(folder).items()}
     assert set(asked.values()) == {"taylor", "deadly.exits", "deadly.raises"}, "shows too little; try another seed"
     for trial, record in folder.trials().items():
         if asked[trial] == "taylor":

@@ -101,6 +101,13 @@ def test_gate_warm_up_reaches_the_forward_pass_step_by_step_and_ends_open() -> N
     assert [gate.values is None for gate in state.model.gates] == [True, False, True]
 
 
+def test_a_warm_up_as_long_as_the_phase_ends_open_too() -> None:
+    state = grown_state()
+    (point,) = training_of(state, schedule(4, gate_warmup_steps=4, gate_start=0.2)).run()
+    assert point["new_head_gate"] == pytest.approx(0.8)
+    assert [gate.values is None for gate in state.model.gates] == [True, False, True]
+
+
 def test_what_a_half_open_head_says_is_half_as_loud() -> None:
     losses = []
     for start in (0.01, 0.5, 1.0):

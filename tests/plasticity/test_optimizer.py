@@ -14,7 +14,7 @@ from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.plasticity.sites import HeadSlice, Role
-from raysweep.plasticity.surgery import absent_slices, by_parameter, grown_slices, present_slices
+from raysweep.plasticity.surgery import absent_slices, grown_slices, joined, present_slices
 
 CLIP = 0.5
 
@@ -338,9 +338,10 @@ def test_restoring_the_state_before_the_first_step_empties_the_optimizer() -> No
     assert optimizer.state_tensors() == {}
 
 
-def test_slices_of_one_parameter_are_joined_into_one_sorted_index() -> None:
-    parts = [head_slice(3, 0), head_slice(1, 0, "output")]
-    ((name, (dim, index)),) = by_parameter(parts).items()
-    assert (name, dim, index.tolist()) == ("w", 0, [3, 4, 5, 9, 10, 11])
-    with pytest.raises(AssertionError, match="sliced along"):
-        by_parameter([head_slice(0, 0), head_slice(1, 1)])
+def test_slices_of_one_parameter_that_touch_are_joined() -> None:
+    parts = [head_slice(3, 0), head_slice(1, 0), head_slice(2, 0, "output")]
+    assert [(part.parameter, part.dim, part.start, part.length) for part in joined(parts)] == [("w", 0, 3, 9)]
+    apart = [head_slice(3, 0), head_slice(1, 0, "output")]
+    assert [(part.start, part.length) for part in joined(apart)] == [(3, 3), (9, 3)]
+    with pytest.raises(AssertionError, match="sliced two ways"):
+        joined([head_slice(0, 0), head_slice(1, 1)])
