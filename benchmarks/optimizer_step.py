@@ -43,7 +43,7 @@ def sliced_optimizer(size: str) -> SliceAdamW:
     before = HeadMap.full(layers, heads).without(absent)
     optimizer = SliceAdamW(dict(network.named_parameters()), weight_decay=0.01)
     optimizer.step(1e-3)
-    optimizer.freeze(absent_slices(model.sites, before.with_grown(new, cycle=1)))
+    optimizer.clear(absent_slices(model.sites, before.with_grown(new, cycle=1)))
     optimizer.favour(grown_slices(model.sites, before, new))
     return optimizer
 

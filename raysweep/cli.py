@@ -322,7 +322,10 @@ def _run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:
 
 
 def _make_interruptible() -> None:
+    """Raise KeyboardInterrupt on Ctrl-C and on the first SIGTERM: more of them must not cut short how Ray is ended."""
+
     def interrupt(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -356,6 +355,31 @@ def test_an_interrupted_run_says_how_to_go_on(fake: FakeSweep) -> None:
     assert result.stderr.endswith("interrupted. Go on with: raysweep resume heads-1 --results elsewhere\n")
 
 
+def test_sigterm_ends_a_run_as_ctrl_c_does_though_ray_takes_it_for_itself(workplace: Path) -> None:
+    make_sweep(Path("results"))
+    code = """
+import signal, types
+from pathlib import Path
+from raysweep import api, cli
+
+def run(job, *, observer, results, **rest):
+    folder = api.load("heads-1", results=results)
+    observer.sweep_started(folder, folder.job(), 3)
+    signal.signal(signal.SIGTERM, lambda *taken: print("taken"))  # as Ray does when it starts
+    observer.trial_started(types.SimpleNamespace(trial=1))
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.raise_signal(signal.SIGTERM)  # once more, while the run is cleaned up
+
+api.run = run
+cli.main(["run", "job.yaml"])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr.splitlines()[1:] == ["interrupted. Go on with: raysweep resume heads-1"]
+
+
 def test_any_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*given: Any, **asked: Any) -> None:
         raise KeyboardInterrupt
@@ -369,21 +393,15 @@ def test_any_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch)
 def test_only_long_work_is_asked_about(
     fake: FakeSweep, monkeypatch: pytest.MonkeyPatch, seconds: float | None, asks: bool
 ) -> None:
-    class Estimate:
-        trials = 8
-
-    Estimate.seconds = seconds  # type: ignore[attr-defined]
-    monkeypatch.setattr(api, "plan", lambda *given, **asked: (None, Estimate))
-    monkeypatch.setattr("raysweep.cli.sys.stdin", None)
-    runner = CliRunner()
-    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda stream: stream.name == "<stdin>")
-    refused = runner.invoke(main, ["run", write_job()], input="n\n")
+    estimate = SimpleNamespace(trials=8, seconds=seconds)
+    monkeypatch.setattr(api, "plan", lambda *given, **asked: (None, estimate))
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda stream: True)
+    refused = invoke("run", write_job(), "--results", "first", input="n\n")
     assert (refused.exit_code == 1) == asks
     assert ("8 trials, about 2.0 h. Start?" in refused.stderr) == asks
-    assert bool(fake.asked) != asks
-    agreed = runner.invoke(main, ["run", "job.yaml", "--results", "second"], input="y\n")
-    assert agreed.exit_code == 0
-    not_asked = runner.invoke(main, ["run", "job.yaml", "--yes", "--results", "third"])
+    assert Path("first").exists() != asks
+    assert invoke("run", "job.yaml", "--results", "second", input="y\n").exit_code == 0
+    not_asked = invoke("run", "job.yaml", "--yes", "--results", "third")
     assert (not_asked.exit_code, "Start?" in not_asked.stderr) == (0, False)
 
 
@@ -409,23 +427,3 @@ def test_the_doctor_exits_with_1_where_something_is_broken(monkeypatch: pytest.M
     result = invoke("doctor", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)[1]["status"] == "bad"
-
-
-# A real sweep.
-
-
-@pytest.mark.ray
-def test_a_terminated_run_exits_with_130_and_says_how_to_go_on(workplace: Path) -> None:
-    job = {**job_mapping(trials=50), "data": {"seq_len": 32, "eval_tokens": 512}, "training": {"batch_size": 4}}
-    Path("job.yaml").write_text(dump_mapping(job))
-    with open("progress", "wb") as stderr, open("stdout", "wb") as stdout:
-        sweep = subprocess.Popen([sys.executable, "-m", "raysweep", "run", "job.yaml"], stdout=stdout, stderr=stderr)
-    deadline = time.monotonic() + 120
-    while "workers ready" not in Path("progress").read_text() and time.monotonic() < deadline:
-        assert sweep.poll() is None, Path("progress").read_text()
-        time.sleep(0.2)
-    os.kill(sweep.pid, signal.SIGTERM)
-    assert sweep.wait(timeout=60) == 130, Path("progress").read_text()
-    assert Path("progress").read_text().endswith("interrupted. Go on with: raysweep resume heads-1\n")
-    assert Path("stdout").read_text() == ""
-    assert "raysweep resume heads-1" in done("status", "heads-1")

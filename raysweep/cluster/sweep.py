@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import threading
 import uuid
@@ -36,6 +37,7 @@ SETTINGS = {
 LOCAL_SETTINGS = {"RAY_worker_niceness": "0", "GLOO_SOCKET_IFNAME": "lo"}
 CLIENT_RESOURCES = {"memory": 1}  # a byte: Ray Tune insists on something, and all processors may belong to lanes
 POLL_S = 1.0
+ANSWER_S = 10.0
 
 
 def run_sweep(
@@ -102,8 +104,9 @@ def _connected(address: str | None, job: Job) -> Iterator[None]:
             name: os.environ[name] for name in (*SETTINGS, "HF_HUB_OFFLINE", "RAYSWEEP_CACHE") if name in os.environ
         }
         try:
+            _check_answers(address)
             ray.init(address, runtime_env={"env_vars": passed}, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(f"no Ray cluster answers at {address!r}: {error}") from error
     try:
         there = ray.cluster_resources()
@@ -111,6 +114,17 @@ def _connected(address: str | None, job: Job) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Try a `host:port`; Ray itself would try for many minutes.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
 
 
 def _run(

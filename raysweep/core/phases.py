@@ -26,7 +26,7 @@ from raysweep.plasticity.accounting import active_parameters, flops_per_token
 from raysweep.plasticity.budget import lowest_heads, share
 from raysweep.plasticity.parity import check_parity
 from raysweep.plasticity.probe import probe
-from raysweep.plasticity.surgery import absent_slices, initialise, present_slices, snapshot, write_back
+from raysweep.plasticity.surgery import absent_slices, initialise, present_slices
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
 
@@ -173,10 +173,8 @@ class _Trial:
         grower = registry.build("grow", params["strategy"], options)
         initializer = registry.build("init", params["init"])
         absent = absent_slices(state.model.sites, state.head_map)
-        held = snapshot(state.model, absent)
-        initialise(state.model, absent, initializer, phase.key)  # proposals, behind closed gates
+        initialise(state.model, absent, initializer, phase.key)  # proposals, behind closed gates until `refresh`
         statistics = self._probe(state, sensitivity=initializer.sensitivity)
-        write_back(state.model, absent, held)
         heads = grower(statistics, count, np.random.default_rng(derived_seed(phase.key, "grow")))
         self._check_grown(heads, count, statistics, params["strategy"])
         self.runtime.assert_equal(heads)

@@ -78,7 +78,7 @@ class TrialState:
                 self.initialise_new_heads(params["init"], outcome.record["key"])
 
     def remove_heads(self, slots: Sequence[Slot], entropy_before: Array | None) -> None:
-        """Make heads absent; `refresh` then closes their gates and freezes them."""
+        """Make heads absent; `refresh` then closes their gates and clears their slices."""
         self.head_map = self.head_map.without(slots)
         self.reference_entropy = entropy_before
         self.new_heads, self.new_slices = [], []
@@ -93,9 +93,9 @@ class TrialState:
         initialise(self.model, self.new_slices, registry.build("init", initializer), key)
 
     def refresh(self) -> None:
-        """Make gates and frozen slices follow the head map, with new heads fully open."""
+        """Make gates and absent slices follow the head map, with new heads fully open."""
         self.model.set_gates(self.head_map)
-        self.optimizer.freeze(absent_slices(self.model.sites, self.head_map))
+        self.optimizer.clear(absent_slices(self.model.sites, self.head_map))
         self.optimizer.favour(self.new_slices)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""AdamW that knows slices: absent ones are frozen bit for bit, new ones take larger updates.
+"""AdamW that knows slices: absent ones stay zero bit for bit, new ones take larger updates.
 
 A higher learning rate for some slices of a fused tensor must scale the *update*. Scaling the gradient does nothing
 under Adam, which divides it out again. `p <- p_old + m (p_new - p_old)` after the step equals a learning rate of
@@ -31,24 +31,27 @@ class SliceAdamW:
         others = [p for p in self.parameters.values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        # Views into the weights, each with a tensor of its own: what to put back, and what was there before the step.
-        self._frozen: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._new: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # Views into the weights of favoured slices, and room for what was there before the step.
+        self._views: list[torch.Tensor] = []
+        self._before: list[torch.Tensor] = []
 
-    def freeze(self, slices: Sequence[HeadSlice]) -> None:
-        """Hold these slices, and no others, where they are now, with zero moments.
+    def clear(self, slices: Sequence[HeadSlice]) -> None:
+        """Set weights and moments of absent heads to zero.
 
-        Their gradients are exactly zero behind a closed gate, so the moments stay zero and nothing but decay would
-        move them: after each step, what decays is put back.
+        Behind a closed gate their gradients are exactly zero too, so no step of any length, and no decay, moves them.
+        What stood there before a prune is in the phase store.
         """
-        for part in slices:
-            for moment in self._moments(self.parameters[part.parameter]):
-                moment.narrow(part.dim, part.start, part.length).zero_()
-        self._frozen = [(view, view.clone()) for view in self._views(slices) if view.dim() >= 2]
+        for part in joined(slices):
+            parameter = self.parameters[part.parameter]
+            for tensor in (parameter.data, *self._moments(parameter)):
+                tensor.narrow(part.dim, part.start, part.length).zero_()
 
     def favour(self, slices: Sequence[HeadSlice]) -> None:
         """Scale the updates of these slices, and no others, by the multiplier given to `step`."""
-        self._new = [(view, torch.empty_like(view)) for view in self._views(slices)]
+        self._views = [
+            self.parameters[part.parameter].data.narrow(part.dim, part.start, part.length) for part in joined(slices)
+        ]
+        self._before = [torch.empty_like(view) for view in self._views]
 
     def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
         """Give new slices the mean second moment of the peers in the same parameter and role.
@@ -69,14 +72,12 @@ class SliceAdamW:
         """Take one AdamW step; a multiplier of 1 changes nothing, bit for bit."""
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        favoured = self._new if multiplier != 1.0 else []
-        for view, before in favoured:
-            before.copy_(view)
+        favouring = bool(self._views) and multiplier != 1.0
+        if favouring:
+            torch._foreach_copy_(self._before, self._views)
         self.adamw.step()
-        for view, before in favoured:
-            view.lerp_(before, 1.0 - multiplier)  # before + multiplier * (view - before)
-        for view, held in self._frozen:
-            view.copy_(held)
+        if favouring:  # before + multiplier * (view - before)
+            torch._foreach_lerp_(self._views, self._before, 1.0 - multiplier)
 
     def zero_grad(self) -> None:
         self.adamw.zero_grad(set_to_none=True)
@@ -96,11 +97,6 @@ class SliceAdamW:
             state = {m: tensors[f"{name}/{m}"] for m in (*MOMENTS, "step") if f"{name}/{m}" in tensors}
             if state:
                 self.adamw.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in state.items()}
-
-    def _views(self, slices: Sequence[HeadSlice]) -> list[torch.Tensor]:
-        return [
-            self.parameters[part.parameter].data.narrow(part.dim, part.start, part.length) for part in joined(slices)
-        ]
 
     def _moments(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         state = self.adamw.state.get(parameter, {})

@@ -100,11 +100,11 @@ def test_zero_output_growth_leaves_the_logits_alone(kind: str) -> None:
 def test_small_random_growth_perturbs_the_logits_a_little(kind: str) -> None:
     state = pruned(kind)
     before = logits(state.model)
-    state.model.set_gates(HeadMap.full(*state.model.shape).without(set(ABSENT[kind]) - set(GROWN[kind])))
-    back_at_once = float((logits(state.model) - before).abs().max())
+    state.model.set_gates(HeadMap.full(*state.model.shape))
+    assert torch.equal(logits(state.model), before)  # absent heads are zero: opening a gate alone brings nothing back
     grow(state, GROWN[kind], "small_random")
     changed = float((logits(state.model) - before).abs().max())
-    assert 1e-7 < changed < 0.5 * back_at_once
+    assert 1e-7 < changed < 0.5 * float(before.abs().max())
 
 
 # Life.
@@ -237,8 +237,7 @@ def test_untouched_heads_are_bit_identical_through_prune_and_regrowth(kind: str)
     assert sum(int(mask.sum()) for mask in absent.values()) > 0
     for name, tensor in everything(state).items():
         assert torch.equal(tensor[~absent[name]], trained[name][~absent[name]]), name
-        expected = trained[name][absent[name]] if name.startswith("model/") else torch.zeros(())
-        assert torch.equal(tensor[absent[name]], expected.expand_as(tensor[absent[name]])), name  # weights stay
+        assert not tensor[absent[name]].any(), name  # weights and moments
     train(state, 3, seed=20)
     adapted = everything(state)
     grow(state, GROWN[kind], "small_random")
