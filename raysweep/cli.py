@@ -255,6 +255,7 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
         folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
     if not folders:
         raise ArchiveError(f"no sweep in {str(results)!r} yet. Start one with 'raysweep run'.")
+    _make_interruptible()  # or TensorBoard would outlive a terminated raysweep
     with serve_folder(folders) as logdir:
         server = serve(logdir, port)
         click.echo(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)

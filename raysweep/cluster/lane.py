@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
 
 from raysweep.cluster.mailbox import NAMESPACE, Assignment
 from raysweep.errors import DivergedError, TrialError
@@ -36,9 +34,15 @@ class LaneConfig:
 
 
 class Lane:
-    """Starts a worker group in the background; `join` waits until it has returned."""
+    """Starts a worker group in the background; `join` waits until it has returned.
+
+    Lives in an actor: should the driver be interrupted, no thread of its own is deep inside Ray Train.
+    """
 
     def __init__(self, config: LaneConfig, scale: ScaleSpec, storage: Path, max_failures: int) -> None:
+        import ray.train
+        import ray.train.torch
+
         self.config = config
         self._trainer = ray.train.torch.TorchTrainer(
             work,
@@ -69,13 +73,13 @@ class Lane:
         try:
             self._trainer.fit()
         except Exception as error:  # whatever ended the run, nobody else will hear of it
-            if ray.is_initialized():  # else the sweep was interrupted, and asking for an actor would start Ray anew
-                mailbox = ray.get_actor(self.config.mailbox, namespace=NAMESPACE)
-                ray.get(mailbox.lane_died.remote(self.config.name, f"lane {self.config.name} was lost: {error}"))
+            mailbox = ray.get_actor(self.config.mailbox, namespace=NAMESPACE)
+            ray.get(mailbox.lane_died.remote(self.config.name, f"lane {self.config.name} was lost: {error}"))
 
 
 def work(config: dict[str, Any]) -> None:
     """Run trials until the mailbox has no more. This is the function that every worker of a lane executes."""
+    import ray.train.torch
     import torch
     from torch import distributed
 

@@ -167,14 +167,18 @@ def _run(
         return
     with _connected(address, job):
         mailbox = ray.remote(Mailbox).options(name=name, namespace=NAMESPACE, num_cpus=0).remote(scale.max_attempts)
-        lanes: list[Lane] = []
+        lanes: list[Any] = []
         listener = _Listener(mailbox, recorder)
         listener.start()
         if not own_lanes:
             num_lanes = min(scale.lanes, remaining)
             ray.get(mailbox.expect_lanes.remote(num_lanes))
             failures = remaining * scale.max_attempts
-            lanes = [Lane(lane_config(f"lane-{n}"), scale, scratch, failures) for n in range(num_lanes)]
+            lane_actor = ray.remote(Lane).options(num_cpus=0, max_restarts=scale.max_attempts, max_task_retries=-1)
+            lanes = [
+                lane_actor.remote(lane_config(f"lane-{number}"), scale, scratch, failures)
+                for number in range(num_lanes)
+            ]
         tuner = tune.Tuner(
             tune.with_resources(TrialClient, CLIENT_RESOURCES),
             tune_config=tune.TuneConfig(
@@ -187,13 +191,16 @@ def _run(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the phase store has what matters
             ),
         )
-        errors = tuner.fit().errors
+        try:
+            errors = tuner.fit().errors
+        except BaseException:
+            listener.stop()  # before Ray goes away under it
+            raise
         listener.finish(expect_all=not errors)
         if errors:
             raise ClusterError(f"Ray Tune lost {len(errors)} trial clients: {errors[0]}")
         ray.get(mailbox.close.remote())
-        for lane in lanes:
-            lane.join()
+        ray.get([lane.join.remote() for lane in lanes])
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -207,6 +214,11 @@ class _Listener(threading.Thread):
         self._done = threading.Event()
         self._error: Exception | None = None
 
+    def stop(self) -> None:
+        """Listen no more, whatever is still to come."""
+        self._done.set()
+        self.join()
+
     def finish(self, expect_all: bool) -> None:
         """Wait until every started trial is recorded, then stop.
 
@@ -215,8 +227,7 @@ class _Listener(threading.Thread):
         """
         while expect_all and self.is_alive() and self._recorder.open_trials:
             self.join(0.02)
-        self._done.set()
-        self.join()
+        self.stop()
         if self._error is not None:
             raise self._error
 

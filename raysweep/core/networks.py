@@ -35,8 +35,11 @@ def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int 
     return model.name, None
 
 
-def check_model(model: ModelSpec) -> str:
-    """Check that a model can be loaded, without loading its weights; return its fingerprint.
+def check_model(model: ModelSpec, *, seq_len: int) -> str:
+    """Check that a model can be loaded and takes windows of `seq_len`, without loading its weights.
+
+    Returns:
+        The model's fingerprint.
 
     Raises:
         ModelError: unknown name, no weights, or a family without a file in raysweep/models/.
@@ -46,6 +49,7 @@ def check_model(model: ModelSpec) -> str:
         return content_key(registry.load("models", sizes[model.name]).sizes[model.name])
     config = _pretrained_config(model.name)
     _family_of(config, model.name)
+    _check_positions(config, model.name, seq_len)
     folder = Path(model.name)
     if not folder.is_dir():
         return content_key([model.name, getattr(config, "_commit_hash", None)])
@@ -119,11 +123,15 @@ def _fit_to_corpus(config: Any, name: str, vocab_size: int, seq_len: int) -> Non
     for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "layerdrop"):
         if hasattr(config, field):
             setattr(config, field, 0.0)
+    _check_positions(config, name, seq_len)
+    if vocab_size > config.vocab_size:
+        raise ModelError(f"model {name!r} knows {config.vocab_size} tokens, but the tokenizer has {vocab_size}.")
+
+
+def _check_positions(config: Any, name: str, seq_len: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and seq_len > positions:
         raise ModelError(f"model {name!r} has {positions} positions, fewer than data.seq_len = {seq_len}.")
-    if vocab_size > config.vocab_size:
-        raise ModelError(f"model {name!r} knows {config.vocab_size} tokens, but the tokenizer has {vocab_size}.")
 
 
 def _pretrained_config(name: str) -> Any:

@@ -27,7 +27,7 @@ def preflight(job: Job) -> Fingerprints:
 
 
 def _check(spec: JobSpec) -> Fingerprints:
-    model = check_model(spec.model)
+    model = check_model(spec.model, seq_len=spec.data.seq_len)
     tokenizer, vocab_size = tokenizer_source(spec.model, spec.data)
     tokens = prepare(spec.data, tokenizer=tokenizer, vocab_size=vocab_size)
     check_enough(tokens, spec.data, spec.training.batch_size)

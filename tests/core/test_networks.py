@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import KINDS, family_of, some_tokens, tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from raysweep import registry
 from raysweep.core.networks import build_network, check_model, scratch_sizes, tokenizer_source
@@ -68,9 +69,9 @@ def test_from_scratch_networks_have_the_asked_vocabulary_and_window_and_no_dropo
 
 
 def test_fingerprints_of_sizes_differ() -> None:
-    prints = [check_model(ModelSpec(name=size)) for size in scratch_sizes()]
+    prints = [check_model(ModelSpec(name=size), seq_len=32) for size in scratch_sizes()]
     assert len(set(prints)) == len(prints)
-    assert prints == [check_model(ModelSpec(name=size)) for size in scratch_sizes()]
+    assert prints == [check_model(ModelSpec(name=size), seq_len=32) for size in scratch_sizes()]
 
 
 # Folders.
@@ -92,15 +93,15 @@ def test_a_saved_model_is_loaded_with_its_weights_and_without_dropout(kind: str,
 def test_the_fingerprint_of_a_folder_covers_weights_and_configuration(tmp_path: Path) -> None:
     saved("gpt2", tmp_path)
     spec = ModelSpec(name=str(tmp_path))
-    first = check_model(spec)
-    assert check_model(spec) == first
+    first = check_model(spec, seq_len=32)
+    assert check_model(spec, seq_len=32) == first
     edit_config(tmp_path, n_head=5)  # the same weights, another function
-    assert check_model(spec) != first
+    assert check_model(spec, seq_len=32) != first
     edit_config(tmp_path, n_head=3)
     weights = load_file(tmp_path / "model.safetensors")
     weights["transformer.ln_f.bias"][0] += 1
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert check_model(spec) != first
+    assert check_model(spec, seq_len=32) != first
 
 
 def test_a_folder_copied_elsewhere_keeps_its_fingerprint(tmp_path: Path) -> None:
@@ -108,27 +109,29 @@ def test_a_folder_copied_elsewhere_keeps_its_fingerprint(tmp_path: Path) -> None
     (tmp_path / "there").mkdir()
     for path in (tmp_path / "here").iterdir():
         (tmp_path / "there" / path.name).write_bytes(path.read_bytes())
-    assert check_model(ModelSpec(name=str(tmp_path / "here"))) == check_model(ModelSpec(name=str(tmp_path / "there")))
+    assert check_model(ModelSpec(name=str(tmp_path / "here")), seq_len=32) == check_model(
+        ModelSpec(name=str(tmp_path / "there")), seq_len=32
+    )
 
 
 def test_a_name_that_is_nothing_names_the_nearest_size() -> None:
     with pytest.raises(ModelError, match="Did you mean 'gpt2-nano'"):
-        check_model(ModelSpec(name="gpt2-nanoo"))
+        check_model(ModelSpec(name="gpt2-nanoo"), seq_len=32)
     with pytest.raises(ModelError, match="neither a folder here nor a model"):
-        check_model(ModelSpec(name="./nowhere"))
+        check_model(ModelSpec(name="./nowhere"), seq_len=32)
 
 
 def test_folders_without_what_it_takes_are_refused_before_anything_is_built(tmp_path: Path) -> None:
     spec = ModelSpec(name=str(tmp_path))
     with pytest.raises(ModelError, match="holds no config.json"):
-        check_model(spec)
+        check_model(spec, seq_len=32)
     saved("gpt2", tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="holds no weights"):
-        check_model(spec)
+        check_model(spec, seq_len=32)
     edit_config(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"])
     with pytest.raises(ModelError, match="is a 'mamba'.*Known: gpt2, llama, opt"):
-        check_model(spec)
+        check_model(spec, seq_len=32)
 
 
 def test_missing_weights_are_never_filled_at_random(tmp_path: Path) -> None:
@@ -170,3 +173,12 @@ def test_where_the_tokenizer_comes_from() -> None:
     assert tokenizer_source(ModelSpec(name="opt-nano"), plain) == (None, 1024)
     assert tokenizer_source(ModelSpec(name="gpt2-micro"), own) == ("mine", None)
     assert tokenizer_source(ModelSpec(name="distilgpt2"), plain) == ("distilgpt2", None)
+
+
+def test_a_window_longer_than_the_models_positions_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=16)).save_pretrained(
+        tmp_path
+    )
+    check_model(ModelSpec(name=str(tmp_path)), seq_len=16)
+    with pytest.raises(ModelError, match="16 positions, fewer than data.seq_len = 17"):
+        check_model(ModelSpec(name=str(tmp_path)), seq_len=17)
