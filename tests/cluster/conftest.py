@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 
 import psutil
@@ -16,6 +17,13 @@ ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 STRATEGIES = {"exits": "os._exit(1)", "raises": "raise RuntimeError('a fault of the strategy')"}
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on: another Ray may hold the usual one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +60,7 @@ def cluster(ray_environment: None) -> Iterator[str]:
     """Return the address of a cluster of CPUS processors."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": CPUS, "node_ip_address": "127.0.0.2", "include_dashboard": True}
+    head = {"num_cpus": CPUS, "node_ip_address": "127.0.0.2", "include_dashboard": True, "dashboard_port": free_port()}
     started = Cluster(initialize_head=True, head_node_args=head)
     processes = psutil.Process().children(recursive=True)
     os.environ.pop("RAY_ADDRESS", None)
