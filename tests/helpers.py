@@ -25,6 +25,7 @@ from raysweep.records import PhaseRecord
 
 torch.set_num_threads(1)
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY, POSITIONS = 48, 32
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 # Odd head counts and, where the family allows it, num_heads * head_dim != hidden size, so that no transpose can hide.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import REPOSITORY
 
 from raysweep import registry
 from raysweep.errors import Fault, SpecError, UsageError
@@ -16,7 +17,6 @@ from raysweep.jobfile import Job, check_job, load_job
 from raysweep.space import get_path, parse_space, set_path
 from raysweep.yamlfile import dump_mapping, load_mapping, parse_scalar
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 JOBS = sorted((REPOSITORY / "jobs").glob("*.yaml"))
 SPACES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
 BASE: dict[str, Any] = {
