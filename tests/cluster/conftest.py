@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from collections.abc import Iterator
 
@@ -12,7 +11,6 @@ import pytest
 
 CPUS = 6
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",  # as Ray's own clusters have by default
     "RAY_worker_niceness": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
@@ -50,7 +48,6 @@ def ray_environment(deadly: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
