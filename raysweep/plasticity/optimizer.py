@@ -1,8 +1,9 @@
 """AdamW that knows slices: absent ones stay zero bit for bit, new ones take larger updates.
 
 A higher learning rate for some slices of a fused tensor must scale the *update*. Scaling the gradient does nothing
-under Adam, which divides it out again. `p <- p_old + m (p_new - p_old)` after the step equals a learning rate of
-m * lr on the slice, decoupled weight decay included.
+under Adam, which divides it out again. AdamW's update u depends on gradients alone, p <- (1 - lr decay) p - lr u; so a
+step between two multiplications, p <- m ((1 - lr decay) c p - lr u) with c = (1 - m lr decay) / (1 - lr decay) / m, is
+a step with the learning rate m lr on the slice, decoupled decay included.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from raysweep.plasticity.sites import HeadSlice
-from raysweep.plasticity.surgery import joined
+from raysweep.plasticity.surgery import equally_spaced, joined
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -27,13 +28,13 @@ class SliceAdamW:
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float) -> None:
         self.parameters = dict(parameters)
+        self.weight_decay = weight_decay
         matrices = [p for p in self.parameters.values() if p.dim() >= 2]
         others = [p for p in self.parameters.values() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [{"params": group, "weight_decay": self._decay_of(group[0])} for group in (matrices, others) if group]
         self.adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        # Views into the weights of favoured slices, and room for what was there before the step.
-        self._views: list[torch.Tensor] = []
-        self._before: list[torch.Tensor] = []
+        self._favoured: dict[float, list[torch.Tensor]] = {}
+        """Views into the weights of favoured slices, by the decay that their parameters have."""
 
     def clear(self, slices: Sequence[HeadSlice]) -> None:
         """Set weights and moments of absent heads to zero.
@@ -48,10 +49,13 @@ class SliceAdamW:
 
     def favour(self, slices: Sequence[HeadSlice]) -> None:
         """Scale the updates of these slices, and no others, by the multiplier given to `step`."""
-        self._views = [
-            self.parameters[part.parameter].data.narrow(part.dim, part.start, part.length) for part in joined(slices)
-        ]
-        self._before = [torch.empty_like(view) for view in self._views]
+        self._favoured = {}
+        for run in equally_spaced(joined(slices)):
+            parameter, first = self.parameters[run[0].parameter], run[0]
+            distance = run[1].start - first.start if len(run) > 1 else first.length
+            reach = run[-1].start + first.length - first.start
+            view = parameter.data.narrow(first.dim, first.start, reach).unfold(first.dim, first.length, distance)
+            self._favoured.setdefault(self._decay_of(parameter), []).append(view)
 
     def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
         """Give new slices the mean second moment of the peers in the same parameter and role.
@@ -72,12 +76,12 @@ class SliceAdamW:
         """Take one AdamW step; a multiplier of 1 changes nothing, bit for bit."""
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        favouring = bool(self._views) and multiplier != 1.0
-        if favouring:
-            torch._foreach_copy_(self._before, self._views)
+        favoured = self._favoured if multiplier != 1.0 else {}
+        for decay, views in favoured.items():
+            torch._foreach_mul_(views, (1 - multiplier * lr * decay) / (1 - lr * decay) / multiplier)
         self.adamw.step()
-        if favouring:  # before + multiplier * (view - before)
-            torch._foreach_lerp_(self._views, self._before, 1.0 - multiplier)
+        for views in favoured.values():
+            torch._foreach_mul_(views, multiplier)
 
     def zero_grad(self) -> None:
         self.adamw.zero_grad(set_to_none=True)
@@ -101,3 +105,6 @@ class SliceAdamW:
     def _moments(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         state = self.adamw.state.get(parameter, {})
         return [state[moment] for moment in MOMENTS if moment in state]
+
+    def _decay_of(self, parameter: torch.Tensor) -> float:
+        return self.weight_decay if parameter.dim() >= 2 else 0.0

@@ -72,6 +72,22 @@ def joined(slices: Iterable[HeadSlice]) -> list[HeadSlice]:
     return runs
 
 
+def equally_spaced(slices: Sequence[HeadSlice]) -> list[list[HeadSlice]]:
+    """Group neighbours of one parameter, one length and one distance: each group is a single strided view.
+
+    A fused query-key-value weight has three slices of a head, as far apart as the layer is wide.
+    """
+    groups: list[list[HeadSlice]] = []
+    for part in slices:
+        group = groups[-1] if groups else []
+        alike = bool(group) and (group[0].parameter, group[0].length) == (part.parameter, part.length)
+        if alike and (len(group) == 1 or part.start - group[-1].start == group[1].start - group[0].start):
+            group.append(part)
+        else:
+            groups.append([part])
+    return groups
+
+
 def _used_slices(sites: Sequence[AttentionSite], head_map: HeadMap) -> Iterator[tuple[HeadSlice, bool]]:
     for site in sites:
         row = head_map.present[site.layer]
