@@ -36,6 +36,8 @@ class PhaseRecord:
     """Training tokens of the phase."""
     seconds: float
     """Wall time that this trial spent in the phase; for a reused phase, what fetching it took."""
+    accuracy: float | None = None
+    """Share of held-out labels that the largest logit hits."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
     decision: dict[str, Any] | None = None

@@ -27,6 +27,8 @@ class StrategyPart(BaseModel):
 class ModelSpec(Part):
     name: str
     """A from-scratch size (`raysweep list models`), a hub name, or a local folder with weights."""
+    task: str | None = None
+    """A file in raysweep/tasks/ that the model's family can learn. Default: the family's first."""
 
 
 class DataSpec(Part):

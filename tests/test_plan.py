@@ -40,6 +40,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "name": ("other", NEVER),
     "seed": (1, 0),
     "model.name": ("gpt2-micro", 0),
+    "model.task": ("causal_lm", 0),
     "data.name": ("wikitext-2", 0),
     "data.train": ("train", 0),
     "data.evaluate": ("test", 0),

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from raysweep import registry
-from raysweep.contracts import HeadStatistics, Slot
+from raysweep.contracts import HeadStatistics, Slot, Task
 from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
-from raysweep.core.evaluation import batches, evaluate, to_device, write_samples
-from raysweep.core.networks import tokenizer_source
+from raysweep.core.evaluation import evaluate, shared_batches, write_samples
+from raysweep.core.networks import task_of, tokenizer_source
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
@@ -40,7 +40,7 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
     Raises:
         TrialError: a phase cannot be carried out as asked; DivergedError: a loss is not finite.
     """
-    trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan))
+    trial = _Trial.of(plan, runtime, store)
     for phase in plan.phases:
         yield trial.record_of(phase)
 
@@ -56,6 +56,11 @@ def trial_data(plan: TrialPlan) -> TokenStore:
     return _cached_data(DataSpec(**plan.data), ModelSpec(**plan.model))
 
 
+def trial_task(plan: TrialPlan) -> Task:
+    """Return what a trial's model learns."""
+    return registry.build("tasks", task_of(ModelSpec(**plan.model)))
+
+
 @dataclass(kw_only=True)
 class _Trial:
     """One trial on its way through its phases."""
@@ -64,9 +69,14 @@ class _Trial:
     runtime: Runtime
     store: PhaseStore
     data: TokenStore
+    task: Task
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
+
+    @staticmethod
+    def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
+        return _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
 
     def record_of(self, phase: PhasePlan) -> PhaseRecord:
         """Return a phase's record; run the phase if no one has."""
@@ -94,11 +104,10 @@ class _Trial:
         state = self._state()
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
-        loss = evaluate(
-            state.model, self._windows(self.data.evaluation, self.plan.data["eval_tokens"]),
-            self.plan.training["batch_size"], self.runtime, self.plan.training["precision"],
-        )  # fmt: skip
-        if phase.kind in ("baseline", "measure", "learn"):
+        held_out = self._windows(self.data.evaluation, self.plan.data["eval_tokens"])
+        batches = shared_batches(held_out, self.plan.training["batch_size"], self.task, self.runtime)
+        measured = evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        if phase.kind in ("baseline", "measure", "learn") and self.task.causal:
             found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
         record = PhaseRecord(
             trial=self.plan.trial,
@@ -106,8 +115,9 @@ class _Trial:
             cycle=phase.cycle,
             key=phase.key,
             reused=False,
-            loss=loss,
-            perplexity=perplexity(loss),
+            loss=measured.loss,
+            perplexity=perplexity(measured.loss),
+            accuracy=measured.accuracy,
             active_heads=state.head_map.active,
             head_map=state.head_map.to_lists(),
             params=active_parameters(state.model, state.head_map),
@@ -138,7 +148,9 @@ class _Trial:
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 
     def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        check_parity(state.model, to_device(self._windows(self.data.train)[:2], self.runtime))
+        first_examples = self._windows(self.data.train)[: 2 * self.runtime.world_size]
+        (batch,) = shared_batches(first_examples, 2, self.task, self.runtime)
+        check_parity(state.model, batch, causal=self.task.causal)
         if not phase.steps:
             return {}
         return {"curve": self._train(state, phase)}
@@ -198,7 +210,8 @@ class _Trial:
         training = Training(
             state=state,
             schedule=Schedule(**{name: phase.params[name] for name in names if name in phase.params}),
-            windows=windows,
+            examples=windows,
+            task=self.task,
             order=BatchOrder(
                 num_windows=len(windows),
                 batch_size=self.plan.training["batch_size"],
@@ -235,7 +248,8 @@ class _Trial:
     def _probe(self, state: TrialState, sensitivity: Any = None) -> HeadStatistics:
         windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
         return probe(
-            state.model, batches(windows, PROBE_BATCH, self.runtime), state.head_map, self.runtime.all_reduce,
+            state.model, shared_batches(windows, PROBE_BATCH, self.task, self.runtime), state.head_map,
+            self.runtime.all_reduce,
             reference_entropy=state.reference_entropy, sensitivity=sensitivity,
         )  # fmt: skip
 

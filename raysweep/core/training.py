@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from raysweep.core.data import BatchOrder, Tokens
-from raysweep.core.evaluation import to_device, token_losses
+from raysweep.contracts import Batch, Examples, Task
+from raysweep.core.data import BatchOrder
+from raysweep.core.evaluation import to_device
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import DivergedError
+from raysweep.plasticity.objective import label_count, label_losses, logits_of
 
 LOG_EVERY = 10
 
@@ -57,14 +60,15 @@ class Training:
     """One training phase, from a step on.
 
     Args:
-        windows: training windows (count, seq_len).
+        examples: training examples, one a row.
         on_point: called on every rank after each logged step, with (step, point).
         on_checkpoint: called on every rank every `checkpoint_every` steps, with the number of finished steps.
     """
 
     state: TrialState
     schedule: Schedule
-    windows: Tokens
+    examples: Examples
+    task: Task
     order: BatchOrder
     training: dict[str, Any]
     runtime: Runtime
@@ -106,16 +110,30 @@ class Training:
         """Add up the gradients of one step; return its mean loss on this rank."""
         accumulation = self.training["accumulation"]
         indices = self.order.indices(step, self.runtime.rank, self.runtime.world_size)
-        tokens = to_device(self.windows[indices], self.runtime)
+        seeds = self.order.seeds(step, self.runtime.rank, self.runtime.world_size)
+        parts = zip(np.array_split(indices, accumulation), np.array_split(seeds, accumulation), strict=True)
+        batches = [to_device(self.task.batch(self.examples[mine], own.tolist()), self.runtime) for mine, own in parts]
+        labels = self._labels_of_a_part(batches)
         mean = torch.zeros((), device=self.runtime.device)
-        for part, batch in enumerate(tokens.chunk(accumulation)):
-            last = part == accumulation - 1
+        for batch in batches:
+            last = batch is batches[-1]
             with nullcontext() if last else self.runtime.without_sync(wrapped):
                 with self.runtime.autocast(self.training["precision"]):
-                    loss = token_losses(wrapped(batch), batch) / accumulation
+                    losses = label_losses(logits_of(wrapped, batch), batch.labels)
+                    loss = losses.sum() / labels / accumulation
                 loss.backward()
             mean += loss.detach()
         return mean
+
+    def _labels_of_a_part(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """Return the mean number of labels in one part of a rank's step, over all parts of all ranks.
+
+        Each label then weighs the same in the step's gradient, on whichever rank it stands.
+        """
+        count = torch.stack([label_count(batch.labels) for batch in batches]).double().mean()
+        if not self.task.even:
+            count = self.runtime.all_reduce(count) / self.runtime.world_size
+        return count.float().clamp_min(1)
 
     def _set_gates(self, step: int) -> None:
         if self.state.new_heads and step <= self.schedule.gate_warmup_steps:
