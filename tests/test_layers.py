@@ -84,7 +84,7 @@ def test_the_whole_package_is_looked_at() -> None:
         ),
         ("plan.py", "try:\n    import transformers\nexcept ImportError:\n    pass", "plan.py: only cluster, core"),
         ("archive.py", "import yaml", "archive.py: only yamlfile may import yaml"),
-        ("cli.py", "import optuna", "cli.py: only cluster, samplers may import optuna"),
+        ("cli/bad.py", "import optuna", "cli/bad.py: only cluster, samplers may import optuna"),
         ("plan.py", "from raysweep.core import phases", "plan.py: core is not below plan"),
         ("plan.py", "def f():\n    import raysweep.core.phases", "plan.py: core is not below plan"),
         ("plan.py", "from raysweep import archive", "plan.py: archive is not below plan"),

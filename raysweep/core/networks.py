@@ -42,11 +42,14 @@ def task_of(model: ModelSpec) -> str:
         ModelError: the model's family cannot learn it, or the model is unknown.
     """
     sizes = scratch_sizes()
-    family = sizes[model.name] if model.name in sizes else _pretrained_config(model.name).model_type
-    known = registry.load("models", family).tasks if family in registry.available("models") else ()
-    if model.task is not None and model.task not in known:
-        raise ModelError(f"model.task = {model.task!r}: a {family!r} learns {known_names_hint(model.task, known)}")
-    return model.task or known[0]
+    if model.name in sizes:
+        family: Family = registry.build("models", sizes[model.name])
+    else:
+        family = _family_of(_pretrained_config(model.name), model.name)
+    if model.task is not None and model.task not in family.tasks:
+        hint = known_names_hint(model.task, family.tasks)
+        raise ModelError(f"model.task = {model.task!r}: model {model.name!r} cannot learn that. {hint}")
+    return model.task or family.tasks[0]
 
 
 def check_model(model: ModelSpec, *, seq_len: int) -> str:

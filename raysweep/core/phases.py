@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from raysweep import registry
-from raysweep.contracts import HeadStatistics, Slot, Task
+from raysweep.contracts import Task
+from raysweep.core.acts import Examiner, grow, prune
 from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
 from raysweep.core.evaluation import evaluate, shared_batches, write_samples
 from raysweep.core.networks import task_of, tokenizer_source
@@ -20,13 +19,11 @@ from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
-from raysweep.errors import TrialError
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
-from raysweep.plasticity.budget import lowest_heads, share
+from raysweep.plasticity.budget import share
 from raysweep.plasticity.parity import check_parity
-from raysweep.plasticity.probe import probe
-from raysweep.plasticity.surgery import absent_slices, initialise, present_slices
+from raysweep.plasticity.surgery import present_slices
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
 
@@ -156,46 +153,20 @@ class _Trial:
         return {"curve": self._train(state, phase)}
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        params = phase.params
-        statistics = self._probe(state)
-        options = _options("prune", params)
-        pruner = registry.build("prune", params["strategy"], options)
-        scores = pruner(statistics, np.random.default_rng(derived_seed(phase.key, "prune")))
-        grace = phase.cycle - params["grace_cycles"]
-        grown = state.head_map.grown
-        heads = lowest_heads(
-            scores, state.head_map, share(params["level"], grown.size),
-            budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
-            protected={(int(layer), int(head)) for layer, head in np.argwhere(grown > max(0, grace - 1))},
-        )  # fmt: skip
-        self.runtime.assert_equal(heads)
-        state.remove_heads(heads, np.where(statistics.present, statistics.entropy, np.nan))
+        decision = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
         state.refresh()
-        return {"decision": _decision(params["strategy"], options, heads, scores)}
+        return {"decision": decision}
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        statistics = self._probe(state)
+        statistics = self._examiner().statistics(state)
         names = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
         return {"statistics": {name: getattr(statistics, name).tolist() for name in names}}
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        params = phase.params
-        count = share(params["ratio"], self._removed_in(phase.cycle))
-        options = _options("grow", params)
-        grower = registry.build("grow", params["strategy"], options)
-        initializer = registry.build("init", params["init"])
-        absent = absent_slices(state.model.sites, state.head_map)
-        initialise(state.model, absent, initializer, phase.key)  # proposals, behind closed gates until `refresh`
-        statistics = self._probe(state, sensitivity=initializer.sensitivity)
-        heads = grower(statistics, count, np.random.default_rng(derived_seed(phase.key, "grow")))
-        self._check_grown(heads, count, statistics, params["strategy"])
-        self.runtime.assert_equal(heads)
-        state.add_heads(heads, phase.cycle)
-        state.initialise_new_heads(params["init"], phase.key)
+        count = share(phase.params["ratio"], self._removed_in(phase.cycle))
+        decision = grow(state, phase.params, cycle=phase.cycle, count=count, key=phase.key, examiner=self._examiner())
         state.refresh()
-        assert statistics.sensitivity is not None
-        scores = np.where(statistics.present, 0.0, statistics.sensitivity)
-        return {"decision": _decision(params["strategy"], {**options, "init": params["init"]}, heads, scores)}
+        return {"decision": decision}
 
     def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         if phase.params["seed_second_moments"]:
@@ -215,7 +186,8 @@ class _Trial:
             order=BatchOrder(
                 num_windows=len(windows),
                 batch_size=self.plan.training["batch_size"],
-                seed=derived_seed(phase.key, "batches"),
+                # Of the trial's seed and not the key: arms that differ before this phase see the same data in it.
+                seed=derived_seed(str(self.plan.seed), "batches", phase.kind, phase.cycle),
             ),
             training=self.plan.training,
             runtime=self.runtime,
@@ -245,13 +217,9 @@ class _Trial:
             about = {"trial": self.plan.trial, "phase": phase.kind, "cycle": phase.cycle, "steps": phase.steps}
             self.runtime.emit({"type": kind, **about, **content})
 
-    def _probe(self, state: TrialState, sensitivity: Any = None) -> HeadStatistics:
+    def _examiner(self) -> Examiner:
         windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
-        return probe(
-            state.model, shared_batches(windows, PROBE_BATCH, self.task, self.runtime), state.head_map,
-            self.runtime.all_reduce,
-            reference_entropy=state.reference_entropy, sensitivity=sensitivity,
-        )  # fmt: skip
+        return Examiner(batches=shared_batches(windows, PROBE_BATCH, self.task, self.runtime), runtime=self.runtime)
 
     def _samples(self, state: TrialState) -> list[dict[str, Any]]:
         return write_samples(state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime)
@@ -264,22 +232,3 @@ class _Trial:
         outcome = self.store.find(prune.key)
         assert outcome is not None
         return len(outcome.record["decision"]["heads"])
-
-    def _check_grown(self, heads: list[Slot], count: int, statistics: HeadStatistics, strategy: str) -> None:
-        free = {(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)}
-        if len(heads) != count or len(set(heads)) != count or not set(heads) <= free:
-            raise TrialError(f"growth strategy {strategy!r} returned {heads}, not {count} distinct absent slots.")
-
-
-def _options(kind: str, params: dict[str, Any]) -> dict[str, Any]:
-    fields = registry.load(kind, params["strategy"]).__dataclass_fields__
-    return {name: params[name] for name in fields if name in params}
-
-
-def _decision(strategy: str, options: dict[str, Any], heads: list[Slot], scores: Any) -> dict[str, Any]:
-    return {
-        "strategy": strategy,
-        "options": options,
-        "heads": [list(slot) for slot in heads],
-        "scores": scores.tolist(),
-    }
