@@ -20,6 +20,7 @@ LAYERS = (
     {"environment", "registry", "space", "spec", "yamlfile"},
     {"jobfile"},
     {"plan", "records"},
+    {"halting"},
     {"contracts"},
     {"archive"},
     {"reports"},

@@ -45,8 +45,9 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     pruner = registry.build("prune", params["strategy"], options)
     scores = pruner(statistics, np.random.default_rng(derived_seed(key, "prune")))
     grown = state.head_map.grown
+    count = params["count"] if "count" in params else share(params["level"], grown.size)
     heads = lowest_heads(
-        scores, state.head_map, share(params["level"], grown.size),
+        scores, state.head_map, count,
         budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
         protected={
             (int(layer), int(head)) for layer, head in np.argwhere(grown > max(0, cycle - params["grace_cycles"] - 1))
@@ -57,14 +58,13 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     return _decision(params["strategy"], options, heads, scores)
 
 
-def grow(
-    state: TrialState, params: Mapping[str, Any], *, cycle: int, count: int, key: str, examiner: Examiner
-) -> dict[str, Any]:
-    """Make `count` absent heads present as `cycle.grow` says; return the decision. `state.refresh` opens their gates.
+def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner) -> dict[str, Any]:
+    """Make absent heads present as `cycle.grow` says; return the decision. `state.refresh` opens their gates.
 
     Raises:
         TrialError: the strategy did not return what was asked.
     """
+    count = params["count"] if "count" in params else share(params["ratio"], len(state.removed_heads))
     options = _options("grow", params)
     grower = registry.build("grow", params["strategy"], options)
     initializer = registry.build("init", params["init"])
@@ -78,6 +78,13 @@ def grow(
     assert statistics.sensitivity is not None
     scores = np.where(statistics.present, 0.0, statistics.sensitivity)
     return _decision(params["strategy"], {**options, "init": params["init"]}, heads, scores)
+
+
+def measure(state: TrialState, examiner: Examiner) -> dict[str, list[list[float]]]:
+    """Return every statistic of every head slot, [layer][head]."""
+    statistics = examiner.statistics(state)
+    names = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
+    return {name: getattr(statistics, name).tolist() for name in names}
 
 
 def _check_grown(heads: list[Slot], count: int, statistics: HeadStatistics, strategy: str) -> None:

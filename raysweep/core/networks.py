@@ -82,8 +82,13 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
 
 
-def build_network(model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int) -> tuple[Any, Family]:
+def build_network(
+    model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int, new_weights: bool = False
+) -> tuple[Any, Family]:
     """Build a network with its first weights: pretrained, or random from the seed. Dropout is off.
+
+    Args:
+        new_weights: draw them from the seed even where there are pretrained ones.
 
     Raises:
         ModelError: it cannot be loaded, or does not fit the corpus's tokenizer or window length.
@@ -96,12 +101,14 @@ def build_network(model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int)
     if model.name in sizes:
         family: Family = registry.build("models", sizes[model.name])
         config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
+    else:
+        config = _pretrained_config(model.name)
+        family = _family_of(config, model.name)
+        _fit_to_corpus(config, model.name, vocab_size, seq_len)
+    if new_weights or model.name in sizes:
         with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
             torch.manual_seed(seed)
             return model_class.from_config(config, attn_implementation="sdpa"), family
-    config = _pretrained_config(model.name)
-    family = _family_of(config, model.name)
-    _fit_to_corpus(config, model.name, vocab_size, seq_len)
     try:
         network, report = model_class.from_pretrained(
             model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from raysweep import registry
 from raysweep.contracts import Task
-from raysweep.core.acts import Examiner, grow, prune
+from raysweep.core.acts import Examiner, grow, measure, prune
+from raysweep.core.continuous import Events
 from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
 from raysweep.core.evaluation import evaluate, shared_batches, write_samples
 from raysweep.core.networks import task_of, tokenizer_source
@@ -19,11 +20,10 @@ from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
+from raysweep.halting import reached, result, verdict
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
-from raysweep.plasticity.budget import share
 from raysweep.plasticity.parity import check_parity
-from raysweep.plasticity.surgery import present_slices
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
 
@@ -34,12 +34,27 @@ UNLOGGED = "progress/unlogged"
 def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
     """Yield the record of each phase, run now or taken from the store; the same on every rank.
 
+    First the trial's own phases, until the last or until it halts; then those that its control arms have beside them.
+
     Raises:
         TrialError: a phase cannot be carried out as asked; DivergedError: a loss is not finite.
     """
     trial = _Trial.of(plan, runtime, store)
+    own: list[PhaseRecord] = []
     for phase in plan.phases:
-        yield trial.record_of(phase)
+        own.append(trial.record_of(phase))
+        yield own[-1]
+        if verdict(own, plan.halting):
+            break
+    kept, _ = result(own, plan.halting)
+    seen = {record.key for record in own}
+    for arm, phases in plan.controls.items():
+        trial.go_back()
+        for phase in reached(arm, phases, kept.cycle):
+            if phase.key in seen:
+                trial.pass_over(phase)
+            else:
+                yield replace(trial.record_of(phase), arm=arm)
 
 
 @lru_cache(maxsize=4)
@@ -75,6 +90,14 @@ class _Trial:
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
         return _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
 
+    def go_back(self) -> None:
+        """Stand before the first phase again."""
+        self.state = self.previous = None
+
+    def pass_over(self, phase: PhasePlan) -> None:
+        """Stand behind a phase that is in the store."""
+        self.state, self.previous = None, phase.key
+
     def record_of(self, phase: PhasePlan) -> PhaseRecord:
         """Return a phase's record; run the phase if no one has."""
         started = time.perf_counter()
@@ -101,9 +124,8 @@ class _Trial:
         state = self._state()
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
-        held_out = self._windows(self.data.evaluation, self.plan.data["eval_tokens"])
-        batches = shared_batches(held_out, self.plan.training["batch_size"], self.task, self.runtime)
-        measured = evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        state = self._state()  # a small model has taken the place of the one before
+        measured = self._measured(state)
         if phase.kind in ("baseline", "measure", "learn") and self.task.causal:
             found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
         record = PhaseRecord(
@@ -112,20 +134,29 @@ class _Trial:
             cycle=phase.cycle,
             key=phase.key,
             reused=False,
-            loss=measured.loss,
-            perplexity=perplexity(measured.loss),
-            accuracy=measured.accuracy,
-            active_heads=state.head_map.active,
-            head_map=state.head_map.to_lists(),
-            params=active_parameters(state.model, state.head_map),
-            flops_per_token=flops_per_token(state.model, state.head_map, self.plan.data["seq_len"]),
             steps=phase.steps,
             tokens=phase.steps * self.plan.training["batch_size"] * self.plan.data["seq_len"],
             seconds=time.perf_counter() - started,
             data_sha256=self.data.text_sha256,
+            **measured,
             **found,
         )
         return state.outcome(self.plan.trial, record.to_dict())
+
+    def _measured(self, state: TrialState) -> dict[str, Any]:
+        """Measure what every phase is measured by."""
+        held_out = self._windows(self.data.evaluation, self.plan.data["eval_tokens"])
+        batches = shared_batches(held_out, self.plan.training["batch_size"], self.task, self.runtime)
+        measured = evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        return {
+            "loss": measured.loss,
+            "perplexity": perplexity(measured.loss),
+            "accuracy": measured.accuracy,
+            "active_heads": state.head_map.active,
+            "head_map": state.head_map.to_lists(),
+            "params": active_parameters(state.model, state.head_map),
+            "flops_per_token": flops_per_token(state.model, state.head_map, self.plan.data["seq_len"]),
+        }
 
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
         assert self.state is not None
@@ -145,6 +176,8 @@ class _Trial:
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 
     def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        if "shaped_by" in phase.params:
+            state = self.state = self._small_model(phase.params["shaped_by"])
         first_examples = self._windows(self.data.train)[: 2 * self.runtime.world_size]
         (batch,) = shared_batches(first_examples, 2, self.task, self.runtime)
         check_parity(state.model, batch, causal=self.task.causal)
@@ -158,24 +191,38 @@ class _Trial:
         return {"decision": decision}
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        statistics = self._examiner().statistics(state)
-        names = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
-        return {"statistics": {name: getattr(statistics, name).tolist() for name in names}}
+        return {"statistics": measure(state, self._examiner())}
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        count = share(phase.params["ratio"], self._removed_in(phase.cycle))
-        decision = grow(state, phase.params, cycle=phase.cycle, count=count, key=phase.key, examiner=self._examiner())
+        decision = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
         state.refresh()
         return {"decision": decision}
 
-    def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        if phase.params["seed_second_moments"]:
-            fresh = set(state.new_slices)
-            peers = [part for part in present_slices(state.model.sites, state.head_map) if part not in fresh]
-            state.optimizer.seed_second_moments(state.new_slices, peers)
-        return {"curve": self._train(state, phase)}
+    def _small_model(self, shaped_by: str) -> TrialState:
+        """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""
+        shape = self.store.find(shaped_by)
+        assert shape is not None, f"phase {shaped_by} is not in the store"
+        state = TrialState.first(self.plan, self.data.vocab_size, self.runtime, new_weights=True)
+        counts = [sum(grown >= 0 for grown in row) for row in shape.record["head_map"]]
+        _, heads = state.model.shape
+        state.remove_heads([(layer, head) for layer, kept in enumerate(counts) for head in range(kept, heads)], None)
+        state.refresh()
+        return state
 
-    def _train(self, state: TrialState, phase: PhasePlan) -> list[dict[str, float]]:
+    def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        events = Events(
+            state=state,
+            planned=phase.params.get("events", []),
+            examiner=self._examiner(),
+            measure=lambda: self._measured(state),
+            seed_second_moments=phase.params["seed_second_moments"],
+        )
+        if phase.params["seed_second_moments"]:
+            state.seed_second_moments()
+        curve = self._train(state, phase, events)
+        return {"curve": curve, "events": events.done or None}
+
+    def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> list[dict[str, float]]:
         names = Schedule.__dataclass_fields__
         windows = self._windows(self.data.train)
         training = Training(
@@ -192,8 +239,9 @@ class _Trial:
             training=self.plan.training,
             runtime=self.runtime,
             on_point=lambda point: self._emit("progress", phase, point=point),
-            on_checkpoint=lambda step: self._checkpoint(phase, training, step),
+            on_checkpoint=lambda step: self._checkpoint(phase, training, step, events),
             checkpoint_every=self.plan.checkpoint_every_steps,
+            before_step=events.happen if events else lambda step: None,
         )
         partial = self.store.find_partial(phase.key)
         start = partial.step if partial else 0
@@ -201,15 +249,20 @@ class _Trial:
         if partial is not None:
             state.load_tensors(partial.tensors)
             training.curve = partial.curve
+            if events is not None:
+                events.load(partial.structure)
             training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
             self._emit("resumed", phase, step=start)
         return training.run(start)
 
-    def _checkpoint(self, phase: PhasePlan, training: Training, step: int) -> None:
+    def _checkpoint(self, phase: PhasePlan, training: Training, step: int, events: Events | None) -> None:
         unlogged = self.runtime.all_gather(training.unlogged)
         if self.runtime.rank == 0:
             tensors = training.state.tensors() | {UNLOGGED: unlogged}
-            self.store.save_partial(phase.key, Partial(step=step, curve=training.curve, tensors=tensors))
+            structure = events.structure() if events else {}
+            self.store.save_partial(
+                phase.key, Partial(step=step, curve=training.curve, structure=structure, tensors=tensors)
+            )
         self.runtime.barrier()
 
     def _emit(self, kind: str, phase: PhasePlan, **content: Any) -> None:
@@ -226,9 +279,3 @@ class _Trial:
 
     def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
         return windows_of(tokens[:limit], self.plan.data["seq_len"])
-
-    def _removed_in(self, cycle: int) -> int:
-        prune = next(phase for phase in self.plan.phases if (phase.kind, phase.cycle) == ("prune", cycle))
-        outcome = self.store.find(prune.key)
-        assert outcome is not None
-        return len(outcome.record["decision"]["heads"])

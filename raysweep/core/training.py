@@ -41,18 +41,20 @@ class Schedule:
             return self.lr * (step + 1) / warmup
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
 
-    def multiplier(self, step: int) -> float:
-        """From the multiplier to exactly 1 by a half cosine."""
-        decay = self.multiplier_decay_steps or self.steps
-        if step >= decay:
+    def multiplier(self, step: int, born: int = 0) -> float:
+        """From the multiplier to exactly 1 by a half cosine, for heads grown before step `born`."""
+        decay = self.multiplier_decay_steps or self.steps - born
+        age = step - born
+        if age >= decay:
             return 1.0
-        return 1.0 + (self.new_head_lr_multiplier - 1.0) * 0.5 * (1 + math.cos(math.pi * step / decay))
+        return 1.0 + (self.new_head_lr_multiplier - 1.0) * 0.5 * (1 + math.cos(math.pi * age / decay))
 
-    def gate(self, step: int) -> float:
+    def gate(self, step: int, born: int = 0) -> float:
         """From gate_start to exactly 1, linearly; never 0, where nothing but the gate would learn."""
-        if step >= self.gate_warmup_steps:
+        age = step - born
+        if age >= self.gate_warmup_steps:
             return 1.0
-        return self.gate_start + (1.0 - self.gate_start) * step / self.gate_warmup_steps
+        return self.gate_start + (1.0 - self.gate_start) * age / self.gate_warmup_steps
 
 
 @dataclass(kw_only=True)
@@ -75,6 +77,8 @@ class Training:
     on_point: Callable[[dict[str, float]], None] = lambda point: None
     on_checkpoint: Callable[[int], None] = lambda step: None
     checkpoint_every: int = 10**9
+    before_step: Callable[[int], None] = lambda step: None
+    """Called on every rank with the number of finished steps; may change heads."""
     curve: list[dict[str, float]] = field(default_factory=list)
     unlogged: torch.Tensor = field(init=False)
     """Sum and number of this rank's step losses since the last logged point."""
@@ -92,11 +96,14 @@ class Training:
         model.train()
         wrapped = self.runtime.wrap(model)
         for step in range(start, steps):
+            self.before_step(step)
             self._set_gates(step)
             self.unlogged[0] += self._accumulate(wrapped, step)
             self.unlogged[1] += 1
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.training["clip_norm"])
-            self.state.optimizer.step(self.schedule.learning_rate(step), self.schedule.multiplier(step))
+            self.state.optimizer.step(
+                self.schedule.learning_rate(step), self.schedule.multiplier(step, self.state.born)
+            )
             self.state.optimizer.zero_grad()
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
@@ -136,8 +143,9 @@ class Training:
         return count.float().clamp_min(1)
 
     def _set_gates(self, step: int) -> None:
-        if self.state.new_heads and step <= self.schedule.gate_warmup_steps:
-            self.state.model.set_gates(self.state.head_map, self.state.new_heads, self.schedule.gate(step))
+        state = self.state
+        if state.new_heads and step - state.born <= self.schedule.gate_warmup_steps:
+            state.model.set_gates(state.head_map, state.new_heads, self.schedule.gate(step, state.born))
 
     def _log(self, done: int, norm: torch.Tensor) -> None:
         total, count = self.runtime.all_reduce(self.unlogged).tolist()
@@ -149,8 +157,8 @@ class Training:
             "gradient_norm": float(norm),
         }
         if self.state.new_heads:
-            point["new_head_gate"] = self.schedule.gate(done - 1)
-            point["new_head_multiplier"] = self.schedule.multiplier(done - 1)
+            point["new_head_gate"] = self.schedule.gate(done - 1, self.state.born)
+            point["new_head_multiplier"] = self.schedule.multiplier(done - 1, self.state.born)
         if not (math.isfinite(point["loss"]) and math.isfinite(point["gradient_norm"])):
             raise DivergedError(
                 f"at step {done} the loss is {point['loss']}, the gradient norm {point['gradient_norm']}."
