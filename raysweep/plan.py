@@ -52,6 +52,11 @@ class TrialPlan:
     controls: dict[str, tuple[PhasePlan, ...]]
     """The phases of each control arm, from the beginning; those that are the trial's own have their keys."""
 
+    def every_phase(self) -> list[PhasePlan]:
+        """Return what the trial runs if it does not halt, its control arms included, each phase once."""
+        arms = [phases[-1:] if arm == "from_scratch_small" else phases for arm, phases in self.controls.items()]
+        return list({phase.key: phase for phases in (self.phases, *arms) for phase in phases}.values())
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

@@ -84,7 +84,8 @@ class Recorder:
 
     def _on_progress(self, event: Event) -> None:
         trial = self._open[event["trial"]]
-        trial.writer.progress(event["phase"], event["cycle"], event["point"])
+        if event["arm"] == "main":
+            trial.writer.progress(event["phase"], event["cycle"], event["point"])
         point = event["point"]
         self._observer.step_logged(event["trial"], event["phase"], int(point["step"]), event["steps"], point["loss"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -49,12 +49,12 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
     kept, _ = result(own, plan.halting)
     seen = {record.key for record in own}
     for arm, phases in plan.controls.items():
-        trial.go_back()
+        trial.begin(arm)
         for phase in reached(arm, phases, kept.cycle):
             if phase.key in seen:
                 trial.pass_over(phase)
             else:
-                yield replace(trial.record_of(phase), arm=arm)
+                yield trial.record_of(phase)
 
 
 @lru_cache(maxsize=4)
@@ -85,14 +85,15 @@ class _Trial:
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
+    arm: str = "main"
 
     @staticmethod
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
         return _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
 
-    def go_back(self) -> None:
-        """Stand before the first phase again."""
-        self.state = self.previous = None
+    def begin(self, arm: str) -> None:
+        """Stand before the first phase of a control arm."""
+        self.arm, self.state, self.previous = arm, None, None
 
     def pass_over(self, phase: PhasePlan) -> None:
         """Stand behind a phase that is in the store."""
@@ -115,6 +116,7 @@ class _Trial:
         record = {
             **outcome.record,
             "trial": self.plan.trial,
+            "arm": self.arm,
             "reused": outcome.trial != self.plan.trial,
             "seconds": round(time.perf_counter() - started, 4),
         }
@@ -267,8 +269,8 @@ class _Trial:
 
     def _emit(self, kind: str, phase: PhasePlan, **content: Any) -> None:
         if self.runtime.rank == 0:
-            about = {"trial": self.plan.trial, "phase": phase.kind, "cycle": phase.cycle, "steps": phase.steps}
-            self.runtime.emit({"type": kind, **about, **content})
+            about = {"trial": self.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
+            self.runtime.emit({"type": kind, **about, "steps": phase.steps, **content})
 
     def _examiner(self) -> Examiner:
         windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
