@@ -7,11 +7,12 @@ import time
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep.core.evaluation import token_losses
+from raysweep import registry
 from raysweep.core.networks import build_network
 from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.objective import logits_of, mean_loss
 from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.spec import ModelSpec
 
@@ -32,10 +33,11 @@ def measure(size: str) -> Figure:
     forward = flops_per_token(model, full, SEQ_LEN) - 2.0 * SEQ_LEN * model.sites[0].head_dim * full.active
     flops = 3.0 * forward * BATCH * SEQ_LEN
     tokens = torch.randint(0, VOCABULARY, (BATCH, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+    batch = registry.build("tasks", "causal_lm").batch(tokens.numpy(), range(BATCH))
     left, right = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
 
     def step() -> None:
-        token_losses(model(tokens), tokens).backward()
+        mean_loss(logits_of(model, batch), batch.labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(1e-3)
         optimizer.zero_grad()

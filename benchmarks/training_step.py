@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.reference import figure, write
+from raysweep import registry
 from raysweep.core.data import BatchOrder
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
@@ -105,7 +106,13 @@ class Ours:
         order = BatchOrder(num_windows=len(self.windows), batch_size=BATCH, seed=0)
         runtime = Runtime(device=torch.device("cpu"))
         Training(
-            state=self.state, schedule=schedule, windows=self.windows, order=order, training=SETTINGS, runtime=runtime
+            state=self.state,
+            schedule=schedule,
+            examples=self.windows,
+            task=registry.build("tasks", "causal_lm"),
+            order=order,
+            training=SETTINGS,
+            runtime=runtime,
         ).run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -19,11 +20,41 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Slot = tuple[int, int]
 """(layer, head), by original position; never renumbered."""
+Examples = npt.NDArray[Any]
+"""One row of integers an example; its task knows how to read it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a network takes, and what it should predict."""
+
+    inputs: torch.Tensor
+    """The network's main input: token ids (batch, tokens), or pixels (batch, channels, height, width)."""
+    labels: torch.Tensor
+    """The class to predict at each position of the logits, (batch, positions) or (batch,); -100 where there is none."""
+    attention_mask: torch.Tensor | None = None
+    """(batch, tokens): 0 at padding. None: nothing is padded."""
+
+
+class Task(Protocol):
+    """tasks/<name>.py: what a model learns, from a row of integers to inputs and labels."""
+
+    model_class: ClassVar[str]
+    """The automatic class of transformers that builds its networks."""
+    causal: ClassVar[bool]
+    """No position may see a later one."""
+    even: ClassVar[bool]
+    """Every example has equally many labels."""
+
+    def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
+        """Return examples as a batch, on the processor; what is random follows from each example's seed."""
 
 
 class Family(Protocol):
     """models/<model_type>.py: one architecture of transformers, by its `model_type`."""
 
+    tasks: ClassVar[tuple[str, ...]]
+    """What its networks can learn, as files in tasks/; the first one unless a job says otherwise."""
     sizes: ClassVar[dict[str, dict[str, Any]]]
     """From-scratch sizes: name -> configuration values, vocabulary excluded."""
 

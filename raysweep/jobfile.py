@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
@@ -28,6 +28,9 @@ PATH_KEYS = ("model.name", "data.name", "data.tokenizer")
 NAME_KEYS = {"cycle.grow.init": "init"}
 TRIAL_SECTIONS = ("model", "data", "training", "cycle")
 RANDOM_POINTS = 64
+Number = Callable[[str, int], int]
+"""Returns a whole number of the job by its path, or a default where there is none."""
+ToFault = Callable[[str, Any, str], Fault]
 INTEGER = pydantic.TypeAdapter(int)
 
 
@@ -230,6 +233,7 @@ def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
     cycle = get_path(raw, "cycle")
     if isinstance(cycle, Mapping) and cycle.get("grow") is not None and cycle.get("prune") is None:
         yield fault("cycle.grow", None, "nothing to grow back without pruning; add cycle.prune or remove cycle.grow.")
+    yield from _cycle_faults(raw, number, fault)
     batch = number("training.batch_size", 16)
     workers, accumulation = number("scale.workers", 1), number("training.accumulation", 1)
     if batch % (workers * accumulation):
@@ -254,6 +258,53 @@ def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
             else "only streamed corpora (c4) take it."
         )
         yield fault("data.max_tokens", get_path(raw, "data.max_tokens"), way)
+
+
+def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Iterable[Fault]:
+    """Check what several cycles, events inside training and control arms need of the rest of the cycle."""
+    has = {part for part in ("baseline", "prune", "grow", "learn") if get_path(raw, f"cycle.{part}") is not None}
+    cycles = number("cycle.cycles", 1)
+    level, step = get_path(raw, "cycle.prune.level"), get_path(raw, "cycle.level_escalation")
+    if step and isinstance(level, int | float) and isinstance(step, int | float) and level + (cycles - 1) * step >= 1:
+        yield fault("cycle.level_escalation", step, f"the level of cycle {cycles} would not be below 1.")
+    for rule in ("regression", "plateau"):
+        if get_path(raw, f"cycle.{rule}") is not None and "learn" not in has:
+            yield fault(f"cycle.{rule}", None, "is judged after learning; add cycle.learn.")
+    patience = number("cycle.plateau.patience", 2)
+    if get_path(raw, "cycle.plateau") is not None and patience >= cycles:
+        yield fault("cycle.plateau.patience", patience, f"could never fire: must be below cycle.cycles = {cycles}.")
+    if get_path(raw, "cycle.continuous") is not None:
+        yield from _continuous_faults(raw, has, number, fault)
+    yield from _control_faults(raw, has, fault)
+    trials = number("search.trials", 1)
+    if get_path(raw, "search.space") is None and trials > 1:
+        yield fault("search.trials", trials, "all would be equal without search.space; add one, or leave trials out.")
+
+
+def _control_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault) -> Iterable[Fault]:
+    arms = get_path(raw, "search.controls")
+    for arm in arms if isinstance(arms, list | tuple) else ():
+        needed = {"rewind": "grow", "no_regrow": "grow", "random_random": "prune", "dense": "prune"}.get(arm)
+        if needed is not None and needed not in has:
+            yield fault("search.controls", arm, f"would be the trial itself without cycle.{needed}; leave it out.")
+        if arm == "from_scratch_small" and "baseline" not in has and "learn" not in has:
+            yield fault("search.controls", arm, "has no steps to train for; add cycle.baseline or cycle.learn.")
+
+
+def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Number, fault: ToFault) -> Iterable[Fault]:
+    for part in ("prune", "learn"):
+        if part not in has:
+            yield fault("cycle.continuous", None, f"prunes while learning; add cycle.{part}.")
+    if get_path(raw, "cycle.continuous.grow") and "grow" not in has:
+        yield fault("cycle.continuous.grow", get_path(raw, "cycle.continuous.grow"), "needs cycle.grow to say how.")
+    cycles, steps = number("cycle.cycles", 1), number("cycle.learn.steps", 0)
+    if cycles > 1:
+        yield fault("cycle.cycles", cycles, "with cycle.continuous there is one; its events take the place of cycles.")
+    first, every = number("cycle.continuous.first", 0), number("cycle.continuous.every", 1)
+    events = number("cycle.continuous.events", 1)
+    last = first + (events - 1) * every
+    if steps and last >= steps:
+        yield fault("cycle.continuous.events", events, f"the last would come before step {last} of {steps}.")
 
 
 def _load_space(raw: Mapping[str, Any], source: str) -> Space | None:

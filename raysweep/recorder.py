@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from raysweep.archive import Proposal, SweepFolder
@@ -35,6 +35,8 @@ class _OpenTrial:
     plan: TrialPlan
     writer: TrialWriter
     started: float
+    finished: set[str] = field(default_factory=set)
+    """Keys of its finished phases."""
 
 
 class Recorder:
@@ -82,19 +84,22 @@ class Recorder:
 
     def _on_progress(self, event: Event) -> None:
         trial = self._open[event["trial"]]
-        trial.writer.progress(event["phase"], event["cycle"], event["point"])
+        if event["arm"] == "main":
+            trial.writer.progress(event["phase"], event["cycle"], event["point"])
         point = event["point"]
         self._observer.step_logged(event["trial"], event["phase"], int(point["step"]), event["steps"], point["loss"])
 
     def _on_phase(self, event: Event) -> None:
         record = PhaseRecord.from_dict(event["record"])
         self._folder.add_phase(record)
+        self._open[record.trial].finished.add(record.key)
         self._open[record.trial].writer.phase(record)
         self._observer.phase_finished(record)
 
     def _on_final(self, event: Event) -> None:
         trial = self._open.pop(event["trial"])
         self._ended.add(event["trial"])
+        halted = event.get("halted")
         record = TrialRecord(
             trial=event["trial"],
             status=event["status"],
@@ -103,7 +108,12 @@ class Recorder:
             proposer=trial.proposal.proposer,
             objective=event["objective"],
             attempts=trial.proposal.attempt - 1 + event["attempts"],
-            phases=[phase.key for phase in trial.plan.phases],
+            phases=[phase.key for phase in trial.plan.phases if not halted or phase.cycle <= halted["cycle"]],
+            halted=halted,
+            controls={
+                arm: [phase.key for phase in phases if phase.key in trial.finished]
+                for arm, phases in trial.plan.controls.items()
+            },
             seconds=round(time.perf_counter() - trial.started, 3),
             error=event["error"],
         )

@@ -36,12 +36,18 @@ class PhaseRecord:
     """Training tokens of the phase."""
     seconds: float
     """Wall time that this trial spent in the phase; for a reused phase, what fetching it took."""
+    arm: str = "main"
+    """`main`, or the control arm that the phase belongs to."""
+    accuracy: float | None = None
+    """Share of held-out labels that the largest logit hits."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
     decision: dict[str, Any] | None = None
     """What prune removed or grow added: strategy, heads as [layer, head], and the scores it ranked."""
     statistics: dict[str, list[list[float]]] | None = None
     """Head statistics as [layer][head], from measure."""
+    events: list[dict[str, Any]] | None = None
+    """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
     samples: list[dict[str, Any]] | None = None
     """Greedy continuations of fixed held-out prompts: prompt, text, repetition (share of repeated 3-grams)."""
     data_sha256: str = ""
@@ -57,7 +63,7 @@ class PhaseRecord:
     def outcome(self) -> dict[str, Any]:
         """Return what must be equal between two runs of the same phase: all but where and how long it ran."""
         content = self.to_dict()
-        for name in ("trial", "reused", "seconds"):
+        for name in ("trial", "arm", "reused", "seconds"):
             del content[name]
         return content
 
@@ -77,6 +83,10 @@ class TrialRecord:
     phases: list[str]
     """Keys of its phases, in order."""
     seconds: float
+    halted: dict[str, Any] | None = None
+    """Why it stopped before its last cycle: rule, cycle, kept (key of the phase that is its result), reason."""
+    controls: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of each control arm's phases, in order; those that the trial's own phases share included."""
     error: str | None = None
     """Why it did not complete: phase, message, and for a crash the worker's traceback."""
     schema: int = SCHEMA

@@ -21,6 +21,7 @@ CLASS_NAMES = {
     "grow": "Grower",
     "init": "Initializer",
     "models": "Family",
+    "tasks": "Task",
     "samplers": "Sampler",
 }
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Control = Literal["dense", "no_regrow", "random_random", "rewind", "from_scratch_small"]
+
 
 class Part(BaseModel):
     """One section of a job: immutable, unknown keys refused."""
@@ -27,6 +29,8 @@ class StrategyPart(BaseModel):
 class ModelSpec(Part):
     name: str
     """A from-scratch size (`raysweep list models`), a hub name, or a local folder with weights."""
+    task: str | None = None
+    """A file in raysweep/tasks/ that the model's family can learn. Default: the family's first."""
 
 
 class DataSpec(Part):
@@ -104,9 +108,45 @@ class LearnSpec(Part):
     """Give new slices the mean second moment of their peers, so that no update is hidden-boosted by a reset."""
 
 
+class ContinuousSpec(Part):
+    """Prune and grow inside the learn phase instead of before it: no restart, the optimizer's state carried on."""
+
+    every: int = Field(ge=1)
+    """Training steps between two events."""
+    first: int = Field(default=0, ge=0)
+    """Training step before which the first event happens."""
+    events: int | None = Field(default=None, ge=1)
+    """Default: as many as fit into the learn phase."""
+    remove: int | None = Field(default=None, ge=1)
+    """Heads to remove in each event. Default: as cycle.prune.level says."""
+    grow: int | None = Field(default=None, ge=0)
+    """Heads to grow in each event. Default: as cycle.grow.ratio says."""
+
+
+class RegressionSpec(Part):
+    """When a cycle has done too much damage: both must be exceeded, against the best end of a cycle so far."""
+
+    ratio: float = Field(default=1.10, ge=1)
+    margin: float = Field(default=1.0, ge=0)
+
+
+class PlateauSpec(Part):
+    patience: int = Field(default=2, ge=1)
+    """Cycles that may pass without enough gain."""
+    min_gain: float = Field(default=0.01, gt=0, lt=1)
+    """Share of perplexity that counts as a gain."""
+
+
 class CycleSpec(Part):
     cycles: int = Field(default=1, ge=1)
     """How often prune, measure, grow and learn are repeated."""
+    level_escalation: float = Field(default=0.0, ge=0, lt=1)
+    """Added to prune.level with every further cycle."""
+    regression: RegressionSpec | None = None
+    """Halt after a cycle whose perplexity regressed; the trial's result is the last good phase."""
+    plateau: PlateauSpec | None = None
+    """Halt after cycles that no longer help."""
+    continuous: ContinuousSpec | None = None
     baseline: BaselineSpec | None = None
     """Training before the first prune. Without it the model is measured as it is."""
     prune: PruneSpec | None = None
@@ -126,17 +166,23 @@ class SamplerSpec(StrategyPart):
 
 
 class SearchSpec(Part):
-    space: str | dict[str, Any]
-    """A file (looked for from the working folder, the job's folder and the one above), or the space itself."""
-    trials: int = Field(ge=1)
+    space: str | dict[str, Any] | None = None
+    """A file (looked for from the working folder, the job's folder and the one above), or the space itself.
+    Without it, there is a single trial."""
+    trials: int = Field(default=1, ge=1)
     minimize: Literal["loss", "perplexity"] = "loss"
     """Held-out number after the last phase."""
     sampler: SamplerSpec = SamplerSpec()
+    controls: tuple[Control, ...] = ()
+    """Arms that every trial runs beside its own phases, on the same data in the same order; what is equal is shared.
+    `dense` trains on for the same steps without pruning; recovery is measured against it. `no_regrow` prunes only.
+    `random_random` prunes and grows at random. `rewind` grows with stored weights. `from_scratch_small` trains a new
+    model with as many heads in each layer as the trial ends with, for all its steps."""
 
     @field_validator("space", mode="before")
     @classmethod
     def _file_or_space(cls, space: Any) -> Any:
-        if not isinstance(space, str | Mapping):
+        if not isinstance(space, str | Mapping | None):
             raise ValueError("must be the path of a search-space file, or the space itself")
         return space
 

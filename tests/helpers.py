@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 from transformers.pytorch_utils import Conv1D
 
 from raysweep import registry
+from raysweep.contracts import Batch, Task
+from raysweep.core.evaluation import evaluate, shared_batches
 from raysweep.core.phases import run_trial
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore
@@ -27,6 +29,7 @@ torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY, POSITIONS = 48, 32
+CAUSAL: Task = registry.build("tasks", "causal_lm")
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 # Odd head counts and, where the family allows it, num_heads * head_dim != hidden size, so that no transpose can hide.
 CONFIGS: dict[str, Any] = {
@@ -81,6 +84,16 @@ def family_of(kind: str) -> Any:
 def some_tokens(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+
+
+def causal(tokens: torch.Tensor) -> Batch:
+    """Return windows of tokens as a batch for next-token prediction."""
+    return CAUSAL.batch(tokens.numpy(), range(len(tokens)))
+
+
+def held_out_loss(model: PlasticModel, windows: np.ndarray, batch_size: int, runtime: Runtime, precision: str) -> float:
+    """Measure a model on windows of tokens."""
+    return evaluate(model, shared_batches(windows, batch_size, CAUSAL, runtime), runtime, precision).loss
 
 
 def weights_of(model: PlasticModel) -> dict[str, torch.Tensor]:

@@ -32,7 +32,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAYSWEEP_RESULTS", raising=False)
     monkeypatch.setattr("raysweep.cluster.sweep.run_sweep", start)
-    monkeypatch.setattr("raysweep.cli._make_interruptible", lambda: None)  # the tests' own process
+    for module in ("work", "look"):  # the tests' own process
+        monkeypatch.setattr(f"raysweep.cli.{module}.make_interruptible", lambda: None)
     write_job("good.yaml", job_mapping())
     return tmp_path
 

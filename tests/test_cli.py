@@ -41,7 +41,8 @@ COMMANDS = ["run", "resume", "validate", "plan", "list", "status", "show", "tens
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAYSWEEP_RESULTS", raising=False)
-    monkeypatch.setattr("raysweep.cli._make_interruptible", lambda: None)  # the tests' own process
+    for module in ("work", "look"):  # the tests' own process
+        monkeypatch.setattr(f"raysweep.cli.{module}.make_interruptible", lambda: None)
     return tmp_path
 
 

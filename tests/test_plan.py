@@ -14,7 +14,7 @@ import pytest
 
 from raysweep import plan as plan_module
 from raysweep.jobfile import check_job
-from raysweep.plan import Fingerprints, TrialPlan, content_key, derived_seed, make_plan
+from raysweep.plan import Fingerprints, PhasePlan, TrialPlan, content_key, derived_seed, make_plan
 from raysweep.space import set_path
 from raysweep.spec import JobSpec
 
@@ -40,6 +40,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "name": ("other", NEVER),
     "seed": (1, 0),
     "model.name": ("gpt2-micro", 0),
+    "model.task": ("causal_lm", 0),
     "data.name": ("wikitext-2", 0),
     "data.train": ("train", 0),
     "data.evaluate": ("test", 0),
@@ -55,6 +56,11 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "training.warmup_fraction": (0.2, 0),
     "training.precision": ("fp32", 0),
     "cycle.cycles": (3, NEVER),
+    "cycle.level_escalation": (0.1, 5),
+    "cycle.regression.ratio": (1.2, NEVER),
+    "cycle.regression.margin": (0.5, NEVER),
+    "cycle.plateau.patience": (1, NEVER),
+    "cycle.plateau.min_gain": (0.1, NEVER),
     "cycle.baseline.steps": (11, 0),
     "cycle.baseline.lr": (2e-3, 0),
     "cycle.prune.strategy": ("magnitude", 1),
@@ -77,6 +83,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "search.trials": (5, NEVER),
     "search.minimize": ("perplexity", NEVER),
     "search.sampler.name": ("random", NEVER),
+    "search.controls": (["dense"], NEVER),
     "scale.workers": (2, 0),
     "scale.lanes": (2, NEVER),
     "scale.cpus_per_worker": (2.0, 0),
@@ -85,6 +92,9 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "scale.checkpoint_every_steps": (3, NEVER),
     "scale.max_attempts": (1, NEVER),
 }
+
+
+CONTINUOUS: dict[str, Any] = {"every": 3, "first": 1, "events": 2, "remove": 2, "grow": 1}
 
 
 def job_with(changes: Mapping[str, Any] | None = None) -> JobSpec:
@@ -153,7 +163,87 @@ def test_a_phase_holds_what_it_needs() -> None:
 
 def test_every_setting_of_a_job_is_classified_here() -> None:
     options = {"cycle.prune.direction"}
-    assert set(SETTINGS) == set(settings_of(JobSpec)) | options
+    continuous = {f"cycle.continuous.{name}" for name in CONTINUOUS}
+    assert set(SETTINGS) | continuous == set(settings_of(JobSpec)) | options
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_a_schedule_of_events_changes_the_key_of_its_learn_phase(name: str) -> None:
+    before = keys(job_with({"cycle.cycles": 1, "cycle.continuous": CONTINUOUS}))
+    changed = {**CONTINUOUS, name: CONTINUOUS[name] + (-1 if name == "events" else 1)}
+    after = keys(job_with({"cycle.cycles": 1, "cycle.continuous": changed}))
+    assert (before[0], len(before)) == (after[0], 2) and before[1] != after[1]
+
+
+def test_events_have_the_keys_of_the_discrete_phases_that_they_stand_for() -> None:
+    discrete = plan_of(job_with()).phases
+    once = {"cycle.cycles": 1, "cycle.continuous": {"every": 5, "events": 1}}
+    (event,) = plan_of(job_with(once)).phases[1].params["events"]
+    assert event["step"] == 0
+    assert [phase["key"] for phase in event["phases"]] == [phase.key for phase in discrete[1:4]]
+    assert [phase["params"] for phase in event["phases"]] == [phase.params for phase in discrete[1:4]]
+
+
+def test_events_come_at_their_steps_and_know_their_counts() -> None:
+    events = plan_of(
+        job_with({"cycle.cycles": 1, "cycle.continuous": {"every": 4, "first": 1, "remove": 3, "grow": 2}})
+    )
+    planned = events.phases[1].params["events"]
+    assert [event["step"] for event in planned] == [1, 5, 9]
+    assert [[phase["cycle"] for phase in event["phases"]] for event in planned] == [[1] * 3, [2] * 3, [3] * 3]
+    assert all([phase["params"].get("count") for phase in event["phases"]] == [3, None, 2] for event in planned)
+    assert len({phase["key"] for event in planned for phase in event["phases"]}) == 9
+
+
+def test_levels_escalate_from_cycle_to_cycle() -> None:
+    plan = plan_of(job_with({"cycle.cycles": 3, "cycle.prune.level": 0.1, "cycle.level_escalation": 0.1}))
+    assert [phase.params["level"] for phase in plan.phases if phase.kind == "prune"] == [0.1, 0.2, 0.3]
+
+
+# Controls
+
+
+def controls(arm: str, **changes: Any) -> tuple[PhasePlan, ...]:
+    return plan_of(job_with({"search.controls": [arm], **changes})).controls[arm]
+
+
+def test_dense_is_the_trial_without_its_structural_phases() -> None:
+    own, dense = plan_of(job_with()).phases, controls("dense")
+    assert [phase.label for phase in dense] == ["baseline", "learn", "learn@2"]
+    assert dense[0] == own[0] and [phase.params for phase in dense[1:]] == [own[4].params, own[8].params]
+    other = job_with({"cycle.prune.strategy": "taylor", "cycle.grow.ratio": 0.9, "search.controls": ["dense"]})
+    assert plan_of(other).controls["dense"] == dense  # so trials share it
+
+
+def test_no_regrow_shares_the_prune_with_the_trial() -> None:
+    own, arm = plan_of(job_with()).phases, controls("no_regrow")
+    assert [phase.label for phase in arm[:4]] == ["baseline", "prune", "measure", "learn"]
+    assert arm[:3] == own[:3] and arm[3].params == own[4].params and arm[3].key != own[4].key
+
+
+def test_random_random_keeps_the_budget_and_drops_the_options() -> None:
+    own, arm = plan_of(job_with()).phases, controls("random_random")
+    options = {"strategy": "entropy", "direction": "high"}
+    assert arm[1].params == {k: v for k, v in own[1].params.items() if k not in options} | {"strategy": "random"}
+    assert arm[3].params == own[3].params | {"strategy": "random"}
+
+
+def test_rewind_differs_in_how_new_heads_begin() -> None:
+    own, arm = plan_of(job_with()).phases, controls("rewind")
+    assert arm[:3] == own[:3] and arm[3].params == own[3].params | {"init": "rewind"}
+
+
+def test_a_small_model_trains_for_all_steps_of_the_trial_that_shapes_it() -> None:
+    own, arm = plan_of(job_with()).phases, controls("from_scratch_small")
+    assert [(phase.kind, phase.cycle, phase.steps) for phase in arm] == [("baseline", 1, 20), ("baseline", 2, 30)]
+    assert [phase.params["shaped_by"] for phase in arm] == [own[3].key, own[7].key]
+    bare = controls("from_scratch_small", **{"cycle.grow": None, "cycle.baseline": None})
+    assert [phase.steps for phase in bare] == [10, 20] and bare[0].params["lr"] == own[4].params["lr"]
+
+
+def test_a_plan_with_events_and_controls_survives_json() -> None:
+    plan = plan_of(job_with({"cycle.cycles": 1, "cycle.continuous": CONTINUOUS, "search.controls": ["dense"]}))
+    assert TrialPlan.from_json(plan.to_json()) == plan
 
 
 @pytest.mark.parametrize("path", SETTINGS)

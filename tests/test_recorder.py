@@ -75,10 +75,11 @@ def group(lane: str = "lane-0", name: str = "g") -> Event:
     return {"type": "group", "lane": lane, "group": name, "pids": [11, 12]}
 
 
-def progress(trial: int, phase: str, step: int, steps: int, loss: float = 2.0) -> Event:
+def progress(trial: int, phase: str, step: int, steps: int, loss: float = 2.0, arm: str = "main") -> Event:
     point = {"step": float(step), "loss": loss, "lr": 1e-3, "gradient_norm": 1.0}
     cycle = 0 if phase == "baseline" else 1
-    return {"type": "progress", "trial": trial, "phase": phase, "cycle": cycle, "steps": steps, "point": point}
+    about = {"trial": trial, "arm": arm, "phase": phase, "cycle": cycle, "steps": steps}
+    return {"type": "progress", **about, "point": point}
 
 
 def phase(plan: TrialPlan, index: int, loss: float = 3.0, *, seconds: float = 0.5, reused: bool = False) -> Event:
@@ -136,6 +137,7 @@ def test_a_trial_leaves_its_phases_and_how_it_ended(recorder: Recorder, folder: 
     assert record == {
         "trial": 1, "status": "COMPLETE", "values": VALUES, "seed": 7, "proposer": "tpe", "objective": 3.2,
         "attempts": 1, "phases": [part.key for part in plan.phases], "error": None, "schema": 1,
+        "halted": None, "controls": {},
     }  # fmt: skip
 
 

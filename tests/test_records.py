@@ -81,7 +81,7 @@ def test_what_is_optional_may_be_missing() -> None:
 def test_an_outcome_is_all_but_where_and_how_long_a_phase_ran() -> None:
     elsewhere = replace(PHASE, trial=8, reused=False, seconds=99.0)
     assert elsewhere.outcome() == PHASE.outcome()
-    assert set(PHASE.to_dict()) - set(PHASE.outcome()) == {"trial", "reused", "seconds"}
+    assert set(PHASE.to_dict()) - set(PHASE.outcome()) == {"trial", "arm", "reused", "seconds"}
 
 
 @pytest.mark.parametrize(

@@ -115,16 +115,21 @@ def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -
     """Run one trial; rank 0 tells how it ended. What is no fault of the trial's plan ends the worker."""
     from raysweep.core.phases import run_trial
     from raysweep.core.store import PhaseStore
+    from raysweep.halting import result
     from raysweep.plan import TrialPlan
 
     plan = TrialPlan.from_json(assignment.plan)
     folder = Path(lane.store) if lane.sharing else Path(lane.store) / f"trial-{plan.trial}"
+    own = []
     ending: dict[str, Any] = {"status": "COMPLETE", "objective": None, "error": None}
     try:
         for record in run_trial(plan, runtime, PhaseStore(folder)):
-            ending["objective"] = getattr(record, plan.minimize)
+            if record.arm == "main":
+                own.append(record)
             if runtime.rank == 0:
                 runtime.emit({"type": "phase", "trial": plan.trial, "record": record.to_dict()})
+        kept, halt = result(own, plan.halting)
+        ending |= {"objective": getattr(kept, plan.minimize), "halted": halt and halt.__dict__}
     except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
         status = "DIVERGED" if isinstance(error, DivergedError) else "FAILED"
         ending = {"status": status, "objective": None, "error": str(error)}

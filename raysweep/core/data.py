@@ -129,6 +129,11 @@ class BatchOrder:
         order = [_permutation(self.num_windows, self.seed, int(epoch)) for epoch in epochs]
         return np.array([permutation[at] for permutation, at in zip(order, offsets, strict=True)], np.int64)
 
+    def seeds(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Return the seeds of this rank's examples of one step, for what a task draws at random in each."""
+        positions = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
+        return (self.seed + positions) % 2**62
+
 
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

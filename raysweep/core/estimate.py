@@ -57,7 +57,7 @@ def estimate(job: Job, fingerprints: Fingerprints, past: Iterable[PhaseRecord], 
         past: phase records of earlier sweeps of the same model, for their pace.
     """
     plans = list(_drawn_plans(job, fingerprints))
-    everything = [phase for plan in plans for phase in plan.phases]
+    everything = [phase for plan in plans for phase in plan.every_phase()]
     distinct = list({phase.key: phase for phase in everything}.values())
     run = distinct if sharing else everything
     model = build_skeleton(job.spec.model, seq_len=job.spec.data.seq_len)

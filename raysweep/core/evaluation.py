@@ -1,75 +1,84 @@
-"""The one way a model is measured: held-out loss on fixed windows, and text it writes."""
+"""The one way a model is measured: held-out loss and accuracy on fixed examples, and text it writes."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from raysweep.core.data import Tokens, shard
+from raysweep.contracts import Batch, Examples, Task
+from raysweep.core.data import shard
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DivergedError
 from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.objective import label_count, label_losses, logits_of
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS, NGRAM = 3, 16, 32, 3
 
 
-def token_losses(logits: torch.Tensor, tokens: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Return the next-token loss of windows: seq_len - 1 predictions each.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Held-out numbers over all labels, all ranks together."""
 
-    Args:
-        logits: (batch, tokens, vocabulary).
-        tokens: (batch, tokens).
-    """
-    targets = functional.pad(tokens[:, 1:], (0, 1), value=-100)  # the last token has nothing to predict
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+    loss: float
+    """Mean negative log-likelihood in nats."""
+    accuracy: float
+    """Share of labels that the largest logit hits."""
 
 
 @torch.no_grad()
-def evaluate(model: PlasticModel, windows: Tokens, batch_size: int, runtime: Runtime, precision: str) -> float:
-    """Return the mean loss per predicted token in nats, over all ranks' shares of the windows (any number).
+def evaluate(model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, precision: str) -> Measured:
+    """Measure a model on this rank's share of the held-out batches (any number).
 
     Raises:
-        DivergedError: it is not finite.
+        DivergedError: the loss is not finite.
     """
     was_training = model.training
     model.eval()
-    total = torch.zeros(2, dtype=torch.float64, device=runtime.device)
-    for batch in batches(windows, batch_size, runtime):
+    total = torch.zeros(3, dtype=torch.float64, device=runtime.device)
+    for batch in batches:
         with runtime.autocast(precision):
-            losses = token_losses(model(batch), batch, reduction="sum")
-        total += torch.stack([losses.double(), losses.new_tensor(batch.shape[0] * (batch.shape[1] - 1)).double()])
+            logits = logits_of(model, batch)
+        hits = (logits.argmax(-1) == batch.labels).sum()
+        total += torch.stack([label_losses(logits, batch.labels).sum(), hits, label_count(batch.labels)]).double()
     model.train(was_training)
-    loss_sum, count = runtime.all_reduce(total).tolist()
+    loss_sum, hits, count = runtime.all_reduce(total).tolist()
     loss = loss_sum / count
     if not math.isfinite(loss):
         raise DivergedError(f"the held-out loss is {loss}.")
-    return loss
+    return Measured(loss=loss, accuracy=hits / count)
 
 
-def batches(windows: Tokens, batch_size: int, runtime: Runtime) -> list[torch.Tensor]:
-    """Return this rank's share of the windows as batches of token ids on its device."""
-    mine = windows[shard(len(windows), runtime.rank, runtime.world_size)]
-    return [to_device(mine[at : at + batch_size], runtime) for at in range(0, len(mine), batch_size)]
+def shared_batches(examples: Examples, batch_size: int, task: Task, runtime: Runtime) -> list[Batch]:
+    """Return this rank's share of examples as batches on its device: the same ones whenever they are asked for."""
+    indices = shard(len(examples), runtime.rank, runtime.world_size)
+    return [
+        to_device(task.batch(examples[mine], mine.tolist()), runtime)
+        for mine in (indices[at : at + batch_size] for at in range(0, len(indices), batch_size))
+    ]
 
 
-def to_device(windows: Tokens, runtime: Runtime) -> torch.Tensor:
-    return torch.from_numpy(windows.astype("int64")).to(runtime.device)
+def to_device(batch: Batch, runtime: Runtime) -> Batch:
+    mask = batch.attention_mask
+    return Batch(
+        inputs=batch.inputs.to(runtime.device),
+        labels=batch.labels.to(runtime.device),
+        attention_mask=None if mask is None else mask.to(runtime.device),
+    )
 
 
 @torch.no_grad()
-def write_samples(model: PlasticModel, windows: Tokens, tokenizer: Any, runtime: Runtime) -> list[dict[str, Any]]:
+def write_samples(model: PlasticModel, windows: Examples, tokenizer: Any, runtime: Runtime) -> list[dict[str, Any]]:
     """Continue the beginnings of the first held-out windows greedily, and say how much each repeats itself."""
     was_training = model.training
     model.eval()
     prompt_tokens = min(PROMPT_TOKENS, windows.shape[1] // 2)
     new_tokens = min(NEW_TOKENS, windows.shape[1] - prompt_tokens)
-    prompts = to_device(windows[:PROMPTS, :prompt_tokens], runtime)
+    prompts = torch.from_numpy(windows[:PROMPTS, :prompt_tokens].astype("int64")).to(runtime.device)
     network: Any = model.network
     written = network.generate(
         input_ids=prompts, attention_mask=torch.ones_like(prompts), do_sample=False, use_cache=True,

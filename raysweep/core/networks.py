@@ -35,6 +35,23 @@ def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int 
     return model.name, None
 
 
+def task_of(model: ModelSpec) -> str:
+    """Return the task that a model is to learn.
+
+    Raises:
+        ModelError: the model's family cannot learn it, or the model is unknown.
+    """
+    sizes = scratch_sizes()
+    if model.name in sizes:
+        family: Family = registry.build("models", sizes[model.name])
+    else:
+        family = _family_of(_pretrained_config(model.name), model.name)
+    if model.task is not None and model.task not in family.tasks:
+        hint = known_names_hint(model.task, family.tasks)
+        raise ModelError(f"model.task = {model.task!r}: model {model.name!r} cannot learn that. {hint}")
+    return model.task or family.tasks[0]
+
+
 def check_model(model: ModelSpec, *, seq_len: int) -> str:
     """Check that a model can be loaded and takes windows of `seq_len`, without loading its weights.
 
@@ -46,9 +63,11 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     """
     sizes = scratch_sizes()
     if model.name in sizes:
+        task_of(model)
         return content_key(registry.load("models", sizes[model.name]).sizes[model.name])
     config = _pretrained_config(model.name)
     _family_of(config, model.name)
+    task_of(model)
     _check_positions(config, model.name, seq_len)
     folder = Path(model.name)
     if not folder.is_dir():
@@ -63,28 +82,35 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
 
 
-def build_network(model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int) -> tuple[Any, Family]:
+def build_network(
+    model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int, new_weights: bool = False
+) -> tuple[Any, Family]:
     """Build a network with its first weights: pretrained, or random from the seed. Dropout is off.
+
+    Args:
+        new_weights: draw them from the seed even where there are pretrained ones.
 
     Raises:
         ModelError: it cannot be loaded, or does not fit the corpus's tokenizer or window length.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
+    model_class = _model_class(model)
     sizes = scratch_sizes()
     if model.name in sizes:
         family: Family = registry.build("models", sizes[model.name])
         config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
+    else:
+        config = _pretrained_config(model.name)
+        family = _family_of(config, model.name)
+        _fit_to_corpus(config, model.name, vocab_size, seq_len)
+    if new_weights or model.name in sizes:
         with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
             torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"), family
-    config = _pretrained_config(model.name)
-    family = _family_of(config, model.name)
-    _fit_to_corpus(config, model.name, vocab_size, seq_len)
+            return model_class.from_config(config, attn_implementation="sdpa"), family
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
+        network, report = model_class.from_pretrained(
             model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
             use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
@@ -102,7 +128,6 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
         ModelError: as `check_model`.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from raysweep.plasticity.model import PlasticModel
 
@@ -115,8 +140,14 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
         config = _pretrained_config(model.name)
         family = _family_of(config, model.name)
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
+        network = _model_class(model).from_config(config)
     return PlasticModel(network, family.sites(network))
+
+
+def _model_class(model: ModelSpec) -> Any:
+    import transformers
+
+    return getattr(transformers, registry.load("tasks", task_of(model)).model_class)
 
 
 def _fit_to_corpus(config: Any, name: str, vocab_size: int, seq_len: int) -> None:

@@ -9,24 +9,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from raysweep import registry
-from raysweep.contracts import HeadStatistics, Slot
+from raysweep.contracts import Task
+from raysweep.core.acts import Examiner, grow, measure, prune
+from raysweep.core.continuous import Events
 from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
-from raysweep.core.evaluation import batches, evaluate, to_device, write_samples
-from raysweep.core.networks import tokenizer_source
+from raysweep.core.evaluation import evaluate, shared_batches, write_samples
+from raysweep.core.networks import task_of, tokenizer_source
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
-from raysweep.errors import TrialError
+from raysweep.halting import reached, result, verdict
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
-from raysweep.plasticity.budget import lowest_heads, share
 from raysweep.plasticity.parity import check_parity
-from raysweep.plasticity.probe import probe
-from raysweep.plasticity.surgery import absent_slices, initialise, present_slices
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
 
@@ -37,12 +34,27 @@ UNLOGGED = "progress/unlogged"
 def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
     """Yield the record of each phase, run now or taken from the store; the same on every rank.
 
+    First the trial's own phases, until the last or until it halts; then those that its control arms have beside them.
+
     Raises:
         TrialError: a phase cannot be carried out as asked; DivergedError: a loss is not finite.
     """
-    trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan))
+    trial = _Trial.of(plan, runtime, store)
+    own: list[PhaseRecord] = []
     for phase in plan.phases:
-        yield trial.record_of(phase)
+        own.append(trial.record_of(phase))
+        yield own[-1]
+        if verdict(own, plan.halting):
+            break
+    kept, _ = result(own, plan.halting)
+    seen = {record.key for record in own}
+    for arm, phases in plan.controls.items():
+        trial.begin(arm)
+        for phase in reached(arm, phases, kept.cycle):
+            if phase.key in seen:
+                trial.pass_over(phase)
+            else:
+                yield trial.record_of(phase)
 
 
 @lru_cache(maxsize=4)
@@ -56,6 +68,11 @@ def trial_data(plan: TrialPlan) -> TokenStore:
     return _cached_data(DataSpec(**plan.data), ModelSpec(**plan.model))
 
 
+def trial_task(plan: TrialPlan) -> Task:
+    """Return what a trial's model learns."""
+    return registry.build("tasks", task_of(ModelSpec(**plan.model)))
+
+
 @dataclass(kw_only=True)
 class _Trial:
     """One trial on its way through its phases."""
@@ -64,9 +81,23 @@ class _Trial:
     runtime: Runtime
     store: PhaseStore
     data: TokenStore
+    task: Task
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
+    arm: str = "main"
+
+    @staticmethod
+    def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
+        return _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
+
+    def begin(self, arm: str) -> None:
+        """Stand before the first phase of a control arm."""
+        self.arm, self.state, self.previous = arm, None, None
+
+    def pass_over(self, phase: PhasePlan) -> None:
+        """Stand behind a phase that is in the store."""
+        self.state, self.previous = None, phase.key
 
     def record_of(self, phase: PhasePlan) -> PhaseRecord:
         """Return a phase's record; run the phase if no one has."""
@@ -85,6 +116,7 @@ class _Trial:
         record = {
             **outcome.record,
             "trial": self.plan.trial,
+            "arm": self.arm,
             "reused": outcome.trial != self.plan.trial,
             "seconds": round(time.perf_counter() - started, 4),
         }
@@ -94,11 +126,9 @@ class _Trial:
         state = self._state()
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
-        loss = evaluate(
-            state.model, self._windows(self.data.evaluation, self.plan.data["eval_tokens"]),
-            self.plan.training["batch_size"], self.runtime, self.plan.training["precision"],
-        )  # fmt: skip
-        if phase.kind in ("baseline", "measure", "learn"):
+        state = self._state()  # a small model has taken the place of the one before
+        measured = self._measured(state)
+        if phase.kind in ("baseline", "measure", "learn") and self.task.causal:
             found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
         record = PhaseRecord(
             trial=self.plan.trial,
@@ -106,19 +136,29 @@ class _Trial:
             cycle=phase.cycle,
             key=phase.key,
             reused=False,
-            loss=loss,
-            perplexity=perplexity(loss),
-            active_heads=state.head_map.active,
-            head_map=state.head_map.to_lists(),
-            params=active_parameters(state.model, state.head_map),
-            flops_per_token=flops_per_token(state.model, state.head_map, self.plan.data["seq_len"]),
             steps=phase.steps,
             tokens=phase.steps * self.plan.training["batch_size"] * self.plan.data["seq_len"],
             seconds=time.perf_counter() - started,
             data_sha256=self.data.text_sha256,
+            **measured,
             **found,
         )
         return state.outcome(self.plan.trial, record.to_dict())
+
+    def _measured(self, state: TrialState) -> dict[str, Any]:
+        """Measure what every phase is measured by."""
+        held_out = self._windows(self.data.evaluation, self.plan.data["eval_tokens"])
+        batches = shared_batches(held_out, self.plan.training["batch_size"], self.task, self.runtime)
+        measured = evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        return {
+            "loss": measured.loss,
+            "perplexity": perplexity(measured.loss),
+            "accuracy": measured.accuracy,
+            "active_heads": state.head_map.active,
+            "head_map": state.head_map.to_lists(),
+            "params": active_parameters(state.model, state.head_map),
+            "flops_per_token": flops_per_token(state.model, state.head_map, self.plan.data["seq_len"]),
+        }
 
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
         assert self.state is not None
@@ -138,77 +178,72 @@ class _Trial:
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 
     def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        check_parity(state.model, to_device(self._windows(self.data.train)[:2], self.runtime))
+        if "shaped_by" in phase.params:
+            state = self.state = self._small_model(phase.params["shaped_by"])
+        first_examples = self._windows(self.data.train)[: 2 * self.runtime.world_size]
+        (batch,) = shared_batches(first_examples, 2, self.task, self.runtime)
+        check_parity(state.model, batch, causal=self.task.causal)
         if not phase.steps:
             return {}
         return {"curve": self._train(state, phase)}
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        params = phase.params
-        statistics = self._probe(state)
-        options = _options("prune", params)
-        pruner = registry.build("prune", params["strategy"], options)
-        scores = pruner(statistics, np.random.default_rng(derived_seed(phase.key, "prune")))
-        grace = phase.cycle - params["grace_cycles"]
-        grown = state.head_map.grown
-        heads = lowest_heads(
-            scores, state.head_map, share(params["level"], grown.size),
-            budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
-            protected={(int(layer), int(head)) for layer, head in np.argwhere(grown > max(0, grace - 1))},
-        )  # fmt: skip
-        self.runtime.assert_equal(heads)
-        state.remove_heads(heads, np.where(statistics.present, statistics.entropy, np.nan))
+        decision = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
         state.refresh()
-        return {"decision": _decision(params["strategy"], options, heads, scores)}
+        return {"decision": decision}
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        statistics = self._probe(state)
-        names = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
-        return {"statistics": {name: getattr(statistics, name).tolist() for name in names}}
+        return {"statistics": measure(state, self._examiner())}
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        params = phase.params
-        count = share(params["ratio"], self._removed_in(phase.cycle))
-        options = _options("grow", params)
-        grower = registry.build("grow", params["strategy"], options)
-        initializer = registry.build("init", params["init"])
-        absent = absent_slices(state.model.sites, state.head_map)
-        initialise(state.model, absent, initializer, phase.key)  # proposals, behind closed gates until `refresh`
-        statistics = self._probe(state, sensitivity=initializer.sensitivity)
-        heads = grower(statistics, count, np.random.default_rng(derived_seed(phase.key, "grow")))
-        self._check_grown(heads, count, statistics, params["strategy"])
-        self.runtime.assert_equal(heads)
-        state.add_heads(heads, phase.cycle)
-        state.initialise_new_heads(params["init"], phase.key)
+        decision = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
         state.refresh()
-        assert statistics.sensitivity is not None
-        scores = np.where(statistics.present, 0.0, statistics.sensitivity)
-        return {"decision": _decision(params["strategy"], {**options, "init": params["init"]}, heads, scores)}
+        return {"decision": decision}
+
+    def _small_model(self, shaped_by: str) -> TrialState:
+        """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""
+        shape = self.store.find(shaped_by)
+        assert shape is not None, f"phase {shaped_by} is not in the store"
+        state = TrialState.first(self.plan, self.data.vocab_size, self.runtime, new_weights=True)
+        counts = [sum(grown >= 0 for grown in row) for row in shape.record["head_map"]]
+        _, heads = state.model.shape
+        state.remove_heads([(layer, head) for layer, kept in enumerate(counts) for head in range(kept, heads)], None)
+        state.refresh()
+        return state
 
     def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        events = Events(
+            state=state,
+            planned=phase.params.get("events", []),
+            examiner=self._examiner(),
+            measure=lambda: self._measured(state),
+            seed_second_moments=phase.params["seed_second_moments"],
+        )
         if phase.params["seed_second_moments"]:
-            fresh = set(state.new_slices)
-            peers = [part for part in present_slices(state.model.sites, state.head_map) if part not in fresh]
-            state.optimizer.seed_second_moments(state.new_slices, peers)
-        return {"curve": self._train(state, phase)}
+            state.seed_second_moments()
+        curve = self._train(state, phase, events)
+        return {"curve": curve, "events": events.done or None}
 
-    def _train(self, state: TrialState, phase: PhasePlan) -> list[dict[str, float]]:
+    def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> list[dict[str, float]]:
         names = Schedule.__dataclass_fields__
         windows = self._windows(self.data.train)
         training = Training(
             state=state,
             schedule=Schedule(**{name: phase.params[name] for name in names if name in phase.params}),
-            windows=windows,
+            examples=windows,
+            task=self.task,
             order=BatchOrder(
                 num_windows=len(windows),
                 batch_size=self.plan.training["batch_size"],
-                seed=derived_seed(phase.key, "batches"),
+                # Of the trial's seed and not the key: arms that differ before this phase see the same data in it.
+                seed=derived_seed(str(self.plan.seed), "batches", phase.kind, phase.cycle),
             ),
             training=self.plan.training,
             runtime=self.runtime,
             on_point=lambda point: self._emit("progress", phase, point=point),
-            on_checkpoint=lambda step: self._checkpoint(phase, training, step),
+            on_checkpoint=lambda step: self._checkpoint(phase, training, step, events),
             checkpoint_every=self.plan.checkpoint_every_steps,
+            before_step=events.happen if events else lambda step: None,
         )
         partial = self.store.find_partial(phase.key)
         start = partial.step if partial else 0
@@ -216,56 +251,33 @@ class _Trial:
         if partial is not None:
             state.load_tensors(partial.tensors)
             training.curve = partial.curve
+            if events is not None:
+                events.load(partial.structure)
             training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
             self._emit("resumed", phase, step=start)
         return training.run(start)
 
-    def _checkpoint(self, phase: PhasePlan, training: Training, step: int) -> None:
+    def _checkpoint(self, phase: PhasePlan, training: Training, step: int, events: Events | None) -> None:
         unlogged = self.runtime.all_gather(training.unlogged)
         if self.runtime.rank == 0:
             tensors = training.state.tensors() | {UNLOGGED: unlogged}
-            self.store.save_partial(phase.key, Partial(step=step, curve=training.curve, tensors=tensors))
+            structure = events.structure() if events else {}
+            self.store.save_partial(
+                phase.key, Partial(step=step, curve=training.curve, structure=structure, tensors=tensors)
+            )
         self.runtime.barrier()
 
     def _emit(self, kind: str, phase: PhasePlan, **content: Any) -> None:
         if self.runtime.rank == 0:
-            about = {"trial": self.plan.trial, "phase": phase.kind, "cycle": phase.cycle, "steps": phase.steps}
-            self.runtime.emit({"type": kind, **about, **content})
+            about = {"trial": self.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
+            self.runtime.emit({"type": kind, **about, "steps": phase.steps, **content})
 
-    def _probe(self, state: TrialState, sensitivity: Any = None) -> HeadStatistics:
+    def _examiner(self) -> Examiner:
         windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
-        return probe(
-            state.model, batches(windows, PROBE_BATCH, self.runtime), state.head_map, self.runtime.all_reduce,
-            reference_entropy=state.reference_entropy, sensitivity=sensitivity,
-        )  # fmt: skip
+        return Examiner(batches=shared_batches(windows, PROBE_BATCH, self.task, self.runtime), runtime=self.runtime)
 
     def _samples(self, state: TrialState) -> list[dict[str, Any]]:
         return write_samples(state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime)
 
     def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
         return windows_of(tokens[:limit], self.plan.data["seq_len"])
-
-    def _removed_in(self, cycle: int) -> int:
-        prune = next(phase for phase in self.plan.phases if (phase.kind, phase.cycle) == ("prune", cycle))
-        outcome = self.store.find(prune.key)
-        assert outcome is not None
-        return len(outcome.record["decision"]["heads"])
-
-    def _check_grown(self, heads: list[Slot], count: int, statistics: HeadStatistics, strategy: str) -> None:
-        free = {(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)}
-        if len(heads) != count or len(set(heads)) != count or not set(heads) <= free:
-            raise TrialError(f"growth strategy {strategy!r} returned {heads}, not {count} distinct absent slots.")
-
-
-def _options(kind: str, params: dict[str, Any]) -> dict[str, Any]:
-    fields = registry.load(kind, params["strategy"]).__dataclass_fields__
-    return {name: params[name] for name in fields if name in params}
-
-
-def _decision(strategy: str, options: dict[str, Any], heads: list[Slot], scores: Any) -> dict[str, Any]:
-    return {
-        "strategy": strategy,
-        "options": options,
-        "heads": [list(slot) for slot in heads],
-        "scores": scores.tolist(),
-    }

@@ -19,7 +19,7 @@ from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.plasticity.sites import HeadSlice
-from raysweep.plasticity.surgery import absent_slices, grown_slices, initialise
+from raysweep.plasticity.surgery import absent_slices, grown_slices, initialise, present_slices
 from raysweep.spec import ModelSpec
 
 
@@ -31,16 +31,24 @@ class TrialState:
     optimizer: SliceAdamW
     head_map: HeadMap
     reference_entropy: Array | None = None
+    removed_heads: list[Slot] = field(default_factory=list)
+    """Slots that the last prune made absent."""
     new_heads: list[Slot] = field(default_factory=list)
     """Slots grown in this cycle."""
+    born: int = 0
+    """Training step, within the running phase, before which they were grown."""
     new_slices: list[HeadSlice] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
 
     @staticmethod
-    def first(plan: TrialPlan, vocab_size: int, runtime: Runtime) -> TrialState:
-        """Build the model with its first weights, all heads present."""
+    def first(plan: TrialPlan, vocab_size: int, runtime: Runtime, new_weights: bool = False) -> TrialState:
+        """Build the model with its first weights, all heads present; `new_weights` leaves pretrained ones out."""
         network, family = build_network(
-            ModelSpec(**plan.model), vocab_size=vocab_size, seq_len=plan.data["seq_len"], seed=plan.seed
+            ModelSpec(**plan.model),
+            vocab_size=vocab_size,
+            seq_len=plan.data["seq_len"],
+            seed=plan.seed,
+            new_weights=new_weights,
         )
         network.to(runtime.device)
         model = PlasticModel(network, family.sites(network))
@@ -68,6 +76,7 @@ class TrialState:
     def replay(self, outcome: Outcome, params: dict[str, Any], weights_too: bool) -> None:
         """Repeat what a stored prune or grow decided; its effect on weights only where no later tensors hold it."""
         if outcome.record["phase"] not in ("prune", "grow"):
+            self.head_map = HeadMap.from_lists(outcome.record["head_map"])  # events inside it may have changed it
             return
         slots = [(layer, head) for layer, head in outcome.record["decision"]["heads"]]
         if outcome.record["phase"] == "prune":
@@ -81,6 +90,7 @@ class TrialState:
         """Make heads absent; `refresh` then closes their gates and clears their slices."""
         self.head_map = self.head_map.without(slots)
         self.reference_entropy = entropy_before
+        self.removed_heads = list(slots)
         self.new_heads, self.new_slices = [], []
 
     def add_heads(self, slots: Sequence[Slot], cycle: int) -> None:
@@ -88,6 +98,7 @@ class TrialState:
         self.new_slices = grown_slices(self.model.sites, self.head_map, slots)
         self.head_map = self.head_map.with_grown(slots, cycle)
         self.new_heads = list(slots)
+        self.born = 0
 
     def initialise_new_heads(self, initializer: str, key: str) -> None:
         initialise(self.model, self.new_slices, registry.build("init", initializer), key)
@@ -97,6 +108,12 @@ class TrialState:
         self.model.set_gates(self.head_map)
         self.optimizer.clear(absent_slices(self.model.sites, self.head_map))
         self.optimizer.favour(self.new_slices)
+
+    def seed_second_moments(self) -> None:
+        """Give new slices the second moments of their peers."""
+        fresh = set(self.new_slices)
+        peers = [part for part in present_slices(self.model.sites, self.head_map) if part not in fresh]
+        self.optimizer.seed_second_moments(self.new_slices, peers)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return weights and optimizer state under one flat set of names."""

@@ -47,6 +47,8 @@ class Partial:
 
     step: int
     curve: list[dict[str, float]]
+    structure: dict[str, Any]
+    """What events inside a continuous phase have changed so far."""
     tensors: dict[str, torch.Tensor]
 
 
@@ -83,7 +85,9 @@ class PhaseStore:
         self._partial(key).mkdir(exist_ok=True)
         with self._appearing(target) as folder:
             save_file(_contiguous(partial.tensors), folder / TENSORS)
-            (folder / "progress.json").write_text(json.dumps({"step": partial.step, "curve": partial.curve}))
+            (folder / "progress.json").write_text(
+                json.dumps({name: getattr(partial, name) for name in ("step", "curve", "structure")})
+            )
         for old in previous:
             shutil.rmtree(old, ignore_errors=True)
 

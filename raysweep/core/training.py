@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from raysweep.core.data import BatchOrder, Tokens
-from raysweep.core.evaluation import to_device, token_losses
+from raysweep.contracts import Batch, Examples, Task
+from raysweep.core.data import BatchOrder
+from raysweep.core.evaluation import to_device
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import DivergedError
+from raysweep.plasticity.objective import label_count, label_losses, logits_of
 
 LOG_EVERY = 10
 
@@ -38,18 +41,20 @@ class Schedule:
             return self.lr * (step + 1) / warmup
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
 
-    def multiplier(self, step: int) -> float:
-        """From the multiplier to exactly 1 by a half cosine."""
-        decay = self.multiplier_decay_steps or self.steps
-        if step >= decay:
+    def multiplier(self, step: int, born: int = 0) -> float:
+        """From the multiplier to exactly 1 by a half cosine, for heads grown before step `born`."""
+        decay = self.multiplier_decay_steps or self.steps - born
+        age = step - born
+        if age >= decay:
             return 1.0
-        return 1.0 + (self.new_head_lr_multiplier - 1.0) * 0.5 * (1 + math.cos(math.pi * step / decay))
+        return 1.0 + (self.new_head_lr_multiplier - 1.0) * 0.5 * (1 + math.cos(math.pi * age / decay))
 
-    def gate(self, step: int) -> float:
+    def gate(self, step: int, born: int = 0) -> float:
         """From gate_start to exactly 1, linearly; never 0, where nothing but the gate would learn."""
-        if step >= self.gate_warmup_steps:
+        age = step - born
+        if age >= self.gate_warmup_steps:
             return 1.0
-        return self.gate_start + (1.0 - self.gate_start) * step / self.gate_warmup_steps
+        return self.gate_start + (1.0 - self.gate_start) * age / self.gate_warmup_steps
 
 
 @dataclass(kw_only=True)
@@ -57,20 +62,23 @@ class Training:
     """One training phase, from a step on.
 
     Args:
-        windows: training windows (count, seq_len).
+        examples: training examples, one a row.
         on_point: called on every rank after each logged step, with (step, point).
         on_checkpoint: called on every rank every `checkpoint_every` steps, with the number of finished steps.
     """
 
     state: TrialState
     schedule: Schedule
-    windows: Tokens
+    examples: Examples
+    task: Task
     order: BatchOrder
     training: dict[str, Any]
     runtime: Runtime
     on_point: Callable[[dict[str, float]], None] = lambda point: None
     on_checkpoint: Callable[[int], None] = lambda step: None
     checkpoint_every: int = 10**9
+    before_step: Callable[[int], None] = lambda step: None
+    """Called on every rank with the number of finished steps; may change heads."""
     curve: list[dict[str, float]] = field(default_factory=list)
     unlogged: torch.Tensor = field(init=False)
     """Sum and number of this rank's step losses since the last logged point."""
@@ -88,11 +96,14 @@ class Training:
         model.train()
         wrapped = self.runtime.wrap(model)
         for step in range(start, steps):
+            self.before_step(step)
             self._set_gates(step)
             self.unlogged[0] += self._accumulate(wrapped, step)
             self.unlogged[1] += 1
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.training["clip_norm"])
-            self.state.optimizer.step(self.schedule.learning_rate(step), self.schedule.multiplier(step))
+            self.state.optimizer.step(
+                self.schedule.learning_rate(step), self.schedule.multiplier(step, self.state.born)
+            )
             self.state.optimizer.zero_grad()
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
@@ -106,20 +117,35 @@ class Training:
         """Add up the gradients of one step; return its mean loss on this rank."""
         accumulation = self.training["accumulation"]
         indices = self.order.indices(step, self.runtime.rank, self.runtime.world_size)
-        tokens = to_device(self.windows[indices], self.runtime)
+        seeds = self.order.seeds(step, self.runtime.rank, self.runtime.world_size)
+        parts = zip(np.array_split(indices, accumulation), np.array_split(seeds, accumulation), strict=True)
+        batches = [to_device(self.task.batch(self.examples[mine], own.tolist()), self.runtime) for mine, own in parts]
+        labels = self._labels_of_a_part(batches)
         mean = torch.zeros((), device=self.runtime.device)
-        for part, batch in enumerate(tokens.chunk(accumulation)):
-            last = part == accumulation - 1
+        for batch in batches:
+            last = batch is batches[-1]
             with nullcontext() if last else self.runtime.without_sync(wrapped):
                 with self.runtime.autocast(self.training["precision"]):
-                    loss = token_losses(wrapped(batch), batch) / accumulation
+                    losses = label_losses(logits_of(wrapped, batch), batch.labels)
+                    loss = losses.sum() / labels / accumulation
                 loss.backward()
             mean += loss.detach()
         return mean
 
+    def _labels_of_a_part(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """Return the mean number of labels in one part of a rank's step, over all parts of all ranks.
+
+        Each label then weighs the same in the step's gradient, on whichever rank it stands.
+        """
+        count = torch.stack([label_count(batch.labels) for batch in batches]).double().mean()
+        if not self.task.even:
+            count = self.runtime.all_reduce(count) / self.runtime.world_size
+        return count.float().clamp_min(1)
+
     def _set_gates(self, step: int) -> None:
-        if self.state.new_heads and step <= self.schedule.gate_warmup_steps:
-            self.state.model.set_gates(self.state.head_map, self.state.new_heads, self.schedule.gate(step))
+        state = self.state
+        if state.new_heads and step - state.born <= self.schedule.gate_warmup_steps:
+            state.model.set_gates(state.head_map, state.new_heads, self.schedule.gate(step, state.born))
 
     def _log(self, done: int, norm: torch.Tensor) -> None:
         total, count = self.runtime.all_reduce(self.unlogged).tolist()
@@ -131,8 +157,8 @@ class Training:
             "gradient_norm": float(norm),
         }
         if self.state.new_heads:
-            point["new_head_gate"] = self.schedule.gate(done - 1)
-            point["new_head_multiplier"] = self.schedule.multiplier(done - 1)
+            point["new_head_gate"] = self.schedule.gate(done - 1, self.state.born)
+            point["new_head_multiplier"] = self.schedule.multiplier(done - 1, self.state.born)
         if not (math.isfinite(point["loss"]) and math.isfinite(point["gradient_norm"])):
             raise DivergedError(
                 f"at step {done} the loss is {point['loss']}, the gradient norm {point['gradient_norm']}."

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
+    tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "gpt2-nano": {"n_layer": 4, "n_head": 8, "n_embd": 128, "vocab_size": 1024},
         "gpt2-micro": {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 2048},

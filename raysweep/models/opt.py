@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
+    tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "opt-nano": {"num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 128, "ffn_dim": 512,
                      "vocab_size": 1024},

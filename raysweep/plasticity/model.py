@@ -36,10 +36,10 @@ class HeadGate:
 
 
 class PlasticModel(nn.Module):
-    """A causal language model whose heads can be absent, present or fading in.
+    """A transformer whose heads can be absent, present or fading in.
 
     Args:
-        network: a transformers causal language model.
+        network: a transformers model with logits.
         sites: one per layer, from its family.
     """
 
@@ -49,10 +49,18 @@ class PlasticModel(nn.Module):
         self.sites = list(sites)
         self.gates = [HeadGate(site) for site in sites]
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return logits of shape (batch, tokens, vocabulary) for token ids of shape (batch, tokens)."""
+    def forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits: (batch, tokens, vocabulary), or (batch, classes) from a classifier.
+
+        Args:
+            inputs: token ids (batch, tokens), or pixels (batch, channels, height, width).
+            attention_mask: (batch, tokens), 0 at padding.
+        """
         network: Any = self.network
-        return network(input_ids=tokens, use_cache=False).logits
+        options = {} if attention_mask is None else {"attention_mask": attention_mask}
+        if hasattr(network.config, "use_cache"):
+            options["use_cache"] = False
+        return network(**{network.main_input_name: inputs}, **options).logits
 
     @property
     def shape(self) -> tuple[int, int]:

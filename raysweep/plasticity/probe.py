@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from raysweep.contracts import Array, HeadStatistics
+from raysweep.contracts import Array, Batch, HeadStatistics
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.objective import example_losses, logits_of
 from raysweep.plasticity.sites import AttentionSite
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
@@ -21,7 +21,7 @@ AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
 def probe(
     model: PlasticModel,
-    windows: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
     head_map: HeadMap,
     all_reduce: AllReduce,
     *,
@@ -33,7 +33,7 @@ def probe(
     Absent slots are measured behind their closed gates with the weights that stand there.
 
     Args:
-        windows: this rank's batches of token ids, each (batch, tokens); ranks may have different numbers.
+        batches: this rank's batches; ranks may have different numbers.
         all_reduce: sums a float64 tensor over ranks.
         sensitivity: also measure absent slots' sensitivity: `gate` is E|dL/dgate| at a closed gate; `output` the
             entrywise l1 norm of E dL/dW_O, which is what the first Adam step can use when W_O is zero
@@ -43,8 +43,8 @@ def probe(
     with _probing(model), ExitStack() as hooks:
         for recorder in recorders:
             hooks.enter_context(recorder.attached())
-        for tokens in windows:
-            _measure(model, tokens, head_map, recorders)
+        for batch in batches:
+            _measure(model, batch, head_map, recorders)
     layers, heads = model.shape
     device = next(model.parameters()).device
     sums = torch.stack([recorder.sums for recorder in recorders]).to(device)
@@ -137,14 +137,12 @@ class _SiteRecorder:
         self._output_gradient = added if self._output_gradient is None else self._output_gradient + added
 
 
-def _measure(model: PlasticModel, tokens: torch.Tensor, head_map: HeadMap, recorders: Sequence[_SiteRecorder]) -> None:
-    present = torch.from_numpy(head_map.present).to(tokens.device, torch.float32)
-    gates = [row.repeat(tokens.shape[0], 1, 1).requires_grad_() for row in present]
+def _measure(model: PlasticModel, batch: Batch, head_map: HeadMap, recorders: Sequence[_SiteRecorder]) -> None:
+    present = torch.from_numpy(head_map.present).to(batch.inputs.device, torch.float32)
+    gates = [row.repeat(batch.inputs.shape[0], 1, 1).requires_grad_() for row in present]
     with model.replaced_gates(gates):
-        logits = model(tokens)
-    losses = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-    mean_loss_of_each_window = losses.view(tokens.shape[0], -1).mean(1)
-    gradients = torch.autograd.grad(mean_loss_of_each_window.sum(), gates)
+        logits = logits_of(model, batch)
+    gradients = torch.autograd.grad(example_losses(logits, batch.labels).sum(), gates)
     for recorder, gradient in zip(recorders, gradients, strict=True):
         recorder.add_gate_gradients(gradient)
 

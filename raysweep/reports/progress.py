@@ -89,7 +89,8 @@ class Progress(Silent):
         if record.cycle or self._finished:  # the baseline of the first trials is what later ones reuse
             self._seconds[record.trial] = self._seconds.get(record.trial, 0.0) + record.seconds
         done = self._running.setdefault(record.trial, [])
-        done.append(f"{label(record)} {'◇' if record.reused else '✓'}")
+        arm = "" if record.arm == "main" else f"{record.arm}:"
+        done.append(f"{arm}{label(record)} {'◇' if record.reused else '✓'}")
         self._show(f"trial {record.trial}: {' '.join(done)}{self._time_left()}")
 
     def trial_finished(self, record: TrialRecord) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.archive import SweepFolder
@@ -22,11 +22,31 @@ class TrialSummary:
     attempts: int
     seconds: float
     phases: list[PhaseRecord]
+    """The trial's own, in order."""
     error: str | None
+    halted: dict[str, Any] | None = None
+    controls: dict[str, list[PhaseRecord]] = field(default_factory=dict)
+    """What each control arm ran beside the trial's own phases."""
+    control_ends: dict[str, PhaseRecord] = field(default_factory=dict)
+    """The last phase of each control arm, whoever ran it."""
 
     @property
     def last(self) -> PhaseRecord | None:
+        """The phase that is the trial's result: its last, unless it halted and went back."""
+        if self.halted:
+            return next(record for record in self.phases if record.key == self.halted["kept"])
         return self.phases[-1] if self.phases else None
+
+    @property
+    def recovery(self) -> float | None:
+        """(pruned - final) / (pruned - dense) in losses; None without both, or where dense is no better than pruned."""
+        last, dense = self.last, self.control_ends.get("dense")
+        if self.status != "COMPLETE" or last is None or dense is None:
+            return None
+        pruned = _pruned_loss(self.phases, last.cycle)
+        if pruned is None or pruned <= dense.loss:
+            return None
+        return (pruned - last.loss) / (pruned - dense.loss)
 
     def to_dict(self) -> dict[str, Any]:
         last = self.last
@@ -37,6 +57,13 @@ class TrialSummary:
             "objective": self.objective,
             "perplexity": {label(record): record.perplexity for record in self.phases},
             "reused": [label(record) for record in self.phases if record.reused],
+            "final_perplexity": last.perplexity if last else None,
+            "controls": {
+                arm: {"loss": end.loss, "perplexity": end.perplexity, "active_heads": end.active_heads}
+                for arm, end in self.control_ends.items()
+            },
+            "recovery": self.recovery,
+            "halted": self.halted,
             "active_heads": last.active_heads if last else None,
             "head_slots": sum(map(len, last.head_map)) if last else None,
             "params": last.params if last else None,
@@ -49,6 +76,14 @@ class TrialSummary:
 
 def label(record: PhaseRecord) -> str:
     return record.phase if record.cycle <= 1 else f"{record.phase}@{record.cycle}"
+
+
+def _pruned_loss(phases: Sequence[PhaseRecord], cycle: int) -> float | None:
+    """Return the loss after the last prune up to a cycle; inside a continuous phase, the worst that a prune left."""
+    measured = [record.loss for record in phases if record.phase == "measure" and record.cycle <= cycle]
+    events = [event for record in phases if record.cycle <= cycle for event in record.events or ()]
+    within = [float(event["loss"]) for event in events if event["phase"] == "measure"]
+    return measured[-1] if measured else max(within, default=None)
 
 
 def summarise(folder: SweepFolder) -> list[TrialSummary]:
@@ -66,6 +101,9 @@ def summarise(folder: SweepFolder) -> list[TrialSummary]:
 def _summary(
     trial: int, values: dict[str, Any], ended: TrialRecord | None, phases: list[PhaseRecord], attempt: int
 ) -> TrialSummary:
+    own = [record for record in phases if record.arm == "main"]
+    by_key = {record.key: record for record in phases}
+    arms = ended.controls if ended else {}
     return TrialSummary(
         trial=trial,
         status=ended.status if ended else "UNFINISHED",
@@ -73,8 +111,11 @@ def _summary(
         objective=ended.objective if ended else None,
         attempts=ended.attempts if ended else attempt,
         seconds=ended.seconds if ended else round(sum(record.seconds for record in phases), 3),
-        phases=phases,
+        phases=own,
         error=ended.error if ended else None,
+        halted=ended.halted if ended else None,
+        controls={arm: [record for record in phases if record.arm == arm] for arm in arms},
+        control_ends={arm: by_key[keys[-1]] for arm, keys in arms.items() if keys and keys[-1] in by_key},
     )
 
 
@@ -89,7 +130,7 @@ def sweep_state(folder: SweepFolder) -> dict[str, Any]:
     job = folder.job().spec
     summaries = summarise(folder)
     best = best_of(summaries)
-    phases = [record for summary in summaries for record in summary.phases]
+    phases = folder.phases()
     executed = [record for record in phases if not record.reused]
     counts: dict[str, int] = {}
     for summary in summaries:
@@ -121,7 +162,10 @@ def trial_state(folder: SweepFolder, trial: int) -> dict[str, Any]:
     if found is None:
         known = ", ".join(map(str, sorted(folder.proposals()))) or "none yet"
         raise ArchiveError(f"sweep {folder.name!r} has no trial {trial}. Its trials: {known}.")
-    return {"sweep": folder.name, **found.to_dict(), "phases": [record.to_dict() for record in found.phases]}
+    return {
+        "sweep": folder.name, **found.to_dict(), "phases": [record.to_dict() for record in found.phases],
+        "control_phases": [record.to_dict() for records in found.controls.values() for record in records],
+    }  # fmt: skip
 
 
 def is_finished(state: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ SHOWN_TOGETHER = {
 SHARES = ("cycle.prune.level", "cycle.grow.ratio")
 SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned"}
 COSTS = ("params", "MFLOP/token")
-NUMBERS = ("#", "heads", *COSTS, "s")
+NUMBERS = ("#", "heads", "recovery", *COSTS, "s")
 
 Columns = dict[str, list[str]]
 
@@ -37,6 +37,8 @@ def print_sweep(state: Mapping[str, Any], console: Console) -> None:
     for trial in state["trials"]:
         if trial["error"]:
             _say(console, f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}")
+        if trial["halted"]:
+            _say(console, f"trial {trial['trial']} {halt_text(trial['halted'])}")
     _say(console, f"{conclusion(state)}\n{work_done(state)}")
 
 
@@ -45,9 +47,11 @@ def conclusion(state: Mapping[str, Any]) -> str:
     best = next((trial for trial in state["trials"] if trial["trial"] == state["best"]), None)
     if best is None:
         return "no trial completed."
-    final = list(best["perplexity"].values())[-1]
+    final = best["final_perplexity"]
     heads = f"{best['active_heads']} of {best['head_slots']} heads"
-    text = f"best trial {best['trial']}: perplexity {show_perplexity(final)} with {heads}."
+    dense = best["controls"].get("dense")
+    against = f" (dense control {show_perplexity(dense['perplexity'])})" if dense else ""
+    text = f"best trial {best['trial']}: perplexity {show_perplexity(final)} with {heads}{against}."
     return text if state["planned"] == 1 else f"{text} One seed each: not yet a finding."
 
 
@@ -61,6 +65,10 @@ def work_done(state: Mapping[str, Any]) -> str:
         f"{count(state['steps_run'], 'training step')} · "
         f"{count(state['worker_groups_started'], 'worker group')} started"
     )
+
+
+def halt_text(halted: Mapping[str, Any]) -> str:
+    return f"halted after cycle {halted['cycle']} ({halted['rule']}): {halted['reason']}."
 
 
 def show_value(value: Any) -> str:
@@ -124,11 +132,26 @@ def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
         "#": [f"{'*' if trial['trial'] == state['best'] else ''}{trial['trial']}" for trial in trials],
         **values,
         heading.strip(): [_chain(trial, chain, phases) for trial, chain in zip(trials, chains, strict=True)],
+        **_control_columns(trials),
         "heads": [f"{trial['active_heads']}/{trial['head_slots']}" if trial["params"] else "–" for trial in trials],
         "params": [_millions(trial["params"], "M") for trial in trials],
         "MFLOP/token": [_millions(trial["flops_per_token"]) for trial in trials],
         "s": [f"{trial['seconds']:.1f}" for trial in trials],
     }
+
+
+def _control_columns(trials: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return a column of perplexities for each control arm, and one of recovery where there is any."""
+    arms = dict.fromkeys(arm for trial in trials for arm in trial["controls"])
+    columns = {
+        arm: [show_perplexity(trial["controls"][arm]["perplexity"]) if arm in trial["controls"] else "–"
+              for trial in trials]
+        for arm in arms
+    }  # fmt: skip
+    if "dense" in arms:
+        recovered = [trial["recovery"] for trial in trials]
+        columns["recovery"] = ["–" if value is None else f"{value:.2f}" for value in recovered]
+    return columns
 
 
 def _headings(trials: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -187,7 +210,7 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
         return
     numbers = ("loss", "perplexity", "heads", *COSTS, "steps", "s")
     table = _empty_table(("phase", *numbers), right=numbers)
-    for phase in state["phases"]:
+    for phase in [*state["phases"], *state["control_phases"]]:
         table.add_row(
             _name(phase) + ("◇" if phase["reused"] else ""),
             f"{phase['loss']:.4f}", show_perplexity(phase["perplexity"]), str(phase["active_heads"]),
@@ -195,9 +218,15 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
             f"{phase['seconds']:.1f}",
         )  # fmt: skip
     console.print(table)
+    if state["recovery"] is not None:
+        _say(console, f"recovery {state['recovery']:.2f} of the loss between pruned and the dense control")
+    if state["halted"]:
+        _say(console, halt_text(state["halted"]))
     for phase in state["phases"]:
-        if phase["decision"]:
-            _say(console, f"{_name(phase)}: {decision_text(phase)}")
+        for act in [phase, *(phase["events"] or [])]:
+            if act.get("decision"):
+                before = f", step {act['step']}" if "step" in act else ""
+                _say(console, f"{act['phase']} {act['cycle']}{before}: {decision_text(act)}")
     _say(console, "heads by layer (■ original, ▲ grown, · absent)")
     for layer, row in enumerate(state["phases"][-1]["head_map"]):
         _say(console, f"  {layer:>2} " + "".join("·" if head < 0 else "▲" if head else "■" for head in row))
@@ -216,7 +245,8 @@ def decision_text(phase: Mapping[str, Any]) -> str:
 
 
 def _name(phase: Mapping[str, Any]) -> str:
-    return phase["phase"] + (f" {phase['cycle']}" if phase["cycle"] else "")
+    arm = "" if phase["arm"] == "main" else f"{phase['arm']}: "
+    return arm + phase["phase"] + (f" {phase['cycle']}" if phase["cycle"] else "")
 
 
 def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console: Console) -> None:

@@ -70,6 +70,7 @@ class TrialWriter:
         """
         self._events = _EventFile(folder / str(trial))
         self._done: set[tuple[str, int]] = set()
+        self._ends: dict[int, int] = {}  # where each cycle ended on the step axis
         self._start = 0  # where the running phase begins on the step axis
         self._trained = 0  # the last of its training steps that was written
         self._events.add(0, _session_start(values, space))
@@ -82,6 +83,9 @@ class TrialWriter:
 
     def phase(self, record: PhaseRecord) -> None:
         """Write the end of a phase, and those points of its curve that were not written live."""
+        if record.arm != "main":
+            self._control(record)
+            return
         if (record.phase, record.cycle) in self._done:
             return
         for point in record.curve:
@@ -91,6 +95,17 @@ class TrialWriter:
         self._events.add(self._start, *_phase_values(record, index=len(self._done)))
         self._events.flush()
         self._done.add((record.phase, record.cycle))
+        self._ends[record.cycle] = self._start
+
+    def _control(self, record: PhaseRecord) -> None:
+        """Write the end of a control arm's phase, where the trial's own of that cycle ended."""
+        at = self._ends.get(record.cycle, self._start)
+        self._events.add(
+            at,
+            _scalar(f"controls/{record.arm}/loss", record.loss),
+            _scalar(f"controls/{record.arm}/perplexity", record.perplexity),
+        )
+        self._events.flush()
 
     def finish(self, status: Status, objective: float | None) -> None:
         """Write how the trial ended, and close. The other metrics are those of its last phase."""

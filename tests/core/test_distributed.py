@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import cpu, head_map_without, quick_plan, run_all, some_tokens, tiny_model
+from helpers import CAUSAL, cpu, head_map_without, held_out_loss, quick_plan, run_all, some_tokens, tiny_model
 from torch import distributed, multiprocessing
 
-from raysweep.core.evaluation import batches, evaluate
+from raysweep.core.evaluation import shared_batches
 from raysweep.core.phases import _Trial, run_trial, trial_data
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore
@@ -62,7 +62,7 @@ def run_trials(folder: Path) -> dict[str, Any]:
     found = {}
     for name, changes in PLANS.items():
         plan = plan_of(**changes)
-        trial = _Trial(plan=plan, runtime=cpu(), store=PhaseStore(folder / name), data=trial_data(plan))
+        trial = _Trial.of(plan, cpu(), PhaseStore(folder / name))
         records = [trial.record_of(phase).outcome() for phase in plan.phases]
         assert trial.state is not None
         digests = {n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in trial.state.tensors().items()}
@@ -101,7 +101,7 @@ def measure(_: Path) -> Any:
     losses = {}
     for dtype in (torch.float64, torch.float32):
         model = tiny_model("llama-gqa", dtype=dtype)
-        losses[str(dtype)] = [evaluate(model, WINDOWS[:count], 3, cpu(), "fp32") for count in (7, 1)]
+        losses[str(dtype)] = [held_out_loss(model, WINDOWS[:count], 3, cpu(), "fp32") for count in (7, 1)]
     return losses
 
 
@@ -109,7 +109,9 @@ def probe_absent_slots(_: Path) -> Any:
     model = tiny_model("llama-gqa")
     head_map = head_map_without(model, (0, 1), (1, 0), (1, 1), (1, 2))
     model.set_gates(head_map)
-    statistics = probe(model, batches(WINDOWS, 2, cpu()), head_map, cpu().all_reduce, sensitivity="output")
+    statistics = probe(
+        model, shared_batches(WINDOWS, 2, CAUSAL, cpu()), head_map, cpu().all_reduce, sensitivity="output"
+    )
     return {name: getattr(statistics, name) for name in STATISTICS}
 
 
@@ -192,7 +194,9 @@ def test_a_trial_killed_on_all_ranks_resumes_bit_for_bit(ranks: list[dict[str, A
 def test_uneven_shares_of_held_out_windows_give_the_loss_of_one_rank(ranks: list[dict[str, Any]]) -> None:
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-6)):
         model = tiny_model("llama-gqa", dtype=dtype)
-        expected = [evaluate(model, WINDOWS[:count], 3, cpu(), "fp32") for count in (7, 1)]  # one rank gets none of 1
+        expected = [
+            held_out_loss(model, WINDOWS[:count], 3, cpu(), "fp32") for count in (7, 1)
+        ]  # one rank gets none of 1
         assert ranks[0]["losses"] == ranks[1]["losses"]
         assert ranks[0]["losses"][str(dtype)] == pytest.approx(expected, rel=tolerance)
 

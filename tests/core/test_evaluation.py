@@ -8,12 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, VOCABULARY, compacted, cpu, head_map_without, some_tokens, tiny_model
+from helpers import (
+    CAUSAL,
+    KINDS,
+    VOCABULARY,
+    causal,
+    compacted,
+    cpu,
+    head_map_without,
+    held_out_loss,
+    some_tokens,
+    tiny_model,
+)
 
-from raysweep.core.evaluation import batches, evaluate, repetition, token_losses, write_samples
+from raysweep.core.evaluation import evaluate, repetition, shared_batches, write_samples
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DivergedError
 from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.objective import NO_LABEL, example_losses, label_losses, mean_loss
 
 
 def some_windows(count: int = 7, length: int = 12) -> np.ndarray:
@@ -48,6 +60,10 @@ class OneOf(Runtime):
         return self.ranks
 
 
+def one_of(number: int, ranks: int) -> OneOf:
+    return OneOf(device=torch.device("cpu"), number=number, ranks=ranks)
+
+
 # The loss.
 
 
@@ -56,27 +72,29 @@ class OneOf(Runtime):
 def test_the_loss_is_the_mean_over_predicted_tokens_for_any_batch_size(kind: str, batch_size: int) -> None:
     model, windows = tiny_model(kind), some_windows()
     model.set_gates(head_map_without(model, (0, 1), (2, 0)))
-    assert evaluate(model, windows, batch_size, cpu(), "fp32") == pytest.approx(explicit_loss(model, windows), rel=1e-9)
+    assert held_out_loss(model, windows, batch_size, cpu(), "fp32") == pytest.approx(
+        explicit_loss(model, windows), rel=1e-9
+    )
 
 
 def test_closed_gates_are_part_of_what_is_measured() -> None:
     model, windows = tiny_model("gpt2"), some_windows()
-    whole = evaluate(model, windows, 4, cpu(), "fp32")
+    whole = held_out_loss(model, windows, 4, cpu(), "fp32")
     model.set_gates(head_map_without(model, (1, 1)))
-    assert abs(evaluate(model, windows, 4, cpu(), "fp32") - whole) > 1e-3
+    assert abs(held_out_loss(model, windows, 4, cpu(), "fp32") - whole) > 1e-3
 
 
 def test_measuring_switches_dropout_off_and_restores_the_training_mode() -> None:
     model, windows = tiny_model("gpt2"), some_windows()
-    expected = evaluate(model, windows, 4, cpu(), "fp32")
+    expected = held_out_loss(model, windows, 4, cpu(), "fp32")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     model.train()
-    assert evaluate(model, windows, 4, cpu(), "fp32") == expected
+    assert held_out_loss(model, windows, 4, cpu(), "fp32") == expected
     assert model.training
     model.eval()
-    evaluate(model, windows, 4, cpu(), "fp32")
+    held_out_loss(model, windows, 4, cpu(), "fp32")
     assert not model.training
 
 
@@ -84,21 +102,44 @@ def test_measuring_switches_dropout_off_and_restores_the_training_mode() -> None
 def test_on_a_cpu_only_bf16_asks_for_less_than_full_precision(precision: str) -> None:
     model, windows = tiny_model("opt", dtype=torch.float32), some_windows()
     full = explicit_loss(model, windows)
-    assert evaluate(model, windows, 4, cpu(), precision) == pytest.approx(full, rel=1e-6)
-    rough = evaluate(model, windows, 4, cpu(), "bf16")
+    assert held_out_loss(model, windows, 4, cpu(), precision) == pytest.approx(full, rel=1e-6)
+    rough = held_out_loss(model, windows, 4, cpu(), "bf16")
     assert rough == pytest.approx(full, rel=3e-2) and rough != pytest.approx(full, rel=1e-5)
 
 
-def test_token_losses_leave_out_the_last_token_of_every_window_and_add_in_full_precision() -> None:
+def test_losses_leave_out_the_last_token_of_every_window_and_add_in_full_precision() -> None:
     logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[0, 1, 2, 3], [5, 4, 3, 2]])
+    labels = causal(tokens).labels
     probabilities = logits.log_softmax(-1)
-    each = [-probabilities[b, t, tokens[b, t + 1]] for b in range(2) for t in range(3)]
-    torch.testing.assert_close(token_losses(logits, tokens), torch.stack(each).mean())
-    torch.testing.assert_close(token_losses(logits, tokens, reduction="sum"), torch.stack(each).sum())
-    half = token_losses(logits.bfloat16(), tokens)
+    each = torch.tensor([[-probabilities[b, t, tokens[b, t + 1]] for t in range(3)] for b in range(2)])
+    torch.testing.assert_close(label_losses(logits, labels), torch.nn.functional.pad(each, (0, 1)))
+    torch.testing.assert_close(mean_loss(logits, labels), each.mean())
+    half = mean_loss(logits.bfloat16(), labels)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, token_losses(logits.bfloat16().float(), tokens))
+    torch.testing.assert_close(half, mean_loss(logits.bfloat16().float(), labels))
+
+
+def test_each_example_counts_its_own_labels_only() -> None:
+    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, NO_LABEL, 2, NO_LABEL], [NO_LABEL] * 4, [NO_LABEL, 0, NO_LABEL, NO_LABEL]])
+    losses = -logits.log_softmax(-1)
+    expected = torch.stack([(losses[0, 0, 1] + losses[0, 2, 2]) / 2, torch.zeros(()), losses[2, 1, 0]])
+    torch.testing.assert_close(example_losses(logits, labels), expected)
+    of_examples = torch.tensor([4, NO_LABEL, 3])  # one label an example, as a classifier has
+    expected = torch.stack([losses[0, 0, 4], torch.zeros(()), losses[2, 0, 3]])
+    torch.testing.assert_close(example_losses(logits[:, 0], of_examples), expected)
+
+
+def test_accuracy_is_the_share_of_labels_hit() -> None:
+    model, windows = tiny_model("gpt2"), some_windows()
+    with torch.no_grad():
+        guesses = model(torch.from_numpy(windows.astype(np.int64))).argmax(-1)[:, :-1]
+    hits = (guesses.numpy() == windows[:, 1:]).mean()
+    windows[:, -1] = guesses[:, -1]  # sure hits
+    more = (guesses.numpy() == windows[:, 1:]).mean()
+    measured = evaluate(model, shared_batches(windows, 3, CAUSAL, cpu()), cpu(), "fp32")
+    assert measured.accuracy == pytest.approx(more) and more > hits
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -107,7 +148,7 @@ def test_a_weight_that_is_no_number_is_a_divergence(bad: float) -> None:
     model.network.model.norm.weight.data[3] = bad
     model.train()
     with pytest.raises(DivergedError, match="held-out loss is nan"):
-        evaluate(model, some_windows(), 4, cpu(), "fp32")
+        held_out_loss(model, some_windows(), 4, cpu(), "fp32")
 
 
 # Ranks.
@@ -117,8 +158,8 @@ def test_a_weight_that_is_no_number_is_a_divergence(bad: float) -> None:
 def test_ranks_share_all_windows_without_overlap(ranks: int) -> None:
     windows = some_windows()
     shares = [
-        [window for batch in batches(windows, 2, OneOf(device=torch.device("cpu"), number=number, ranks=ranks))
-         for window in batch.tolist()]
+        [window for batch in shared_batches(windows, 2, CAUSAL, one_of(number, ranks))
+         for window in batch.inputs.tolist()]
         for number in range(ranks)
     ]  # fmt: skip
     assert sorted(window for share in shares for window in share) == sorted(windows.tolist())
@@ -128,7 +169,7 @@ def test_ranks_share_all_windows_without_overlap(ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 9])
 def test_uneven_shares_give_every_rank_the_loss_of_one(ranks: int) -> None:
     model, windows = tiny_model("gpt2"), some_windows()
-    one = evaluate(model, windows, 3, cpu(), "fp32")
+    one = held_out_loss(model, windows, 3, cpu(), "fp32")
     sent: list[torch.Tensor] = []
 
     @dataclass(frozen=True, kw_only=True)
@@ -138,8 +179,8 @@ def test_uneven_shares_give_every_rank_the_loss_of_one(ranks: int) -> None:
             return torch.ones_like(tensor)
 
     for number in range(ranks):
-        evaluate(model, windows, 3, Recording(device=torch.device("cpu"), number=number, ranks=ranks), "fp32")
-    total, count = torch.stack(sent).sum(0).tolist()
+        held_out_loss(model, windows, 3, Recording(device=torch.device("cpu"), number=number, ranks=ranks), "fp32")
+    total, _, count = torch.stack(sent).sum(0).tolist()
     assert count == 7 * 11
     assert total / count == pytest.approx(one, rel=1e-12)
 

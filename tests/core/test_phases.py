@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from helpers import cpu, quick_plan, run_all
+from helpers import causal, cpu, quick_plan, run_all
 
 from raysweep.core.data import windows_of
 from raysweep.core.phases import _Trial, run_trial, trial_data
@@ -163,7 +163,9 @@ def test_the_scores_of_a_prune_are_the_statistics_of_the_model_before_it(quick: 
     plan, folder, records = quick
     state = restored(plan, folder, 0)
     windows = windows_of(trial_data(plan).train, 32)[:4]
-    statistics = probe(state.model, [torch.from_numpy(windows.astype(np.int64))], state.head_map, lambda tensor: tensor)
+    statistics = probe(
+        state.model, [causal(torch.from_numpy(windows.astype(np.int64)))], state.head_map, lambda tensor: tensor
+    )
     assert records[1].decision is not None
     np.testing.assert_allclose(records[1].decision["scores"], statistics.taylor, rtol=1e-6)
     assert not np.allclose(statistics.taylor, statistics.magnitude, rtol=0.1)
@@ -437,7 +439,7 @@ def test_trials_that_overtake_each_other_record_what_one_would_have_recorded_alo
 @pytest.mark.parametrize("size", ["gpt2-nano", "llama-nano"])
 def test_proposals_that_are_not_chosen_leave_no_trace(size: str, init: str, tmp_path: Path) -> None:
     plan = quick_plan(model__name=size, cycle__grow__init=init, cycle__cycles=1, cycle__prune__level=0.6)
-    trial = _Trial(plan=plan, runtime=cpu(), store=PhaseStore(tmp_path), data=trial_data(plan))
+    trial = _Trial.of(plan, cpu(), PhaseStore(tmp_path))
     for phase in plan.phases[:3]:
         trial.record_of(phase)
     state = trial.state

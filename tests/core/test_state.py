@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import cpu, quick_plan, some_tokens
+from helpers import causal, cpu, quick_plan, some_tokens
 
-from raysweep.core.evaluation import token_losses
 from raysweep.core.phases import _Trial, trial_data
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.plan import TrialPlan
+from raysweep.plasticity.objective import logits_of, mean_loss
 from raysweep.plasticity.surgery import absent_slices
 
 
@@ -41,7 +41,7 @@ def look_at(state: TrialState) -> Seen:
     }
     tokens = some_tokens(2, 16)
     state.model.train()
-    token_losses(state.model(tokens), tokens).backward()
+    mean_loss(logits_of(state.model, causal(tokens)), causal(tokens).labels).backward()
     state.optimizer.step(0.01, 3.0)  # shows what is frozen and what is favoured
     state.optimizer.zero_grad()
     after_a_step = copies(state)
@@ -55,7 +55,7 @@ def copies(state: TrialState) -> dict[str, torch.Tensor]:
 
 def states_in_memory(plan: TrialPlan, folder: Path) -> Iterator[tuple[str, TrialState]]:
     """Run a trial and hand out its state after each phase."""
-    trial = _Trial(plan=plan, runtime=cpu(), store=PhaseStore(folder), data=trial_data(plan))
+    trial = _Trial.of(plan, cpu(), PhaseStore(folder))
     for phase in plan.phases:
         trial.record_of(phase)
         assert trial.state is not None

@@ -128,7 +128,9 @@ def test_keys_do_not_mix(store: PhaseStore) -> None:
 
 def partial(step: int) -> Partial:
     tensors = {name: tensor + step for name, tensor in some_tensors().items()}
-    return Partial(step=step, curve=[{"step": float(step), "loss": 0.1 * step}], tensors=tensors)
+    return Partial(
+        step=step, curve=[{"step": float(step), "loss": 0.1 * step}], structure={"born": step}, tensors=tensors
+    )
 
 
 def assert_partial(found: Partial | None, step: int) -> None:
@@ -157,7 +159,7 @@ def test_saving_the_same_step_again_keeps_it(store: PhaseStore) -> None:
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(store: PhaseStore) -> None:
     store.save_partial(KEY, partial(5))
-    killed(lambda: store.save_partial(KEY, Partial(step=10, curve=[], tensors=Killer())))
+    killed(lambda: store.save_partial(KEY, Partial(step=10, curve=[], structure={}, tensors=Killer())))
     assert_partial(store.find_partial(KEY), 5)
     store.save_partial(KEY, partial(15))
     assert_partial(store.find_partial(KEY), 15)

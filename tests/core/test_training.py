@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
+from helpers import CAUSAL, KINDS, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
 from torch import nn
 
 from raysweep.core.data import BatchOrder
@@ -42,8 +42,8 @@ def training_of(state: TrialState, schedule: Schedule, **options: Any) -> Traini
     training = {"batch_size": 4, "accumulation": 1, "clip_norm": 1.0, "precision": "fp32", "weight_decay": 0.1}
     training |= options.pop("training", {})
     order = BatchOrder(num_windows=len(windows), batch_size=training["batch_size"], seed=8)
-    return Training(state=state, schedule=schedule, windows=windows, order=order, training=training, runtime=cpu(),
-                    **options)  # fmt: skip
+    return Training(state=state, schedule=schedule, examples=windows, task=CAUSAL, order=order, training=training,
+                    runtime=cpu(), **options)  # fmt: skip
 
 
 def schedule(steps: int, **options: Any) -> Schedule:
@@ -115,7 +115,7 @@ def test_what_a_half_open_head_says_is_half_as_loud() -> None:
         points = training_of(state, schedule(1, gate_warmup_steps=1, gate_start=start)).run()
         losses.append(points[0]["loss"])
     reference = grown_state()
-    tokens = torch.from_numpy(training_of(reference, schedule(1)).windows.astype(np.int64))
+    tokens = torch.from_numpy(training_of(reference, schedule(1)).examples.astype(np.int64))
     tokens = tokens[training_of(reference, schedule(1)).order.indices(0)]
     for layer, head in NEW:
         for name, dim, where in head_places("gpt2", reference.model, layer, head)["output"]:
@@ -203,7 +203,7 @@ def test_each_step_trains_on_the_windows_that_its_order_names() -> None:
     state.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
     training.run()
     for step, tokens in enumerate(seen):
-        assert np.array_equal(tokens, training.windows[training.order.indices(step)])
+        assert np.array_equal(tokens, training.examples[training.order.indices(step)])
 
 
 def test_training_equals_a_plain_loop() -> None:
@@ -218,7 +218,7 @@ def test_training_equals_a_plain_loop() -> None:
     losses, norms = [], []
     (held, name) = reference.model.sites[1].head_slices(2), "transformer.h.1.attn.c_proj.weight"
     for step in range(6):
-        tokens = torch.from_numpy(training.windows[training.order.indices(step)].astype(np.int64))
+        tokens = torch.from_numpy(training.examples[training.order.indices(step)].astype(np.int64))
         loss = mean_loss(reference.model(tokens), tokens)
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)))

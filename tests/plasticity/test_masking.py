@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KINDS, at, compacted, family_of, head_map_without, head_places, some_tokens, tiny_model, weights_of
+from helpers import (
+    KINDS,
+    at,
+    causal,
+    compacted,
+    family_of,
+    head_map_without,
+    head_places,
+    some_tokens,
+    tiny_model,
+    weights_of,
+)
 from transformers import AutoModelForCausalLM
 
 from raysweep import registry
@@ -55,7 +66,7 @@ def test_a_correct_model_passes_the_parity_check_and_is_left_as_it_was(kind: str
     model = tiny_model(kind, dtype=torch.float32)
     before = weights_of(model)
     model.train()
-    check_parity(model, some_tokens())
+    check_parity(model, causal(some_tokens()), causal=True)
     assert model.training
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
     assert [gate.values for gate in model.gates] == [None] * len(model.gates)
@@ -66,7 +77,7 @@ def test_the_parity_check_passes_on_fresh_from_scratch_models(size: str) -> None
     family = registry.build("models", size.partition("-")[0])
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(family.config(size, vocab_size=64, seq_len=16)).eval()
-    check_parity(PlasticModel(network, family.sites(network)), some_tokens(2, 16))
+    check_parity(PlasticModel(network, family.sites(network)), causal(some_tokens(2, 16)), causal=True)
 
 
 # The parity check bites.
@@ -76,7 +87,7 @@ def test_parity_check_refuses_a_network_that_sees_later_tokens() -> None:
     model = tiny_model("gpt2", dtype=torch.float32)
     model.network.transformer.ln_f.register_forward_hook(lambda _, __, out: out + 0.01 * out.mean(1, keepdim=True))
     with pytest.raises(ModelError, match="not causal"):
-        check_parity(model, some_tokens())
+        check_parity(model, causal(some_tokens()), causal=True)
 
 
 WRONG_SITES: dict[str, tuple[str, Callable[[Any, AttentionSite], AttentionSite]]] = {
@@ -103,7 +114,7 @@ def test_parity_check_refuses_wrong_sites(fault: str) -> None:
     clean.load_state_dict(network.state_dict())
     model = PlasticModel(clean, [plant(clean, site) for site in family_of(kind).sites(clean)])
     with pytest.raises(ModelError, match="sites"):
-        check_parity(model, some_tokens())
+        check_parity(model, causal(some_tokens()), causal=True)
 
 
 # Closed gates.

@@ -13,6 +13,7 @@ import torch
 from helpers import (
     KINDS,
     at,
+    causal,
     head_map_without,
     head_places,
     mean_loss,
@@ -23,7 +24,7 @@ from helpers import (
 from torch.func import functional_call
 
 from raysweep import registry
-from raysweep.contracts import Array, HeadStatistics
+from raysweep.contracts import Array, Batch, HeadStatistics
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
@@ -35,7 +36,11 @@ MEASURED = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
 
 def probed(model: PlasticModel, tokens: torch.Tensor, head_map: HeadMap, **options: Any) -> HeadStatistics:
     model.set_gates(head_map)
-    return probe(model, tokens.split(2), head_map, lambda tensor: tensor, **options)
+    return probe(model, in_batches(tokens), head_map, lambda tensor: tensor, **options)
+
+
+def in_batches(tokens: torch.Tensor, size: int = 2) -> list[Batch]:
+    return [causal(part) for part in tokens.split(size)]
 
 
 def output_places(kind: str, model: PlasticModel) -> list[list[tuple[str, int, range]]]:
@@ -268,7 +273,7 @@ def test_each_initializer_asks_for_the_gradient_that_is_alive_under_it(kind: str
 
 
 def probed_over_ranks(
-    model: PlasticModel, shards: Sequence[Sequence[torch.Tensor]], head_map: HeadMap, **options: Any
+    model: PlasticModel, shards: Sequence[Sequence[Batch]], head_map: HeadMap, **options: Any
 ) -> list[HeadStatistics]:
     """Run the probe once on every shard to see what it sends, then once more with the sums in reply."""
     model.set_gates(head_map)
@@ -296,8 +301,8 @@ def test_any_sharding_of_the_windows_gives_every_rank_the_same_statistics(kind: 
     model, tokens = tiny_model(kind, attention="eager"), some_tokens(7)
     head_map = head_map_without(model, *ABSENT)
     one = probed(model, tokens, head_map, sensitivity=sensitivity)
-    ranks = probed_over_ranks(model, [tokens[[6, 1]].split(1), [], tokens[[2, 0, 3, 4, 5]].split(4)], head_map,
-                              sensitivity=sensitivity)  # fmt: skip
+    shards = [in_batches(tokens[[6, 1]], 1), [], in_batches(tokens[[2, 0, 3, 4, 5]], 4)]
+    ranks = probed_over_ranks(model, shards, head_map, sensitivity=sensitivity)
     for found in ranks:
         for name in (*MEASURED, "sensitivity"):
             np.testing.assert_allclose(getattr(found, name), getattr(one, name), rtol=1e-6, err_msg=name)
@@ -350,16 +355,28 @@ def surrounded(kind: str) -> tuple[PlasticModel, HeadMap, Surroundings]:
 def test_probing_leaves_everything_as_it_was(kind: str, sensitivity: Any) -> None:
     model, head_map, before = surrounded(kind)
     assert before.attention == "sdpa"
-    first = probe(model, some_tokens(4).split(2), head_map, lambda tensor: tensor, sensitivity=sensitivity)
+    first = probe(
+        model,
+        in_batches(some_tokens(4)),
+        head_map,
+        lambda tensor: tensor,
+        sensitivity=sensitivity,
+    )
     before.assert_same()
-    again = probe(model, some_tokens(4).split(2), head_map, lambda tensor: tensor, sensitivity=sensitivity)
+    again = probe(
+        model,
+        in_batches(some_tokens(4)),
+        head_map,
+        lambda tensor: tensor,
+        sensitivity=sensitivity,
+    )
     assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in MEASURED)
 
 
 def test_a_probe_that_fails_leaves_everything_as_it_was() -> None:
     model, head_map, before = surrounded("gpt2")
     with pytest.raises(IndexError):
-        probe(model, [some_tokens(), torch.full((1, 8), 10**6)], head_map, lambda tensor: tensor)
+        probe(model, [causal(some_tokens()), causal(torch.full((1, 8), 10**6))], head_map, lambda tensor: tensor)
     before.assert_same()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import at, head_map_without, head_places, mean_loss, some_tokens, tiny_model
+from helpers import at, causal, head_map_without, head_places, mean_loss, some_tokens, tiny_model
 
 from raysweep import registry
 from raysweep.contracts import Array, HeadStatistics, Mask, Slot
@@ -32,7 +32,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def statistics_of(model: PlasticModel, tokens: torch.Tensor, head_map: HeadMap, **options: Any) -> HeadStatistics:
     model.set_gates(head_map)
-    return probe(model, tokens.split(4), head_map, lambda tensor: tensor, **options)
+    return probe(model, [causal(part) for part in tokens.split(4)], head_map, lambda tensor: tensor, **options)
 
 
 def made_up(present: Mask, seed: int = 0, **arrays: Array) -> HeadStatistics:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sweeps import ENTROPY, JOB, TAYLOR, WHOLE, add_trial, finished_sweep, job_mapping, make_sweep, phase_record
+from sweeps import (
+    ENTROPY,
+    JOB,
+    TAYLOR,
+    WHOLE,
+    add_trial,
+    finished_sweep,
+    job_mapping,
+    make_sweep,
+    phase_record,
+    trial_record,
+)
 
-from raysweep.archive import SweepFolder
+from raysweep.archive import Proposal, SweepFolder
 from raysweep.errors import ArchiveError
 from raysweep.reports.summary import is_finished, label, next_commands, sweep_state, trial_state
 
@@ -19,7 +32,7 @@ SWEEP_FIELDS = {
 }  # fmt: skip
 TRIAL_FIELDS = {
     "trial", "status", "values", "objective", "perplexity", "reused", "active_heads", "head_slots", "params",
-    "flops_per_token", "attempts", "seconds", "error",
+    "flops_per_token", "attempts", "seconds", "error", "final_perplexity", "controls", "recovery", "halted",
 }  # fmt: skip
 PHASE_FIELDS = {
     "trial", "phase", "cycle", "key", "reused", "loss", "perplexity", "active_heads", "head_map", "params",
@@ -52,7 +65,7 @@ def test_the_fields_that_scripts_read_are_there(tmp_path: Path) -> None:
     assert set(state) >= SWEEP_FIELDS
     assert all(set(trial) == TRIAL_FIELDS for trial in state["trials"])
     trial = trial_state(folder, 1)
-    assert set(trial) == TRIAL_FIELDS | {"sweep", "phases"}
+    assert set(trial) == TRIAL_FIELDS | {"sweep", "phases", "control_phases"}
     assert all(set(phase) >= PHASE_FIELDS for phase in trial["phases"])
     assert json.loads(json.dumps([state, trial])) == [state, trial]
 
@@ -153,3 +166,51 @@ def test_where_all_failed_the_next_command_shows_why(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, job=job_mapping(trials=1))
     add_trial(folder, 1, status="FAILED", error="no space left")
     assert commands(folder) == ["raysweep show heads-1 1", "raysweep tensorboard heads-1"]
+
+
+# Control arms and halts.
+
+
+def controlled(tmp_path: Path, *, pruned: float, learned: float, dense: float) -> dict[str, Any]:
+    """Return a trial with a dense arm, by its perplexities."""
+    folder = make_sweep(tmp_path)
+    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", optuna_number=None, attempt=1))
+    reached = {"baseline": 40.0, "prune": pruned, "measure": pruned, "grow": pruned, "learn": learned}
+    own = [phase_record(1, label, perplexity) for label, perplexity in reached.items()]
+    arm = replace(phase_record(1, "learn", dense), key="dense-learn", arm="dense", active_heads=8)
+    for record in [*own, arm]:
+        folder.add_phase(record)
+    ended = trial_record(1, phases=own)
+    folder.add_trial(replace(ended, controls={"dense": [own[0].key, "dense-learn"]}))
+    return trial_state(folder, 1)
+
+
+def test_recovery_is_measured_against_the_dense_control(tmp_path: Path) -> None:
+    state = controlled(tmp_path, pruned=80.0, learned=45.0, dense=40.0)
+    assert state["recovery"] == pytest.approx(math.log(80 / 45) / math.log(80 / 40))
+    assert state["controls"] == {"dense": {"loss": math.log(40.0), "perplexity": 40.0, "active_heads": 8}}
+    assert [phase["arm"] for phase in state["control_phases"]] == ["dense"]
+    assert list(state["perplexity"].values()) == [40.0, 80.0, 80.0, 80.0, 45.0]  # the trial's own
+
+
+@pytest.mark.parametrize(("learned", "sign"), [(30.0, 1), (90.0, -1)])
+def test_recovery_is_neither_clamped_nor_made_up(tmp_path: Path, learned: float, sign: int) -> None:
+    recovery = controlled(tmp_path, pruned=80.0, learned=learned, dense=40.0)["recovery"]
+    assert recovery > 1 if sign > 0 else recovery < 0
+
+
+def test_where_pruning_helped_there_is_nothing_to_recover(tmp_path: Path) -> None:
+    assert controlled(tmp_path, pruned=39.0, learned=38.0, dense=39.0)["recovery"] is None
+
+
+def test_a_halted_trial_is_told_by_the_phase_it_went_back_to(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", optuna_number=None, attempt=1))
+    perplexities = {"baseline": 40.0, "prune": 50.0, "measure": 50.0, "grow": 50.0, "learn": 60.0}
+    own = [phase_record(1, label, perplexity) for label, perplexity in perplexities.items()]
+    for record in own:
+        folder.add_phase(record)
+    halted = {"rule": "regression", "cycle": 1, "kept": own[0].key, "reason": "worse"}
+    folder.add_trial(replace(trial_record(1, phases=own), objective=own[0].loss, halted=halted))
+    state = trial_state(folder, 1)
+    assert (state["final_perplexity"], state["active_heads"], state["halted"]) == (40.0, 8, halted)

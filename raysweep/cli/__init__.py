@@ -1,0 +1,49 @@
+"""The command line.
+
+Results go to stdout, progress to stderr. Exit 0: done; 1: the run failed; 2: your file or arguments are wrong;
+130: interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from raysweep.cli import jobs, look, work
+
+
+class _Commands(click.Group):
+    """Commands in the order in which one meets them; raysweep's errors become one message and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from raysweep.errors import RaysweepError, SpecError
+
+        try:
+            return super().invoke(ctx)
+        except RaysweepError as error:
+            for fault in error.faults if isinstance(error, SpecError) else [error]:
+                click.echo(f"error: {fault}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="raysweep", prog_name="raysweep")
+def main() -> None:
+    """Sweep the plasticity of transformers: prune heads, measure, regrow, let them learn, and search over it all.
+
+    Start with `raysweep run`, which runs jobs/quickstart.yaml.
+    """
+
+
+for command in (
+    work.run, work.resume, jobs.validate, jobs.plan, look.list_command, look.status, look.show, look.tensorboard,
+    look.doctor,
+):  # fmt: skip
+    main.add_command(command)

@@ -1,0 +1,104 @@
+"""What the commands share: options, how they print, how they are interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raysweep.archive import SweepFolder
+
+QUICKSTART = "jobs/quickstart.yaml"
+
+results_option = click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    envvar="RAYSWEEP_RESULTS", show_envvar=True, help="Folder of all sweeps.",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the job; may be repeated."
+)
+address_option = click.option(
+    "--address", envvar="RAY_ADDRESS", show_envvar=True,
+    help="A reachable Ray cluster. Default: one is started here for this sweep.",
+)  # fmt: skip
+trials_option = click.option("--trials", type=click.IntRange(min=1), help="Override search.trials.")
+
+
+def make_interruptible() -> None:
+    """Raise KeyboardInterrupt on Ctrl-C and on the first SIGTERM: more of them must not cut short how Ray is ended."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def open_sweep(results: Path, sweep: str) -> SweepFolder:
+    from raysweep.archive import SweepFolder
+
+    return SweepFolder.open(results, sweep)
+
+
+def report_sweep(folder: SweepFolder, as_json: bool) -> None:
+    from raysweep.reports.summary import next_commands, sweep_state
+    from raysweep.reports.tables import print_sweep
+
+    state = sweep_state(folder)
+    if as_json:
+        print_json(state)
+    else:
+        print_sweep(state, console())
+        print_next(*next_commands(state))
+
+
+def print_next(*commands: str) -> None:
+    click.echo("next:  " + " · ".join(map(complete_command, commands)))
+
+
+def complete_command(command: str) -> str:
+    """Return a command with the --results that this one was given."""
+    context = click.get_current_context()
+    if context.get_parameter_source("results") is not ParameterSource.COMMANDLINE:
+        return command
+    return f"{command} --results {shlex.quote(str(context.params['results']))}"
+
+
+def command_on(name: str, job: Path, overrides: Sequence[str], trials: int | None = None) -> str:
+    """Write a command on the same job with the same settings."""
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    settings += [] if trials is None else ["--trials", str(trials)]
+    return shlex.join(["raysweep", name, str(job), *settings])
+
+
+def console() -> Console:
+    """A table is never cut: where nobody looks at a terminal, lines are as long as they need to be."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=10_000)
+
+
+def print_json(content: Any) -> None:
+    click.echo(json.dumps(_strict(content), indent=2))
+
+
+def _strict(content: Any) -> Any:
+    """Replace what JSON has no word for, infinity and NaN, by null."""
+    if isinstance(content, Mapping):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

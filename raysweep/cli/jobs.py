@@ -1,0 +1,73 @@
+"""Commands on job files, which start nothing: validate and plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from raysweep.cli.common import (
+    QUICKSTART,
+    command_on,
+    console,
+    json_option,
+    print_json,
+    print_next,
+    results_option,
+    set_option,
+    trials_option,
+)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@set_option
+@json_option
+def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> None:
+    """Check job files whole: every fault at once.
+
+    Needs neither a cluster nor a network: whether a model or a corpus can be had is for `raysweep plan` and
+    `raysweep run` to find out.
+    """
+    from raysweep.errors import SpecError
+    from raysweep.jobfile import load_job
+
+    faults = []
+    for job in jobs:
+        try:
+            load_job(job, overrides)
+        except SpecError as error:
+            faults += error.faults
+    if as_json:
+        print_json([fault.__dict__ for fault in faults])
+    else:
+        for fault in faults:
+            click.echo(f"error: {fault}", err=True)
+        if not faults:
+            click.echo(f"{len(jobs)} job{'s' if len(jobs) != 1 else ''} valid.")
+            print_next(*(command_on(name, jobs[0], overrides) for name in ("plan", "run")))
+    sys.exit(2 if faults else 0)
+
+
+@click.command()
+@click.argument("job", default=QUICKSTART, type=click.Path(path_type=Path))
+@set_option
+@trials_option
+@results_option
+@json_option
+def plan(job: Path, overrides: Sequence[str], trials: int | None, results: Path, as_json: bool) -> None:
+    """Show what a job would do and take; start nothing.
+
+    Trials, phases, what is shared, and an estimate of time, memory and disk. Without JOB, of jobs/quickstart.yaml.
+    """
+    from raysweep import api
+    from raysweep.reports.tables import print_estimate
+
+    checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
+    if as_json:
+        print_json(estimate.to_dict())
+    else:
+        print_estimate(checked.spec.resolved(), estimate.to_dict(), console())
+        print_next(command_on("run", job, overrides, trials))

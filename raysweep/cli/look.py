@@ -1,0 +1,130 @@
+"""Commands that look: list, status, show, tensorboard and doctor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from raysweep.cli.common import (
+    console,
+    json_option,
+    make_interruptible,
+    open_sweep,
+    print_json,
+    print_next,
+    report_sweep,
+    results_option,
+)
+
+
+@click.command("list")
+@click.argument("kind", required=False)
+@results_option
+@json_option
+def list_command(kind: str | None, results: Path, as_json: bool) -> None:
+    """List what can be named in a job, and sweeps.
+
+    KIND is one of prune, grow, init, samplers, models, data and sweeps; without it, all are listed.
+    """
+    from raysweep.listing import listing
+    from raysweep.reports.tables import print_listing
+
+    content = listing(kind, results)
+    if as_json:
+        print_json(content)
+    else:
+        print_listing(content, console())
+        sweeps = [f"raysweep status {sweep['name']}" for sweep in content.get("sweeps", [])[-1:]]
+        print_next("raysweep plan", *sweeps)
+
+
+@click.command()
+@click.argument("sweep")
+@results_option
+@json_option
+def status(sweep: str, results: Path, as_json: bool) -> None:
+    """Show how far a sweep has come.
+
+    Read-only: any sweep can be looked at, running or not.
+    """
+    report_sweep(open_sweep(results, sweep), as_json)
+
+
+@click.command()
+@click.argument("sweep")
+@click.argument("trial", type=int, required=False)
+@results_option
+@json_option
+def show(sweep: str, trial: int | None, results: Path, as_json: bool) -> None:
+    """Show a sweep, or one of its trials.
+
+    TRIAL is its number in the table; shown are its values, phases, decisions, heads and samples. Read-only.
+    """
+    from raysweep.reports.summary import trial_state
+    from raysweep.reports.tables import print_trial
+
+    folder = open_sweep(results, sweep)
+    if trial is None:
+        report_sweep(folder, as_json)
+        return
+    state = trial_state(folder, trial)
+    if as_json:
+        print_json(state)
+    else:
+        print_trial(state, console())
+        print_next(f"raysweep status {sweep}", f"raysweep tensorboard {sweep}")
+
+
+@click.command()
+@click.argument("sweeps", nargs=-1)
+@click.option(
+    "--port", default=6006, show_default=True, type=click.IntRange(1, 65535), help="Where TensorBoard listens."
+)
+@results_option
+def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
+    """Open TensorBoard on exactly these sweeps.
+
+    Without SWEEPS, on all of them. It answers on this machine only.
+    """
+    from raysweep.archive import list_sweeps
+    from raysweep.errors import ArchiveError
+    from raysweep.reports.tensorboard import serve, serve_folder
+
+    folders = {name: open_sweep(results, name).path / "tensorboard" for name in (sweeps or list_sweeps(results))}
+    if not sweeps:  # one that never began has nothing to show
+        folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    if not folders:
+        raise ArchiveError(f"no sweep in {str(results)!r} yet. Start one with 'raysweep run'.")
+    make_interruptible()  # or TensorBoard would outlive a terminated raysweep
+    with serve_folder(folders) as logdir:
+        server = serve(logdir, port)
+        click.echo(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)
+        try:
+            sys.exit(server.wait())
+        except KeyboardInterrupt:
+            server.terminate()
+            server.wait()
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can do, and what is missing.
+
+    Exits with 1 where something keeps `raysweep run` from working.
+    """
+    from raysweep.doctor import examine
+    from raysweep.reports.tables import print_examination
+
+    findings = examine()
+    broken = any(finding.status == "bad" for finding in findings)
+    if as_json:
+        print_json([finding.__dict__ for finding in findings])
+    else:
+        print_examination(findings, console())
+        if not broken:
+            print_next("raysweep run")
+    sys.exit(1 if broken else 0)

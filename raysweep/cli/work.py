@@ -1,0 +1,117 @@
+"""Commands that start work: run and resume."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raysweep.cli.common import (
+    QUICKSTART,
+    address_option,
+    complete_command,
+    json_option,
+    make_interruptible,
+    report_sweep,
+    results_option,
+    set_option,
+    trials_option,
+)
+
+if TYPE_CHECKING:
+    from raysweep.archive import SweepFolder
+    from raysweep.plan import TrialPlan
+
+ASK_ABOVE_SECONDS = 1800
+
+
+@click.command()
+@click.argument("job", default=QUICKSTART, type=click.Path(path_type=Path))
+@set_option
+@trials_option
+@address_option
+@click.option("--name", help="Name of the sweep. Default: <job>-<number>.")
+@click.option("--no-sharing", is_flag=True, help="Run every phase of every trial; share nothing between trials.")
+@click.option("--yes", is_flag=True, help="Do not ask before a sweep of more than half an hour.")
+@results_option
+@json_option
+def run(
+    job: Path, overrides: Sequence[str], trials: int | None, address: str | None, name: str | None, no_sharing: bool,
+    yes: bool, results: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Run a sweep, here or on a reachable cluster.
+
+    JOB is a YAML file; without it, jobs/quickstart.yaml is run. Ends with the table that `raysweep status` shows.
+    """
+    if str(job) == QUICKSTART and not job.is_file():
+        raise click.UsageError(f"no {QUICKSTART} here. Run this in a clone of raysweep, or name a job file.")
+
+    def start(observer: Any) -> SweepFolder:
+        from raysweep import api
+
+        return api.run(
+            job, overrides=overrides, trials=trials, address=address, name=name, results=results,
+            sharing=not no_sharing, observer=observer,
+        )  # fmt: skip
+
+    if sys.stdin.isatty() and not yes:
+        _ask_before_long_work(job, overrides, trials, results)
+    _run_and_report(start, as_json)
+
+
+@click.command()
+@click.argument("sweep")
+@address_option
+@results_option
+@json_option
+def resume(sweep: str, address: str | None, results: Path, as_json: bool) -> None:
+    """Continue an interrupted sweep.
+
+    Finished trials stay; the others go on from their last checkpoint.
+    """
+
+    def start(observer: Any) -> SweepFolder:
+        from raysweep import api
+
+        return api.resume(sweep, address=address, results=results, observer=observer)
+
+    _run_and_report(start, as_json)
+
+
+def _ask_before_long_work(job: Path, overrides: Sequence[str], trials: int | None, results: Path) -> None:
+    from raysweep import api
+    from raysweep.reports.progress import duration
+
+    _, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
+    if estimate.seconds is not None and estimate.seconds > ASK_ABOVE_SECONDS:
+        click.confirm(f"{estimate.trials} trials, about {duration(estimate.seconds)}. Start?", abort=True, err=True)
+
+
+def _run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:
+    """Run with progress on stderr; on Ctrl-C or SIGTERM, say how to go on."""
+    from rich.console import Console
+
+    from raysweep.reports.progress import Progress
+
+    class Watcher(Progress):
+        def trial_started(self, plan: TrialPlan) -> None:
+            make_interruptible()  # once more: Ray has started since, and taken SIGTERM for itself
+            super().trial_started(plan)
+
+    make_interruptible()
+    progress = Watcher(Console(stderr=True))
+    try:
+        # Ray prints to stdout when a worker dies; stdout is for results. The live line, which borrows it, ends first.
+        with contextlib.redirect_stdout(sys.stderr), progress:
+            folder = start(progress)
+    except KeyboardInterrupt:
+        way_on = f" Go on with: {complete_command(f'raysweep resume {progress.sweep}')}" if progress.sweep else ""
+        click.echo(f"interrupted.{way_on}", err=True)
+        sys.exit(130)
+    report_sweep(folder, as_json)
+    if not any(record.status == "COMPLETE" for record in folder.trials().values()):
+        sys.exit(1)

@@ -1,0 +1,73 @@
+"""Prune and grow while training: the same acts as the discrete phases, between two steps of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raysweep.core.acts import Examiner, grow, measure, prune
+from raysweep.core.state import TrialState
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.surgery import grown_slices
+
+
+@dataclass(kw_only=True)
+class Events:
+    """The events of one learn phase. The data-parallel wrapper and the optimizer stay as they are."""
+
+    state: TrialState
+    planned: Sequence[dict[str, Any]]
+    """Each a step, and the prune, measure and grow that happen before it."""
+    examiner: Examiner
+    measure: Callable[[], dict[str, Any]]
+    """Held-out numbers, as in every phase record."""
+    seed_second_moments: bool
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    def happen(self, step: int) -> None:
+        """Carry out what is planned before a step, if anything is."""
+        for event in self.planned:
+            if event["step"] == step:
+                for phase in event["phases"]:
+                    self.done.append({"step": step, **self._act(phase)})
+                self.state.born = step
+                if self.seed_second_moments:
+                    self.state.seed_second_moments()
+
+    def structure(self) -> dict[str, Any]:
+        """Return what a checkpoint inside the phase must hold beside the tensors."""
+        state, entropy = self.state, self.state.reference_entropy
+        return {
+            "done": self.done,
+            "head_map": state.head_map.to_lists(),
+            "removed": state.removed_heads,
+            "new": state.new_heads,
+            "born": state.born,
+            "reference_entropy": None if entropy is None else np.where(np.isnan(entropy), -1.0, entropy).tolist(),
+        }
+
+    def load(self, structure: dict[str, Any]) -> None:
+        """Go on from what `structure` returned, before the next event happens."""
+        state, entropy = self.state, structure["reference_entropy"]
+        state.head_map = HeadMap.from_lists(structure["head_map"])
+        state.removed_heads = [(layer, head) for layer, head in structure["removed"]]
+        state.new_heads = [(layer, head) for layer, head in structure["new"]]
+        before = state.head_map.without(state.new_heads)
+        state.new_slices = grown_slices(state.model.sites, before, state.new_heads)
+        state.born = structure["born"]
+        known = np.array(entropy, dtype=np.float64)
+        state.reference_entropy = None if entropy is None else np.where(known < 0, np.nan, known)
+        self.done = structure["done"]
+        state.refresh()
+
+    def _act(self, phase: dict[str, Any]) -> dict[str, Any]:
+        kind, about = phase["kind"], {"phase": phase["kind"], "cycle": phase["cycle"], "key": phase["key"]}
+        if kind == "measure":
+            return {**about, **self.measure(), "statistics": measure(self.state, self.examiner)}
+        act = prune if kind == "prune" else grow
+        decision = act(self.state, phase["params"], cycle=phase["cycle"], key=phase["key"], examiner=self.examiner)
+        self.state.refresh()
+        return {**about, **self.measure(), "decision": decision}

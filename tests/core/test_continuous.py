@@ -1,0 +1,135 @@
+"""Events inside a learn phase: the discrete cycle where the schedule is degenerate, and more where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import cpu, quick_plan, run_all
+
+from raysweep.core.phases import _Trial, run_trial
+from raysweep.core.runtime import Runtime
+from raysweep.core.store import PhaseStore
+from raysweep.plan import TrialPlan
+from raysweep.records import PhaseRecord
+
+LEARN = {
+    "cycle__cycles": 1, "cycle__learn__new_head_lr_multiplier": 3.0, "cycle__learn__gate_warmup_steps": 3,
+    "cycle__prune__level": 0.3, "cycle__grow__ratio": 0.4,
+}  # fmt: skip
+ONCE = {"cycle__continuous": {"every": 100, "events": 1}}
+OFTEN = {"cycle__continuous": {"every": 3, "first": 2, "remove": 5, "grow": 2}, "cycle__learn__steps": 12}
+
+
+def continuous(**changes: Any) -> TrialPlan:
+    return quick_plan(**LEARN, **changes)
+
+
+@pytest.mark.parametrize("model", ["gpt2-nano", "llama-nano"])
+@pytest.mark.parametrize("strategies", [("taylor", "gradient_sensitivity"), ("random", "random")])
+def test_one_event_before_the_first_step_is_the_discrete_cycle(
+    model: str, strategies: tuple[str, str], tmp_path: Path
+) -> None:
+    """Bit for bit: decisions, curve, held-out numbers, weights and moments."""
+    named = {"model__name": model, "cycle__prune__strategy": strategies[0], "cycle__grow__strategy": strategies[1]}
+    discrete, single = continuous(**named), continuous(**named, **ONCE)
+    expected, found = run_all(discrete, tmp_path / "discrete"), run_all(single, tmp_path / "single")
+    assert [record.phase for record in found] == ["baseline", "learn"]
+    events = found[-1].events
+    assert events is not None
+    for event, record in zip(events, expected[1:4], strict=True):
+        assert event["step"] == 0
+        content = record.to_dict()
+        assert {name: content[name] for name in event if name != "step"} == {
+            name: value for name, value in event.items() if name != "step"
+        }
+    last, reference = found[-1].to_dict(), expected[-1].to_dict()
+    for name in ("loss", "curve", "head_map", "active_heads", "params", "samples", "accuracy"):
+        assert last[name] == reference[name], name
+    stores = PhaseStore(tmp_path / "single"), PhaseStore(tmp_path / "discrete")
+    mine, theirs = (s.tensors(p.phases[-1].key) for s, p in zip(stores, (single, discrete), strict=True))
+    assert mine is not None and theirs is not None and mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture(scope="module")
+def often(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialPlan, Path, list[PhaseRecord]]:
+    plan, folder = continuous(**OFTEN), tmp_path_factory.mktemp("often")
+    return plan, folder, run_all(plan, folder)
+
+
+Often = tuple[TrialPlan, Path, list[PhaseRecord]]
+
+
+def test_events_happen_at_their_steps_with_their_counts(often: Often) -> None:
+    events = often[2][-1].events
+    assert events is not None
+    assert [(event["step"], event["phase"], event["cycle"]) for event in events] == [
+        (step, phase, cycle) for cycle, step in enumerate((2, 5, 8, 11), 1) for phase in ("prune", "measure", "grow")
+    ]
+    active = [event["active_heads"] for event in events]
+    assert active == [27, 27, 29, 24, 24, 26, 21, 21, 23, 18, 18, 20]
+    assert all(len(event["decision"]["heads"]) == 5 for event in events if event["phase"] == "prune")
+    assert all("taylor" in event["statistics"] for event in events if event["phase"] == "measure")
+
+
+def test_freshly_grown_heads_have_their_grace(often: Often) -> None:
+    events = often[2][-1].events
+    assert events is not None
+    for before, after in zip(events[2::3], events[3::3], strict=False):
+        grown, pruned = (set(map(tuple, event["decision"]["heads"])) for event in (before, after))
+        assert not grown & pruned
+
+
+def test_the_optimizer_is_carried_through(often: Often) -> None:
+    """One run: step counts go on, moments of absent heads are zero, those of others are not."""
+    plan, folder, records = often
+    tensors = PhaseStore(folder).tensors(plan.phases[-1].key)
+    assert tensors is not None
+    steps = {float(value) for name, value in tensors.items() if name.endswith("/step")}
+    assert steps == {float(plan.phases[0].steps + 12)}
+    gates = [point["new_head_gate"] for point in records[-1].curve]
+    assert gates[-1] < 1.0  # step 12 is the first after the last event: its heads are still fading in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doomed(Runtime):
+    """Dies when a checkpoint inside the learn phase has been written."""
+
+    partial: Path
+
+    def barrier(self) -> None:
+        if any(self.partial.glob("step-*")):
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("every", [1, 4, 5])
+def test_a_killed_run_goes_on_between_events_bit_for_bit(often: Often, every: int, tmp_path: Path) -> None:
+    plan, folder, records = often
+    killed = continuous(**OFTEN, **{"scale__checkpoint_every_steps": every})
+    assert [phase.key for phase in killed.phases] == [phase.key for phase in plan.phases]
+    store, deaths = PhaseStore(tmp_path), 0
+    runtime: Runtime = Doomed(device=torch.device("cpu"), partial=tmp_path / f"{plan.phases[-1].key}.partial")
+    try:
+        list(run_trial(killed, runtime, store))
+    except InterruptedError:
+        deaths += 1
+    assert deaths == 1 and store.find_partial(plan.phases[-1].key) is not None
+    again = run_all(killed, tmp_path)
+    assert [record.outcome() for record in again] == [record.outcome() for record in records]
+
+
+def test_a_state_restored_after_events_has_their_head_map(often: Often) -> None:
+    plan, folder, records = often
+    trial = _Trial.of(plan, cpu(), PhaseStore(folder))
+    trial.pass_over(plan.phases[-1])
+    assert trial._state().head_map.to_lists() == records[-1].head_map
+
+
+def test_without_growth_heads_only_go(tmp_path: Path) -> None:
+    records = run_all(continuous(**{"cycle__grow": None, "cycle__continuous": {"every": 2, "remove": 3}}), tmp_path)
+    assert records[-1].active_heads == 32 - 3 * len([e for e in records[-1].events or () if e["phase"] == "prune"])
+    assert not {event["phase"] for event in records[-1].events or ()} - {"prune", "measure"}
