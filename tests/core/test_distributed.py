@@ -40,6 +40,9 @@ def plan_of(**changes: Any) -> TrialPlan:
 PLANS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama, accumulated": {"model__name": "llama-nano", "training__accumulation": 2, "cycle__prune__level": 0.6},
+    "events while training": {
+        "cycle__cycles": 1, "cycle__continuous": {"every": 2, "remove": 4, "grow": 2}, "cycle__learn__steps": 6,
+    },
     "entropies and chance": {"cycle__prune__strategy": "entropy", "cycle__prune__direction": "high",
                              "cycle__grow__strategy": "random", "cycle__grow__init": "small_random"},
 }  # fmt: skip
