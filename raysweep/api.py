@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import environment
 from raysweep.archive import SweepFolder, list_sweeps
-from raysweep.errors import ArchiveError
+from raysweep.errors import ArchiveError, UsageError
 from raysweep.jobfile import Job, load_job
 from raysweep.recorder import Observer
 from raysweep.reports.progress import Silent
@@ -123,7 +123,10 @@ def _with_trials(overrides: Sequence[str], trials: int | None) -> list[str]:
 
 def _same_work(folder: Path, job: Job) -> bool:
     """Whether an earlier sweep's pace says something about this job's: same model, window, batch and workers."""
-    earlier, now = SweepFolder(folder).job().spec, job.spec
+    try:
+        earlier, now = SweepFolder(folder).job().spec, job.spec
+    except UsageError:  # written by hand or by another raysweep; an estimate can do without it
+        return False
     return (earlier.model, earlier.data.seq_len, earlier.training, earlier.scale.workers) == (
         now.model, now.data.seq_len, now.training, now.scale.workers,
     )  # fmt: skip

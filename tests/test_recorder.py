@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from raysweep.archive import Proposal, SweepFolder
@@ -335,3 +336,30 @@ def test_trials_may_start_while_events_of_others_come_in(folder: SweepFolder, jo
     assert sorted(folder.trials()) == list(range(1, 21))
     assert len(folder.phases()) == 80 and recorder.open_trials == 0
     assert len(witness.of("trial_started")) == len(witness.of("trial_finished")) == 20
+
+
+def test_control_arms_are_recorded_and_stay_out_of_the_trials_own_curve(
+    folder: SweepFolder, recorder: Recorder, job: Job
+) -> None:
+    raw = job.spec.resolved()
+    plan = start(recorder, check_job(raw | {"search": raw["search"] | {"controls": ["dense"]}}, "job.yaml"))
+    *own, end = whole_trial(plan)
+    arm = plan.controls["dense"][-1]
+    event = phase(plan, 3, 3.0)
+    event["record"] |= {"arm": "dense", "key": arm.key}
+    for told in (*own, progress(1, "learn", 10, 10, arm="dense"), event, end):
+        recorder.handle(told)
+    ended = folder.trials()[1]
+    assert ended.controls == {"dense": [plan.phases[0].key, arm.key]}
+    assert ended.phases == [part.key for part in plan.phases]
+    events = EventAccumulator(str(folder.path / "tensorboard" / "1")).Reload()
+    assert [point.value for point in events.Scalars("controls/dense/loss")] == [3.0]
+    assert len(events.Scalars("train/loss")) == 3
+
+
+def test_a_halted_trial_lists_the_phases_that_it_ran(folder: SweepFolder, recorder: Recorder, job: Job) -> None:
+    plan = start(recorder, job)
+    halted = {"rule": "regression", "cycle": 0, "kept": plan.phases[0].key, "reason": "worse"}
+    recorder.handle(phase(plan, 0, 3.5))
+    recorder.handle(final(1, objective=3.5, halted=halted))
+    assert folder.trials()[1].halted == halted and folder.trials()[1].phases == [plan.phases[0].key]
