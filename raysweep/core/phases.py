@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
+from raysweep.core.trajectory import Trajectory
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
 from raysweep.plasticity.budget import share
@@ -130,7 +132,8 @@ class _Trial:
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
         assert self.state is not None
         trained = phase.kind in TRAINING_PHASES and phase.steps
-        self.store.save(phase.key, outcome, self.state.tensors() if trained else None)
+        slices = self.state.changed_slices() if phase.kind in ("prune", "grow") else None
+        self.store.save(phase.key, outcome, self.state.tensors() if trained else None, slices)
 
     def _state(self) -> TrialState:
         if self.state is None:
@@ -150,7 +153,7 @@ class _Trial:
         check_parity(state.model, batch, causal=self.task.causal)
         if not phase.steps:
             return {}
-        return {"curve": self._train(state, phase)}
+        return self._train(state, phase)
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         decision = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
@@ -166,21 +169,26 @@ class _Trial:
         count = share(phase.params["ratio"], self._removed_in(phase.cycle))
         decision = grow(state, phase.params, cycle=phase.cycle, count=count, key=phase.key, examiner=self._examiner())
         state.refresh()
-        return {"decision": decision}
+        return {"decision": decision, "regrown": self._regrown(decision, phase)}
 
     def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         if phase.params["seed_second_moments"]:
             fresh = set(state.new_slices)
             peers = [part for part in present_slices(state.model.sites, state.head_map) if part not in fresh]
             state.optimizer.seed_second_moments(state.new_slices, peers)
-        return {"curve": self._train(state, phase)}
+        return self._train(state, phase)
 
-    def _train(self, state: TrialState, phase: PhasePlan) -> list[dict[str, float]]:
+    def _train(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         names = Schedule.__dataclass_fields__
+        schedule = Schedule(**{name: phase.params[name] for name in names if name in phase.params})
         windows = self._windows(self.data.train)
+        every = phase.params.get("trajectory_every") or math.ceil(phase.steps / 4)
+        trajectory = Trajectory(
+            state=state, examiner=self._examiner(), gate=schedule.gate, steps=phase.steps, every=every
+        )  # fmt: skip
         training = Training(
             state=state,
-            schedule=Schedule(**{name: phase.params[name] for name in names if name in phase.params}),
+            schedule=schedule,
             examples=windows,
             task=self.task,
             order=BatchOrder(
@@ -192,7 +200,8 @@ class _Trial:
             training=self.plan.training,
             runtime=self.runtime,
             on_point=lambda point: self._emit("progress", phase, point=point),
-            on_checkpoint=lambda step: self._checkpoint(phase, training, step),
+            on_step=trajectory.follow,
+            on_checkpoint=lambda step: self._checkpoint(phase, training, trajectory, step),
             checkpoint_every=self.plan.checkpoint_every_steps,
         )
         partial = self.store.find_partial(phase.key)
@@ -201,15 +210,17 @@ class _Trial:
         if partial is not None:
             state.load_tensors(partial.tensors)
             training.curve = partial.curve
+            trajectory.resume(partial.trajectory, partial.tensors)
             training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
             self._emit("resumed", phase, step=start)
-        return training.run(start)
+        return {"curve": training.run(start), "trajectory": trajectory.points}
 
-    def _checkpoint(self, phase: PhasePlan, training: Training, step: int) -> None:
+    def _checkpoint(self, phase: PhasePlan, training: Training, trajectory: Trajectory, step: int) -> None:
         unlogged = self.runtime.all_gather(training.unlogged)
         if self.runtime.rank == 0:
-            tensors = training.state.tensors() | {UNLOGGED: unlogged}
-            self.store.save_partial(phase.key, Partial(step=step, curve=training.curve, tensors=tensors))
+            tensors = training.state.tensors() | {UNLOGGED: unlogged} | trajectory.tensors()
+            partial = Partial(step=step, curve=training.curve, tensors=tensors, trajectory=trajectory.points)
+            self.store.save_partial(phase.key, partial)
         self.runtime.barrier()
 
     def _emit(self, kind: str, phase: PhasePlan, **content: Any) -> None:
@@ -219,13 +230,29 @@ class _Trial:
 
     def _examiner(self) -> Examiner:
         windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
-        return Examiner(batches=shared_batches(windows, PROBE_BATCH, self.task, self.runtime), runtime=self.runtime)
+        batches = shared_batches(windows, PROBE_BATCH, self.task, self.runtime)
+        return Examiner(batches=batches, runtime=self.runtime, causal=self.task.causal)
 
     def _samples(self, state: TrialState) -> list[dict[str, Any]]:
         return write_samples(state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime)
 
     def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
         return windows_of(tokens[:limit], self.plan.data["seq_len"])
+
+    def _regrown(self, decision: dict[str, Any], phase: PhasePlan) -> list[dict[str, Any]]:
+        """Say for each slot that came back when it had last been pruned."""
+        assert self.state is not None
+        pruned_in: dict[tuple[int, ...], int] = {}
+        for key in self.state.history:
+            outcome = self.store.find(key)
+            assert outcome is not None, f"phase {key} is not in the store"
+            if outcome.record["phase"] == "prune":
+                heads = outcome.record["decision"]["heads"]
+                pruned_in |= {tuple(slot): outcome.record["cycle"] for slot in heads}
+        return [
+            {"slot": slot, "pruned_in": pruned_in[tuple(slot)], "grown_in": phase.cycle, "init": phase.params["init"]}
+            for slot in decision["heads"]
+        ]
 
     def _removed_in(self, cycle: int) -> int:
         prune = next(phase for phase in self.plan.phases if (phase.kind, phase.cycle) == ("prune", cycle))

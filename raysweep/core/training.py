@@ -62,6 +62,7 @@ class Training:
     Args:
         examples: training examples, one a row.
         on_point: called on every rank after each logged step, with (step, point).
+        on_step: called on every rank with the number of finished steps, 0 first; nothing of the training may change.
         on_checkpoint: called on every rank every `checkpoint_every` steps, with the number of finished steps.
     """
 
@@ -73,6 +74,7 @@ class Training:
     training: dict[str, Any]
     runtime: Runtime
     on_point: Callable[[dict[str, float]], None] = lambda point: None
+    on_step: Callable[[int], None] = lambda step: None
     on_checkpoint: Callable[[int], None] = lambda step: None
     checkpoint_every: int = 10**9
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -91,6 +93,8 @@ class Training:
         model, steps = self.state.model, self.schedule.steps
         model.train()
         wrapped = self.runtime.wrap(model)
+        if start == 0:
+            self.on_step(0)
         for step in range(start, steps):
             self._set_gates(step)
             self.unlogged[0] += self._accumulate(wrapped, step)
@@ -101,6 +105,7 @@ class Training:
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
                 self._log(done, norm)
+            self.on_step(done)
             if done % self.checkpoint_every == 0 and done < steps:
                 self.on_checkpoint(done)
         self.state.refresh()
