@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM
 from raysweep import registry
 from raysweep.errors import ModelError
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.insertion import Sources, insert
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.parity import check_parity
 from raysweep.plasticity.sites import AttentionSite, Role
-from raysweep.plasticity.surgery import initialise
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")

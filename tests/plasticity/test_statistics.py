@@ -26,9 +26,9 @@ from torch.func import functional_call
 from raysweep import registry
 from raysweep.contracts import Array, Batch, HeadStatistics
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.insertion import Sources, propose
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
-from raysweep.plasticity.surgery import absent_slices, initialise
 
 ABSENT = ((0, 1), (1, 0), (1, 2), (2, 2))
 MEASURED = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
