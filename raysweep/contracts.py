@@ -111,11 +111,36 @@ class Sampler(Protocol):
         """Return the Optuna sampler, seeded."""
 
 
+SensitivityForm = Literal["gate", "output", "gradmax"]
+"""Which gradient tells how much a new head would help; see plasticity/probe and plasticity/growth_probe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSlice:
+    """One tensor of a new head, whatever the layout of its layer, and what it may be filled from."""
+
+    role: Role
+    weights: torch.Tensor
+    """To be filled in place: a view of shape (head_dim, width), or (head_dim,) for a bias."""
+    std: float
+    """The model's own initializer range."""
+    generator: torch.Generator
+    """Of this slice alone, on the processor: order and company of new heads do not matter."""
+    given: torch.Tensor | None = None
+    """What the initializer needs, of the shape of `weights`: the donor's slice, a view to be changed in place; the
+    weights of this slice right before it was last removed; for value weights only, their directions, scaled."""
+
+
 class Initializer(Protocol):
     """init/<name>.py"""
 
-    sensitivity: ClassVar[Literal["gate", "output"]]
-    """Which gradient is alive at insertion: of the gate, or of the output weights (they are zero)."""
+    forms: ClassVar[tuple[SensitivityForm, ...]]
+    """Forms of gradient_sensitivity that are not blind under it; the first is the default."""
+    needs: ClassVar[Literal["nothing", "donor", "stored", "directions"]]
+    """What is `given` with every slice."""
 
-    def __call__(self, role: Role, tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:
-        """Fill one slice of a new head in place. `std` is the model's own initializer range."""
+    def __call__(self, new: NewSlice) -> None:
+        """Fill one slice of a new head. A shared key or value is only filled where its whole group was absent.
+
+        Moments of the slice are zero, or seeded from its peers where `cycle.learn.seed_second_moments` says so.
+        """

@@ -19,13 +19,12 @@ from raysweep.spec import JobSpec
 from raysweep.yamlfile import load_mapping, parse_scalar
 
 STRATEGY_KEYS = {
-    # path of the section: (kind, key of the name, other keys of the section that are not the strategy's options)
-    "cycle.prune": ("prune", "strategy"),
-    "cycle.grow": ("grow", "strategy"),
-    "search.sampler": ("samplers", "name"),
+    # path of the section: (kind, key of the name) of each strategy that has its options there
+    "cycle.prune": (("prune", "strategy"),),
+    "cycle.grow": (("grow", "strategy"), ("init", "init")),
+    "search.sampler": (("samplers", "name"),),
 }
 PATH_KEYS = ("model.name", "data.name", "data.tokenizer")
-NAME_KEYS = {"cycle.grow.init": "init"}
 TRIAL_SECTIONS = ("model", "data", "training", "cycle")
 RANDOM_POINTS = 64
 Number = Callable[[str, int], int]
@@ -124,11 +123,15 @@ def apply_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     Where a value names another strategy, the options of the one it replaces are dropped: they belong to it.
     """
     changed = copy.deepcopy(dict(raw))
-    for section, (_, name_key) in STRATEGY_KEYS.items():
-        named = values.get(f"{section}.{name_key}")
+    for section, strategies in STRATEGY_KEYS.items():
         body = get_path(changed, section)
-        if named is not None and isinstance(body, dict) and body.get(name_key) != named:
-            for option in _options_of(section, body):
+        if not isinstance(body, dict):
+            continue
+        names = {name_key: values.get(f"{section}.{name_key}") for _, name_key in strategies}
+        stay = [(kind, key) for kind, key in strategies if names[key] in (None, _name_in(section, key, body))]
+        if len(stay) < len(strategies):
+            kept = {option for kind, key in stay for option in _known_options(kind, _name_in(section, key, body))}
+            for option in set(_options_of(section, body)) - kept:
                 del body[option]
     for path, value in values.items():
         set_path(changed, path, value)
@@ -186,35 +189,48 @@ def _options_of(section: str, body: Mapping[str, Any]) -> list[str]:
 
 
 def _strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
-    """Check every strategy's name, and its options where the name is known."""
-    for section, (kind, name_key) in STRATEGY_KEYS.items():
+    """Check every strategy's name, and the options of a section where all its names are known."""
+    for section, strategies in STRATEGY_KEYS.items():
         body = get_path(raw, section)
-        default = _section_class(section.split(".")).model_fields[name_key].default
-        name = body.get(name_key, default) if isinstance(body, Mapping) else None
-        if not isinstance(body, Mapping) or not isinstance(name, str):
-            continue  # a missing or malformed name is already a fault of the section
-        options = {key: body[key] for key in _options_of(section, body)}
-        try:
-            found = registry.option_faults(kind, name, options)
-        except registry.UnknownNameError as error:
-            yield Fault(file=source, key=f"{section}.{name_key}", value=name, message=str(error))
-            continue
-        for option, value, message in found:
-            if option in options and option not in _known_options(kind, name):
-                known = [*_section_class(section.split(".")).model_fields, *_known_options(kind, name)]
-                message = f"unknown key: {known_names_hint(option, known)}"
+        names = {kind: _name_in(section, key, body) for kind, key in strategies} if isinstance(body, Mapping) else {}
+        unknown = False
+        for kind, name_key in strategies:
+            if isinstance(names.get(kind), str):
+                try:
+                    registry.load(kind, names[kind])
+                except registry.UnknownNameError as error:
+                    unknown = True
+                    yield Fault(file=source, key=f"{section}.{name_key}", value=names[kind], message=str(error))
+        if isinstance(body, Mapping) and not unknown and all(isinstance(name, str) for name in names.values()):
+            yield from _option_faults(section, names, body, source)
+
+
+def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, Any], source: str) -> Iterable[Fault]:
+    """Check the options of a section's strategies: each is known to one of them, and as that one wants it."""
+    given = _options_of(section, body)
+    known = {kind: _known_options(kind, name) for kind, name in names.items()}
+    for kind, name in names.items():
+        options = {option: body[option] for option in given if option in known[kind]}
+        for option, value, message in registry.option_faults(kind, name, options):
             yield Fault(file=source, key=f"{section}.{option}".rstrip("."), value=value, message=_sentence(message))
-    for path, kind in NAME_KEYS.items():
-        name = get_path(raw, path)
-        if isinstance(name, str):
-            try:
-                registry.load(kind, name)
-            except registry.UnknownNameError as error:
-                yield Fault(file=source, key=path, value=name, message=str(error))
+    all_known = [*_section_class(section.split(".")).model_fields, *(o for options in known.values() for o in options)]
+    for option in given:
+        if not any(option in options for options in known.values()):
+            message = f"unknown key: {known_names_hint(option, all_known)}"
+            yield Fault(file=source, key=f"{section}.{option}", value=body[option], message=_sentence(message))
 
 
-def _known_options(kind: str, name: str) -> list[str]:
-    return list(getattr(registry.load(kind, name), "__dataclass_fields__", {}))
+def _name_in(section: str, name_key: str, body: Mapping[str, Any]) -> Any:
+    """Return a strategy's name as a section says it, or its default."""
+    return body.get(name_key, _section_class(section.split(".")).model_fields[name_key].default)
+
+
+def _known_options(kind: str, name: Any) -> list[str]:
+    """Return the options of a strategy; none where there is no such strategy, which is a fault of its own."""
+    try:
+        return list(registry.load(kind, name).__dataclass_fields__) if isinstance(name, str) else []
+    except registry.UnknownNameError:
+        return []
 
 
 def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
@@ -234,6 +250,7 @@ def _cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
     if isinstance(cycle, Mapping) and cycle.get("grow") is not None and cycle.get("prune") is None:
         yield fault("cycle.grow", None, "nothing to grow back without pruning; add cycle.prune or remove cycle.grow.")
     yield from _cycle_faults(raw, number, fault)
+    yield from _form_faults(cycle.get("grow") if isinstance(cycle, Mapping) else None, source)
     batch = number("training.batch_size", 16)
     workers, accumulation = number("scale.workers", 1), number("training.accumulation", 1)
     if batch % (workers * accumulation):
@@ -305,6 +322,29 @@ def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Numb
     last = first + (events - 1) * every
     if steps and last >= steps:
         yield fault("cycle.continuous.events", events, f"the last would come before step {last} of {steps}.")
+
+
+def _form_faults(grow: Any, source: str) -> Iterable[Fault]:
+    """Check that a growth's form of sensitivity is not blind under its init."""
+    if not isinstance(grow, Mapping) or not isinstance(grow.get("form"), str):
+        return
+    init, form = _name_in("cycle.grow", "init", grow), grow["form"]
+    names = [*registry.available("init"), *([init] if isinstance(init, str) else [])]
+    forms = {name: registry.load("init", name).forms for name in names if _exists("init", name)}
+    known = {known for fitting in forms.values() for known in fitting}
+    if init in forms and form in known and form not in forms[init]:
+        fitting = ", ".join(map(repr, forms[init]))
+        others = ", ".join(repr(name) for name in dict.fromkeys(names) if form in forms[name])
+        message = f"is no measure of init {init!r}, which takes {fitting}; it fits {others}."
+        yield Fault(file=source, key="cycle.grow.form", value=form, message=message)
+
+
+def _exists(kind: str, name: str) -> bool:
+    try:
+        registry.load(kind, name)
+    except registry.UnknownNameError:
+        return False
+    return True
 
 
 def _load_space(raw: Mapping[str, Any], source: str) -> Space | None:

@@ -44,6 +44,11 @@ class PhaseRecord:
     """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
     decision: dict[str, Any] | None = None
     """What prune removed or grow added: strategy, heads as [layer, head], and the scores it ranked."""
+    regrown: list[dict[str, Any]] | None = None
+    """From grow, for each slot that came back: slot, the cycles it was pruned_in and grown_in, and its init."""
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    """New heads on their way through learn: step, and heads with slot, gate, weight_norm, update (norm of the change
+    since the point before), entropy and output_norm."""
     statistics: dict[str, list[list[float]]] | None = None
     """Head statistics as [layer][head], from measure."""
     events: list[dict[str, Any]] | None = None

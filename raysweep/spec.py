@@ -106,6 +106,8 @@ class LearnSpec(Part):
     gate_start: float = Field(default=0.1, gt=0, le=1)
     seed_second_moments: bool = True
     """Give new slices the mean second moment of their peers, so that no update is hidden-boosted by a reset."""
+    trajectory_every: int | None = Field(default=None, ge=1)
+    """Steps between looks at each new head on its way; the first and last are always there. Default: a quarter."""
 
 
 class ContinuousSpec(Part):

@@ -79,6 +79,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "cycle.learn.gate_warmup_steps": (5, 4),
     "cycle.learn.gate_start": (0.2, 4),
     "cycle.learn.seed_second_moments": (False, 4),
+    "cycle.learn.trajectory_every": (5, 4),
     "search.space": ({"cycle.prune.level": {"uniform": [0.1, 0.2]}}, NEVER),
     "search.trials": (5, NEVER),
     "search.minimize": ("perplexity", NEVER),

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from raysweep import registry
-from raysweep.contracts import Array, Batch, HeadStatistics, Slot
+from raysweep.contracts import Array, Batch, HeadStatistics, Initializer, SensitivityForm, Slot
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import TrialError
 from raysweep.plan import derived_seed
 from raysweep.plasticity.budget import lowest_heads, share
+from raysweep.plasticity.growth_probe import Directions, gradmax_scores, value_directions
+from raysweep.plasticity.insertion import Sources, propose
+from raysweep.plasticity.liveness import dead_heads
 from raysweep.plasticity.probe import probe
-from raysweep.plasticity.surgery import absent_slices, initialise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +28,18 @@ class Examiner:
     batches: Sequence[Batch]
     """This rank's share of the probe."""
     runtime: Runtime
+    causal: bool = True
+    """The task's: no position sees a later one."""
 
     def statistics(self, state: TrialState, sensitivity: Any = None) -> HeadStatistics:
         return probe(
             state.model, self.batches, state.head_map, self.runtime.all_reduce,
             reference_entropy=state.reference_entropy, sensitivity=sensitivity,
+        )  # fmt: skip
+
+    def directions(self, state: TrialState) -> list[Directions]:
+        return value_directions(
+            state.model, self.batches, state.head_map, self.runtime.all_reduce, causal=self.causal
         )  # fmt: skip
 
 
@@ -62,22 +71,54 @@ def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, 
     """Make absent heads present as `cycle.grow` says; return the decision. `state.refresh` opens their gates.
 
     Raises:
-        TrialError: the strategy did not return what was asked.
+        TrialError: the strategy did not return what was asked, or a new head could never learn.
     """
     count = params["count"] if "count" in params else share(params["ratio"], len(state.removed_heads))
-    options = _options("grow", params)
+    options, init_options = _options("grow", params), _options("init", params, name_key="init")
     grower = registry.build("grow", params["strategy"], options)
-    initializer = registry.build("init", params["init"])
-    initialise(state.model, absent_slices(state.model.sites, state.head_map), initializer, key)  # proposals
-    statistics = examiner.statistics(state, sensitivity=initializer.sensitivity)
+    initializer = registry.build("init", params["init"], init_options)
+    form: SensitivityForm = options.get("form") or initializer.forms[0]
+    statistics = examiner.statistics(state)
+    directed = form == "gradmax" or initializer.needs == "directions"
+    sources = Sources(
+        taylor=statistics.taylor, stored=state.stored, directions=examiner.directions(state) if directed else ()
+    )
+    sensitivity = _sensitivity(state, form, initializer, key, sources, examiner)
+    statistics = replace(statistics, sensitivity=sensitivity)
     heads = grower(statistics, count, np.random.default_rng(derived_seed(key, "grow")))
     _check_grown(heads, count, statistics, params["strategy"])
     examiner.runtime.assert_equal(heads)
     state.add_heads(heads, cycle)
-    state.initialise_new_heads(params["init"], key)
-    assert statistics.sensitivity is not None
-    scores = np.where(statistics.present, 0.0, statistics.sensitivity)
-    return _decision(params["strategy"], {**options, "init": params["init"]}, heads, scores)
+    state.initialise_new_heads(initializer, key, sources)
+    _check_alive(state, params["init"], examiner)
+    scores = np.where(statistics.present, 0.0, sensitivity)
+    decision = _decision(params["strategy"], {**options, "init": params["init"], **init_options}, heads, scores)
+    return {**decision, "form": form}
+
+
+def _sensitivity(
+    state: TrialState,
+    form: SensitivityForm,
+    initializer: Initializer,
+    key: str,
+    sources: Sources,
+    examiner: Examiner,
+) -> Array:
+    """Return how much each absent slot would help. Proposals stay until growth or `refresh` overwrites them."""
+    if form == "gradmax":
+        return gradmax_scores(state.model, state.head_map, sources.directions)
+    propose(state.model, state.head_map, initializer, key, sources)
+    found = examiner.statistics(state, sensitivity=form).sensitivity
+    assert found is not None
+    return found
+
+
+def _check_alive(state: TrialState, init: str, examiner: Examiner) -> None:
+    dead = dead_heads(
+        state.model, examiner.batches, state.head_map, state.new_heads, examiner.runtime.all_reduce
+    )  # fmt: skip
+    if dead:
+        raise TrialError(f"init {init!r} makes heads {dead} that have no gradient at all: they could never learn.")
 
 
 def measure(state: TrialState, examiner: Examiner) -> dict[str, list[list[float]]]:
@@ -93,8 +134,8 @@ def _check_grown(heads: list[Slot], count: int, statistics: HeadStatistics, stra
         raise TrialError(f"growth strategy {strategy!r} returned {heads}, not {count} distinct absent slots.")
 
 
-def _options(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    fields = registry.load(kind, params["strategy"]).__dataclass_fields__
+def _options(kind: str, params: Mapping[str, Any], name_key: str = "strategy") -> dict[str, Any]:
+    fields = registry.load(kind, params[name_key]).__dataclass_fields__
     return {name: params[name] for name in fields if name in params}
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from raysweep.core.acts import Examiner, grow, measure, prune
 from raysweep.core.state import TrialState
 from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.surgery import grown_slices
+from raysweep.plasticity.surgery import grown_slices, slice_name, slice_named
+
+PREFIX = "events/"
 
 
 @dataclass(kw_only=True)
@@ -49,8 +52,12 @@ class Events:
             "reference_entropy": None if entropy is None else np.where(np.isnan(entropy), -1.0, entropy).tolist(),
         }
 
-    def load(self, structure: dict[str, Any]) -> None:
-        """Go on from what `structure` returned, before the next event happens."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the weights of what events removed so far, which a later one may bring back."""
+        return {f"{PREFIX}{slice_name(part)}": weights for part, weights in self.state.stored.items()}
+
+    def load(self, structure: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `structure` and `tensors` returned, before the next event happens."""
         state, entropy = self.state, structure["reference_entropy"]
         state.head_map = HeadMap.from_lists(structure["head_map"])
         state.removed_heads = [(layer, head) for layer, head in structure["removed"]]
@@ -60,6 +67,11 @@ class Events:
         state.born = structure["born"]
         known = np.array(entropy, dtype=np.float64)
         state.reference_entropy = None if entropy is None else np.where(known < 0, np.nan, known)
+        state.stored = {
+            slice_named(name.removeprefix(PREFIX)): weights
+            for name, weights in tensors.items()
+            if name.startswith(PREFIX)
+        }
         self.done = structure["done"]
         state.refresh()
 

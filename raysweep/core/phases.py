@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
+from raysweep.core.trajectory import Trajectory
 from raysweep.halting import reached, result, verdict
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
@@ -163,7 +165,8 @@ class _Trial:
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
         assert self.state is not None
         trained = phase.kind in TRAINING_PHASES and phase.steps
-        self.store.save(phase.key, outcome, self.state.tensors() if trained else None)
+        slices = self.state.changed_slices() if phase.kind in ("prune", "grow") else None
+        self.store.save(phase.key, outcome, self.state.tensors() if trained else None, slices)
 
     def _state(self) -> TrialState:
         if self.state is None:
@@ -185,7 +188,7 @@ class _Trial:
         check_parity(state.model, batch, causal=self.task.causal)
         if not phase.steps:
             return {}
-        return {"curve": self._train(state, phase)}
+        return self._train(state, phase)
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         decision = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
@@ -198,7 +201,7 @@ class _Trial:
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         decision = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
         state.refresh()
-        return {"decision": decision}
+        return {"decision": decision, "regrown": self._regrown(decision, phase)}
 
     def _small_model(self, shaped_by: str) -> TrialState:
         """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""
@@ -221,15 +224,19 @@ class _Trial:
         )
         if phase.params["seed_second_moments"]:
             state.seed_second_moments()
-        curve = self._train(state, phase, events)
-        return {"curve": curve, "events": events.done or None}
+        return {**self._train(state, phase, events), "events": events.done or None}
 
-    def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> list[dict[str, float]]:
+    def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> dict[str, Any]:
         names = Schedule.__dataclass_fields__
+        schedule = Schedule(**{name: phase.params[name] for name in names if name in phase.params})
         windows = self._windows(self.data.train)
+        every = phase.params.get("trajectory_every") or math.ceil(phase.steps / 4)
+        trajectory = Trajectory(
+            state=state, examiner=self._examiner(), gate=lambda step: schedule.gate(step, state.born), steps=phase.steps, every=every
+        )  # fmt: skip
         training = Training(
             state=state,
-            schedule=Schedule(**{name: phase.params[name] for name in names if name in phase.params}),
+            schedule=schedule,
             examples=windows,
             task=self.task,
             order=BatchOrder(
@@ -241,7 +248,8 @@ class _Trial:
             training=self.plan.training,
             runtime=self.runtime,
             on_point=lambda point: self._emit("progress", phase, point=point),
-            on_checkpoint=lambda step: self._checkpoint(phase, training, step, events),
+            on_step=trajectory.follow,
+            on_checkpoint=lambda step: self._checkpoint(phase, training, trajectory, step, events),
             checkpoint_every=self.plan.checkpoint_every_steps,
             before_step=events.happen if events else lambda step: None,
         )
@@ -252,19 +260,26 @@ class _Trial:
             state.load_tensors(partial.tensors)
             training.curve = partial.curve
             if events is not None:
-                events.load(partial.structure)
+                events.load(partial.structure, partial.tensors)
+            trajectory.resume(partial.trajectory, partial.tensors)
             training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
             self._emit("resumed", phase, step=start)
-        return training.run(start)
+        return {"curve": training.run(start), "trajectory": trajectory.points}
 
-    def _checkpoint(self, phase: PhasePlan, training: Training, step: int, events: Events | None) -> None:
+    def _checkpoint(
+        self, phase: PhasePlan, training: Training, trajectory: Trajectory, step: int, events: Events | None
+    ) -> None:
         unlogged = self.runtime.all_gather(training.unlogged)
         if self.runtime.rank == 0:
-            tensors = training.state.tensors() | {UNLOGGED: unlogged}
-            structure = events.structure() if events else {}
-            self.store.save_partial(
-                phase.key, Partial(step=step, curve=training.curve, structure=structure, tensors=tensors)
+            tensors = training.state.tensors() | {UNLOGGED: unlogged} | trajectory.tensors()
+            partial = Partial(
+                step=step,
+                curve=training.curve,
+                structure=events.structure() if events else {},
+                tensors=tensors | (events.tensors() if events else {}),
+                trajectory=trajectory.points,
             )
+            self.store.save_partial(phase.key, partial)
         self.runtime.barrier()
 
     def _emit(self, kind: str, phase: PhasePlan, **content: Any) -> None:
@@ -274,10 +289,26 @@ class _Trial:
 
     def _examiner(self) -> Examiner:
         windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
-        return Examiner(batches=shared_batches(windows, PROBE_BATCH, self.task, self.runtime), runtime=self.runtime)
+        batches = shared_batches(windows, PROBE_BATCH, self.task, self.runtime)
+        return Examiner(batches=batches, runtime=self.runtime, causal=self.task.causal)
 
     def _samples(self, state: TrialState) -> list[dict[str, Any]]:
         return write_samples(state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime)
 
     def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
         return windows_of(tokens[:limit], self.plan.data["seq_len"])
+
+    def _regrown(self, decision: dict[str, Any], phase: PhasePlan) -> list[dict[str, Any]]:
+        """Say for each slot that came back when it had last been pruned."""
+        assert self.state is not None
+        pruned_in: dict[tuple[int, ...], int] = {}
+        for key in self.state.history:
+            outcome = self.store.find(key)
+            assert outcome is not None, f"phase {key} is not in the store"
+            if outcome.record["phase"] == "prune":
+                heads = outcome.record["decision"]["heads"]
+                pruned_in |= {tuple(slot): outcome.record["cycle"] for slot in heads}
+        return [
+            {"slot": slot, "pruned_in": pruned_in[tuple(slot)], "grown_in": phase.cycle, "init": phase.params["init"]}
+            for slot in decision["heads"]
+        ]

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from raysweep import registry
-from raysweep.contracts import Array, Slot
+from raysweep.contracts import Array, Initializer, Slot
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import Outcome, PhaseStore
 from raysweep.plan import TrialPlan
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.insertion import Sources, insert
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.plasticity.sites import HeadSlice
-from raysweep.plasticity.surgery import absent_slices, grown_slices, initialise, present_slices
+from raysweep.plasticity.surgery import (
+    absent_slices,
+    grown_slices,
+    present_slices,
+    slice_name,
+    slice_named,
+    snapshot,
+    write_back,
+)
 from raysweep.spec import ModelSpec
 
 
@@ -38,6 +46,10 @@ class TrialState:
     born: int = 0
     """Training step, within the running phase, before which they were grown."""
     new_slices: list[HeadSlice] = field(default_factory=list)
+    stored: dict[HeadSlice, torch.Tensor] = field(default_factory=dict)
+    """Weights of slices right before they were last removed, on the processor."""
+    changed: dict[HeadSlice, torch.Tensor] = field(default_factory=dict)
+    """What the last prune removed, or the last growth wrote: new heads and the donors of split ones."""
     history: list[str] = field(default_factory=list)
 
     @staticmethod
@@ -67,28 +79,36 @@ class TrialState:
         for index, done in enumerate(final.history):
             outcome = store.find(done)
             assert outcome is not None, f"phase {done} is not in the store"
-            state.replay(outcome, plan.phases[index].params, weights_too=index > since)
+            state.replay(outcome, store, weights_too=index > since)
             if index >= since:
                 state.refresh()
         state.history = list(final.history)
         return state
 
-    def replay(self, outcome: Outcome, params: dict[str, Any], weights_too: bool) -> None:
-        """Repeat what a stored prune or grow decided; its effect on weights only where no later tensors hold it."""
+    def replay(self, outcome: Outcome, store: PhaseStore, weights_too: bool) -> None:
+        """Repeat what a stored prune or grow decided; its effect on weights only where no later tensors hold it.
+
+        Initializers do not run again: the slices that they wrote are in the store.
+        """
         if outcome.record["phase"] not in ("prune", "grow"):
             self.head_map = HeadMap.from_lists(outcome.record["head_map"])  # events inside it may have changed it
             return
         slots = [(layer, head) for layer, head in outcome.record["decision"]["heads"]]
         if outcome.record["phase"] == "prune":
             self.remove_heads(slots, _from_nullable(outcome.reference_entropy))
+            self._remember(_slices(store, outcome))
         else:
             self.add_heads(slots, outcome.record["cycle"])
+            self.changed = _slices(store, outcome)
             if weights_too:
-                self.initialise_new_heads(params["init"], outcome.record["key"])
+                write_back(self.model, list(self.changed), list(self.changed.values()))
 
     def remove_heads(self, slots: Sequence[Slot], entropy_before: Array | None) -> None:
-        """Make heads absent; `refresh` then closes their gates and clears their slices."""
+        """Make heads absent and remember their weights; `refresh` then closes their gates and clears their slices."""
+        gone = set(absent_slices(self.model.sites, self.head_map))
         self.head_map = self.head_map.without(slots)
+        parts = [part for part in absent_slices(self.model.sites, self.head_map) if part not in gone]
+        self._remember(self._copies(parts))
         self.reference_entropy = entropy_before
         self.removed_heads = list(slots)
         self.new_heads, self.new_slices = [], []
@@ -100,8 +120,15 @@ class TrialState:
         self.new_heads = list(slots)
         self.born = 0
 
-    def initialise_new_heads(self, initializer: str, key: str) -> None:
-        initialise(self.model, self.new_slices, registry.build("init", initializer), key)
+    def initialise_new_heads(self, initializer: Initializer, key: str, sources: Sources | None = None) -> None:
+        """Give new heads their first weights.
+
+        Raises:
+            TrialError: what the initializer needs is not there.
+        """
+        before = self.head_map.without(self.new_heads)
+        found = sources or Sources(stored=self.stored)
+        self.changed = self._copies(insert(self.model, before, self.new_heads, initializer, key, found))
 
     def refresh(self) -> None:
         """Make gates and absent slices follow the head map, with new heads fully open."""
@@ -114,6 +141,17 @@ class TrialState:
         fresh = set(self.new_slices)
         peers = [part for part in present_slices(self.model.sites, self.head_map) if part not in fresh]
         self.optimizer.seed_second_moments(self.new_slices, peers)
+
+    def changed_slices(self) -> dict[str, torch.Tensor]:
+        """Return what the last prune or growth changed, by names that `replay` reads."""
+        return {slice_name(part): weights for part, weights in self.changed.items()}
+
+    def _remember(self, removed: Mapping[HeadSlice, torch.Tensor]) -> None:
+        self.changed = dict(removed)
+        self.stored = self.stored | self.changed
+
+    def _copies(self, parts: Sequence[HeadSlice]) -> dict[HeadSlice, torch.Tensor]:
+        return {part: weights.cpu() for part, weights in zip(parts, snapshot(self.model, parts), strict=True)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return weights and optimizer state under one flat set of names."""
@@ -146,6 +184,10 @@ def _last_tensors(store: PhaseStore, history: Sequence[str]) -> tuple[dict[str, 
         if tensors is not None:
             return tensors, index
     return None, -1
+
+
+def _slices(store: PhaseStore, outcome: Outcome) -> dict[HeadSlice, torch.Tensor]:
+    return {slice_named(name): weights for name, weights in store.slices(outcome.record["key"]).items()}
 
 
 def _to_nullable(values: Array) -> list[list[float | None]]:

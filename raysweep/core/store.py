@@ -1,11 +1,12 @@
 """The phase store: outcomes of phases by key, so that trials share what they have in common.
 
     <key>/outcome.json       record and decision
-    <key>/tensors.safetensors   weights and optimizer state, after training phases only
+    <key>/tensors.safetensors   all weights and optimizer state, after training phases only
+    <key>/slices.safetensors    after prune, the weights it removed; after grow, the weights it wrote
     <key>.partial/           the newest checkpoint inside a running training phase
     <key>.lock               held by whoever is running the phase
 
-What prune and grow change follows exactly from their decision, so their entries point to the last tensors before them.
+A state after prune or grow is the last tensors before it, and each decision and its slices since.
 Entries appear by one rename: an entry is whole, or it is not there.
 """
 
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 TENSORS = "tensors.safetensors"
+SLICES = "slices.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class Partial:
     structure: dict[str, Any]
     """What events inside a continuous phase have changed so far."""
     tensors: dict[str, torch.Tensor]
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
 
 
 class PhaseStore:
@@ -65,11 +68,18 @@ class PhaseStore:
             return None
         return Outcome(**json.loads(path.read_text(encoding="utf-8")))
 
-    def save(self, key: str, outcome: Outcome, tensors: Mapping[str, torch.Tensor] | None) -> None:
-        """Write an entry; a training phase gives the tensors that it changed."""
+    def save(
+        self,
+        key: str,
+        outcome: Outcome,
+        tensors: Mapping[str, torch.Tensor] | None,
+        slices: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Write an entry; a training phase gives all tensors, prune and grow the slices that they changed."""
         with self._appearing(self.folder / key) as folder:
-            if tensors is not None:
-                save_file(_contiguous(tensors), folder / TENSORS)
+            for name, content in ((TENSORS, tensors), (SLICES, slices)):
+                if content is not None:
+                    save_file(_contiguous(content), folder / name)
             (folder / "outcome.json").write_text(json.dumps(asdict(outcome)), encoding="utf-8")
         shutil.rmtree(self._partial(key), ignore_errors=True)
 
@@ -78,6 +88,12 @@ class PhaseStore:
         path = self.folder / key / TENSORS
         return load_file(path) if path.is_file() else None
 
+    def slices(self, key: str) -> dict[str, torch.Tensor]:
+        """Return what a prune removed or a grow wrote."""
+        path = self.folder / key / SLICES
+        assert path.is_file(), f"phase {key} has no {SLICES}; an older raysweep wrote it: start a new sweep"
+        return load_file(path)
+
     def save_partial(self, key: str, partial: Partial) -> None:
         """Replace the checkpoint inside a running phase."""
         target = self._partial(key) / f"step-{partial.step:09d}"
@@ -85,9 +101,8 @@ class PhaseStore:
         self._partial(key).mkdir(exist_ok=True)
         with self._appearing(target) as folder:
             save_file(_contiguous(partial.tensors), folder / TENSORS)
-            (folder / "progress.json").write_text(
-                json.dumps({name: getattr(partial, name) for name in ("step", "curve", "structure")})
-            )
+            progress = {name: getattr(partial, name) for name in ("step", "curve", "structure", "trajectory")}
+            (folder / "progress.json").write_text(json.dumps(progress))
         for old in previous:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -64,6 +64,7 @@ class Training:
     Args:
         examples: training examples, one a row.
         on_point: called on every rank after each logged step, with (step, point).
+        on_step: called on every rank with the number of finished steps, 0 first; nothing of the training may change.
         on_checkpoint: called on every rank every `checkpoint_every` steps, with the number of finished steps.
     """
 
@@ -75,6 +76,7 @@ class Training:
     training: dict[str, Any]
     runtime: Runtime
     on_point: Callable[[dict[str, float]], None] = lambda point: None
+    on_step: Callable[[int], None] = lambda step: None
     on_checkpoint: Callable[[int], None] = lambda step: None
     checkpoint_every: int = 10**9
     before_step: Callable[[int], None] = lambda step: None
@@ -97,6 +99,7 @@ class Training:
         wrapped = self.runtime.wrap(model)
         for step in range(start, steps):
             self.before_step(step)
+            self.on_step(step)
             self._set_gates(step)
             self.unlogged[0] += self._accumulate(wrapped, step)
             self.unlogged[1] += 1
@@ -110,6 +113,7 @@ class Training:
                 self._log(done, norm)
             if done % self.checkpoint_every == 0 and done < steps:
                 self.on_checkpoint(done)
+        self.on_step(steps)
         self.state.refresh()
         return self.curve
 

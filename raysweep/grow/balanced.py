@@ -1,4 +1,4 @@
-"""Fill the emptiest layers first, until layers differ by one head at most."""
+"""Fill the layers with the smallest present fraction first, until layers differ by one head at most."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Grower:
         present = statistics.present.copy()
         chosen: list[Slot] = []
         while len(chosen) < count:
-            layer = int(np.argmin(present.sum(1)))  # the first of equals
+            layer = int(np.argmin(present.mean(1)))  # the first of equals
             head = int(np.flatnonzero(~present[layer])[0])
             present[layer, head] = True
             chosen.append((layer, head))

@@ -1,7 +1,8 @@
 """Grow where pruning tore the largest hole into a layer's distribution of attention entropy.
 
 The gap of a layer is the Wasserstein-1 distance between the entropies its heads had before this cycle's prune and those
-of its heads now. Slots are taken one by one: the absent head whose stored entropy closes its layer's gap most.
+of its present heads, measured now. Slots are taken one by one: the absent head whose entropy before the prune closes
+its layer's gap most.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ class Grower:
     def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
         before = statistics.reference_entropy
         assert before is not None
-        before_present = np.isfinite(before)
-        now = [list(row[kept]) for row, kept in zip(before, before_present & statistics.present, strict=True)]
+        now = [list(row[kept]) for row, kept in zip(statistics.entropy, statistics.present, strict=True)]
         chosen: list[Slot] = []
         absent = [(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)]
         while len(chosen) < count:

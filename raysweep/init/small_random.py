@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from raysweep.plasticity.sites import Role
-
-if TYPE_CHECKING:
-    import torch
+from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep.plasticity.draws import fill_normal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initializer:
-    sensitivity: ClassVar[Literal["gate", "output"]] = "gate"
+    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gate",)
+    needs: ClassVar[Literal["nothing"]] = "nothing"
 
-    def __call__(self, role: Role, tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:
-        if tensor.dim() == 1:
-            tensor.zero_()
+    def __call__(self, new: NewSlice) -> None:
+        if new.weights.dim() == 1:
+            new.weights.zero_()
         else:
-            tensor.normal_(0.0, std, generator=generator)
+            fill_normal(new.weights, new.std, new.generator)

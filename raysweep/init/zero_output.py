@@ -7,20 +7,19 @@ arXiv 2308.06103, head addition).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from raysweep.plasticity.sites import Role
-
-if TYPE_CHECKING:
-    import torch
+from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep.plasticity.draws import fill_normal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initializer:
-    sensitivity: ClassVar[Literal["gate", "output"]] = "output"
+    forms: ClassVar[tuple[SensitivityForm, ...]] = ("output", "gradmax")
+    needs: ClassVar[Literal["nothing"]] = "nothing"
 
-    def __call__(self, role: Role, tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:
-        if role == "output" or tensor.dim() == 1:
-            tensor.zero_()
+    def __call__(self, new: NewSlice) -> None:
+        if new.role == "output" or new.weights.dim() == 1:
+            new.weights.zero_()
         else:
-            tensor.normal_(0.0, std, generator=generator)
+            fill_normal(new.weights, new.std, new.generator)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 
-from raysweep.contracts import Initializer, Slot
-from raysweep.plan import derived_seed
+from raysweep.contracts import Slot
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.sites import AttentionSite, HeadSlice
+from raysweep.plasticity.sites import AttentionSite, HeadSlice, Role
 
 
 def absent_slices(sites: Sequence[AttentionSite], head_map: HeadMap) -> list[HeadSlice]:
@@ -30,20 +30,20 @@ def grown_slices(sites: Sequence[AttentionSite], before: HeadMap, slots: Iterabl
     return [part for part in absent_slices(sites, before) if part not in after]
 
 
-def initialise(model: PlasticModel, slices: Sequence[HeadSlice], initializer: Initializer, key: str) -> None:
-    """Fill slices for new heads; each from its own generator, so that the order and the company do not matter."""
-    parameters = dict(model.network.named_parameters())
-    with torch.no_grad():
-        for part in slices:
-            generator = torch.Generator().manual_seed(derived_seed(key, "init", part.parameter, part.start))
-            view = view_of(parameters, part)
-            drawn = torch.empty(view.shape, dtype=view.dtype)
-            initializer(part.role, drawn, model.initializer_range, generator)
-            view.copy_(drawn)
-
-
 def view_of(parameters: dict[str, torch.nn.Parameter], part: HeadSlice) -> torch.Tensor:
     return parameters[part.parameter].data.narrow(part.dim, part.start, part.length)
+
+
+def slice_name(part: HeadSlice) -> str:
+    """Return a name that says all of a slice; `slice_named` reads it."""
+    return f"{part.parameter}/{part.role}/{part.dim}/{part.start}/{part.length}"
+
+
+def slice_named(name: str) -> HeadSlice:
+    parameter, role, dim, start, length = name.rsplit("/", 4)
+    return HeadSlice(
+        parameter=parameter, role=cast(Role, role), dim=int(dim), start=int(start), length=int(length)
+    )  # fmt: skip
 
 
 def snapshot(model: PlasticModel, slices: Sequence[HeadSlice]) -> list[torch.Tensor]:

@@ -90,6 +90,8 @@ class TrialWriter:
             return
         for point in record.curve:
             self._add_point(record.phase, record.cycle, point)
+        for looked in record.trajectory:
+            self._events.add(self._start + looked["step"], *_new_head_values(looked["heads"]))
         self._start += max(record.steps, 1)
         self._trained = 0
         self._events.add(self._start, *_phase_values(record, index=len(self._done)))
@@ -217,6 +219,15 @@ def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
     if record.samples:
         yield _scalar("eval/repetition", sum(sample["repetition"] for sample in record.samples) / len(record.samples))
         yield _text("samples", _samples_markdown(record.samples))
+
+
+def _new_head_values(heads: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """Return where each new head stands at one point of its trajectory."""
+    for head in heads:
+        layer, index = head["slot"]
+        for name, value in head.items():
+            if name != "slot":
+                yield _scalar(f"heads/new/{layer}.{index}/{name}", value)
 
 
 def _phase_mark(record: PhaseRecord) -> str:

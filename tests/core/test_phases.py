@@ -70,7 +70,8 @@ def planted_strategy() -> Iterator[Callable[..., str]]:
 
         @dataclass(frozen=True, kw_only=True)
         class Strategy:
-            sensitivity: ClassVar[str] = "gate"
+            forms: ClassVar[tuple[str, ...]] = ("gate",)
+            needs: ClassVar[str] = "nothing"
 
             def __call__(self, *inputs: Any) -> Any:
                 return call(*inputs)

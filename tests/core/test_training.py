@@ -12,6 +12,7 @@ import torch
 from helpers import CAUSAL, KINDS, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
 from torch import nn
 
+from raysweep import registry
 from raysweep.core.data import BatchOrder
 from raysweep.core.state import TrialState
 from raysweep.core.training import LOG_EVERY, Schedule, Training
@@ -32,7 +33,7 @@ def grown_state(
     state = TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
     state.remove_heads(ABSENT, None)
     state.add_heads(NEW, cycle=1)
-    state.initialise_new_heads(initializer, "key")
+    state.initialise_new_heads(registry.build("init", initializer), "key")
     state.refresh()
     return state
 

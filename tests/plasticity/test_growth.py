@@ -11,6 +11,7 @@ import torch
 from helpers import (
     KINDS,
     at,
+    causal,
     head_map_without,
     head_places,
     mean_loss,
@@ -21,11 +22,14 @@ from helpers import (
 
 from raysweep import registry
 from raysweep.core.state import TrialState
+from raysweep.plasticity.growth_probe import value_directions
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.insertion import Sources, insert, propose
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.optimizer import SliceAdamW
+from raysweep.plasticity.probe import probe
 from raysweep.plasticity.sites import HeadSlice
-from raysweep.plasticity.surgery import absent_slices, grown_slices, initialise, present_slices, snapshot, write_back
+from raysweep.plasticity.surgery import absent_slices, grown_slices, present_slices, snapshot
 
 # With grouped queries, one whole group and a part of another.
 ABSENT = {
@@ -33,6 +37,7 @@ ABSENT = {
     "llama-gqa": [(0, 3), (0, 4), (0, 5), (1, 0)], "llama-mqa": [(0, 0), (2, 2), (2, 4)],
 }  # fmt: skip
 GROWN = {kind: slots[::2] for kind, slots in ABSENT.items()}
+INITS = ["gradmax", "rewind", "small_random", "split", "zero_output"]
 
 
 def state_of(kind: str, dtype: torch.dtype = torch.float64) -> TrialState:
@@ -57,10 +62,22 @@ def pruned(kind: str, dtype: torch.dtype = torch.float64) -> TrialState:
     return state
 
 
-def grow(state: TrialState, slots: list[tuple[int, int]], initializer: str, key: str = "key") -> None:
+def sources_of(state: TrialState) -> Sources:
+    """Measure what any initializer may need on two batches."""
+    batches = [causal(some_tokens(4, seed=seed)) for seed in (70, 71)]
+    taylor = probe(state.model, batches, state.head_map, lambda tensor: tensor).taylor
+    directions = value_directions(state.model, batches, state.head_map, lambda tensor: tensor, causal=True)
+    return Sources(taylor=taylor, stored=state.stored, directions=directions)
+
+
+def grow(
+    state: TrialState, slots: list[tuple[int, int]], initializer: str, key: str = "key", **options: Any
+) -> Sources:
+    sources = sources_of(state)
     state.add_heads(slots, cycle=1)
-    state.initialise_new_heads(initializer, key)
+    state.initialise_new_heads(registry.build("init", initializer, options), key, sources)
     state.refresh()
+    return sources
 
 
 def logits(model: PlasticModel) -> torch.Tensor:
@@ -87,11 +104,12 @@ def marked(state: TrialState, slices: list[HeadSlice]) -> dict[str, torch.Tensor
 # The function.
 
 
+@pytest.mark.parametrize("name", ["zero_output", "gradmax", "split"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_zero_output_growth_leaves_the_logits_alone(kind: str) -> None:
+def test_function_preserving_growth_leaves_the_logits_alone(kind: str, name: str) -> None:
     state = pruned(kind)
     before = logits(state.model)
-    grow(state, GROWN[kind], "zero_output")
+    grow(state, GROWN[kind], name)
     torch.testing.assert_close(logits(state.model), before, rtol=0, atol=1e-12)
     assert state.head_map.active == HeadMap.full(*state.model.shape).active - len(ABSENT[kind]) + len(GROWN[kind])
 
@@ -110,7 +128,7 @@ def test_small_random_growth_perturbs_the_logits_a_little(kind: str) -> None:
 # Life.
 
 
-@pytest.mark.parametrize("initializer", ["zero_output", "small_random"])
+@pytest.mark.parametrize("initializer", INITS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_four_matrices_of_each_new_head_have_moved_after_three_steps(kind: str, initializer: str) -> None:
     state = pruned(kind)
@@ -164,25 +182,29 @@ def test_initializers_draw_at_the_models_own_scale_with_biases_at_zero(kind: str
 
 
 def test_the_initializers_here_are_all_there_are() -> None:
-    assert registry.available("init") == ["small_random", "zero_output"]
+    assert registry.available("init") == INITS
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
-def test_a_new_head_starts_with_the_same_weights_in_any_order_and_company(kind: str) -> None:
-    initializer = registry.build("init", "small_random")
+@pytest.mark.parametrize("name", ["small_random", "zero_output"])
+def test_a_new_head_starts_with_the_same_weights_in_any_order_and_company(kind: str, name: str) -> None:
+    initializer = registry.build("init", name)
     reference = tiny_model(kind)
-    slices = absent_slices(reference.sites, head_map_without(reference, *ABSENT[kind]))
-    initialise(reference, slices, initializer, "key")
-    expected = snapshot(reference, slices)
+    before = head_map_without(reference, *ABSENT[kind])
+    slices = absent_slices(reference.sites, before)
+    insert(reference, before, ABSENT[kind], initializer, "key", Sources())
+    expected = dict(zip(slices, snapshot(reference, slices), strict=True))
     for number in range(20):
-        company = np.random.default_rng(number).permutation(len(slices))[: 1 + number]
+        company = np.random.default_rng(number).permutation(len(ABSENT[kind]))[: 1 + number % 4]
         model = tiny_model(kind, seed=number)
         torch.manual_seed(number)
-        initialise(model, [slices[index] for index in company], initializer, "key")
-        for index in company:
-            assert torch.equal(snapshot(model, [slices[index]])[0], expected[index])
-    initialise(reference, slices, initializer, "another key")
-    assert not any(torch.equal(a, b) for a, b in zip(snapshot(reference, slices), expected, strict=True) if b.any())
+        changed = insert(model, before, [ABSENT[kind][index] for index in company], initializer, "key", Sources())
+        assert changed
+        for part in changed:
+            assert torch.equal(snapshot(model, [part])[0], expected[part])
+    insert(reference, before, ABSENT[kind], initializer, "another key", Sources())
+    again = snapshot(reference, slices)
+    assert not any(torch.equal(a, b) for a, b in zip(again, expected.values(), strict=True) if b.any())
 
 
 def test_new_heads_differ_from_each_other_in_every_role() -> None:
@@ -251,15 +273,24 @@ def test_untouched_heads_are_bit_identical_through_prune_and_regrowth(kind: str)
     assert all(state.head_map.grown[slot] == (1 if slot in GROWN[kind] else -1) for slot in ABSENT[kind])
 
 
+@pytest.mark.parametrize("name", ["rewind", "small_random", "split", "zero_output"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_proposals_that_are_written_back_leave_no_trace(kind: str) -> None:
-    state = pruned(kind)
-    before = everything(state)
+def test_proposals_fill_every_absent_head_as_if_it_grew_alone_and_leave_the_present_ones_whole(
+    kind: str, name: str
+) -> None:
+    state, initializer = pruned(kind), registry.build("init", name)
+    before, sources = everything(state), sources_of(state)
     absent = absent_slices(state.model.sites, state.head_map)
-    held = snapshot(state.model, absent)
-    initialise(state.model, absent, registry.build("init", "small_random"), "key")
-    assert not all(torch.equal(a, b) for a, b in zip(snapshot(state.model, absent), held, strict=True))
-    write_back(state.model, absent, held)
+    outside = {part: mask for part, mask in marked(state, absent).items()}
+    propose(state.model, state.head_map, initializer, "key", sources)
+    assert all(torch.equal(t[~outside[n]], before[n][~outside[n]]) for n, t in everything(state).items())
+    proposed = dict(zip(absent, snapshot(state.model, absent), strict=True))
+    for slot in ABSENT[kind]:
+        alone = pruned(kind)
+        for part in insert(alone.model, alone.head_map, [slot], initializer, "key", sources_of(alone)):
+            if part in proposed:
+                assert torch.equal(snapshot(alone.model, [part])[0], proposed[part]), (slot, part)
+    state.refresh()
     assert all(torch.equal(tensor, before[name]) for name, tensor in everything(state).items())
 
 

@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM
 from raysweep import registry
 from raysweep.errors import ModelError
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.insertion import Sources, insert
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.parity import check_parity
 from raysweep.plasticity.sites import AttentionSite, Role
-from raysweep.plasticity.surgery import initialise
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
@@ -244,8 +244,7 @@ def test_logits_never_depend_on_later_tokens_before_and_after_prune_and_grow(kin
     changed[:, 7:] = (changed[:, 7:] + 5) % 48
     for head_map in (full(model), pruned, grown):
         if head_map is grown:
-            slices = [part for slot in ((0, 0), (2, 1)) for part in model.sites[slot[0]].head_slices(slot[1])]
-            initialise(model, slices, registry.build("init", "small_random"), "key")
+            insert(model, pruned, [(0, 0), (2, 1)], registry.build("init", "small_random"), "key", Sources())
         model.set_gates(head_map)
         with torch.no_grad():
             first, second = model(tokens), model(changed)

@@ -26,9 +26,9 @@ from torch.func import functional_call
 from raysweep import registry
 from raysweep.contracts import Array, Batch, HeadStatistics
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.insertion import Sources, propose
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
-from raysweep.plasticity.surgery import absent_slices, initialise
 
 ABSENT = ((0, 1), (1, 0), (1, 2), (2, 2))
 MEASURED = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
@@ -235,7 +235,7 @@ def test_gate_sensitivity_is_the_gradient_at_a_closed_gate(kind: str) -> None:
 def with_proposals(kind: str, initializer: str) -> tuple[PlasticModel, HeadMap]:
     model = tiny_model(kind, attention="eager")
     head_map = head_map_without(model, *ABSENT)
-    initialise(model, absent_slices(model.sites, head_map), registry.build("init", initializer), "key")
+    propose(model, head_map, registry.build("init", initializer), "key", Sources())
     return model, head_map
 
 
@@ -260,7 +260,7 @@ def test_output_sensitivity_is_the_l1_norm_of_the_mean_gradient_of_output_weight
 def test_each_initializer_asks_for_the_gradient_that_is_alive_under_it(kind: str) -> None:
     tokens = some_tokens(4)
     for initializer, alive, dead in (("zero_output", "output", "gate"), ("small_random", "gate", None)):
-        assert registry.load("init", initializer).sensitivity == alive
+        assert registry.load("init", initializer).forms[0] == alive
         model, head_map = with_proposals(kind, initializer)
         found = probed(model, tokens, head_map, sensitivity=alive).sensitivity
         assert found is not None and all(found[slot] > 0 for slot in ABSENT)

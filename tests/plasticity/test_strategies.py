@@ -195,9 +195,12 @@ def test_entropy_gap_takes_in_each_step_the_slot_that_closes_its_layers_gap_most
     present = random_map(seed + 20, 3, 4)
     before = rng(seed).random((3, 4))
     before[0, ~present[0]] = np.where(rng(seed).random(int((~present[0]).sum())) < 0.5, np.nan, 0.4)
-    now = [[float(before[layer, h]) for h in np.flatnonzero(present[layer])] for layer in range(3)]
+    entropy = rng(seed + 40).random((3, 4))  # measured now: heads have drifted since the prune
+    now = [[float(entropy[layer, h]) for h in np.flatnonzero(present[layer])] for layer in range(3)]
     whole = [[float(value) for value in row if np.isfinite(value)] for row in before]
-    for slot in registry.build("grow", "entropy_gap")(made_up(present, reference_entropy=before), 2, rng()):
+    for slot in registry.build("grow", "entropy_gap")(
+        made_up(present, reference_entropy=before, entropy=entropy), 2, rng()
+    ):
         closed = {}
         for layer, head in map(tuple, np.argwhere(~present)):
             known = np.isfinite(before[layer, head])
@@ -214,16 +217,31 @@ def test_entropy_gap_fills_the_hole_that_pruning_tore() -> None:
     before = np.array([[0.1, 0.15, 0.8, 0.95], [0.5, 0.5, 0.5, 0.5]])
     present = np.array([[1, 1, 0, 0], [0, 1, 1, 1]], dtype=bool)
     grow = registry.build("grow", "entropy_gap")
-    assert grow(made_up(present, reference_entropy=before), 1, rng()) == [(0, 3)]
-    assert grow(made_up(present, reference_entropy=before), 2, rng()) == [(0, 3), (0, 2)]
+    assert grow(made_up(present, reference_entropy=before, entropy=before), 1, rng()) == [(0, 3)]
+    assert grow(made_up(present, reference_entropy=before, entropy=before), 2, rng()) == [(0, 3), (0, 2)]
     low_first = np.array([[0, 0, 1, 1], [0, 1, 1, 1]], dtype=bool)
-    assert grow(made_up(low_first, reference_entropy=before), 1, rng()) == [(0, 0)]
+    assert grow(made_up(low_first, reference_entropy=before, entropy=before), 1, rng()) == [(0, 0)]
 
 
 def test_entropy_gap_prefers_any_head_of_an_emptied_layer() -> None:
     before = np.array([[0.1, 0.9], [0.3, 0.4]])
     present = np.array([[1, 0], [0, 0]], dtype=bool)
-    assert registry.build("grow", "entropy_gap")(made_up(present, reference_entropy=before), 1, rng())[0][0] == 1
+    assert (
+        registry.build("grow", "entropy_gap")(made_up(present, reference_entropy=before, entropy=before), 1, rng())[0][
+            0
+        ]
+        == 1
+    )
+
+
+def test_entropy_gap_looks_at_the_entropies_of_now() -> None:
+    """Layer 0's last head took over the high entropy that was lost: the gap has moved to the low end."""
+    before = np.array([[0.1, 0.5, 0.9]])
+    present = np.array([[0, 1, 0]], dtype=bool)
+    grow = registry.build("grow", "entropy_gap")
+    for now, chosen in ((0.95, (0, 0)), (0.05, (0, 2))):
+        entropy = np.array([[0.3, now, 0.3]])
+        assert grow(made_up(present, reference_entropy=before, entropy=entropy), 1, rng()) == [chosen]
 
 
 # Growth: gradient sensitivity.
@@ -303,5 +321,5 @@ def test_random_growth_reaches_every_absent_slot() -> None:
 def test_a_nan_in_history_of_another_slot_does_not_matter() -> None:
     before = np.array([[0.1, np.nan, 0.9]])
     present = np.array([[1, 0, 0]], dtype=bool)
-    statistics = replace(made_up(present), reference_entropy=before)
+    statistics = replace(made_up(present), reference_entropy=before, entropy=before)
     assert registry.build("grow", "entropy_gap")(statistics, 2, rng()) == [(0, 2), (0, 1)]

@@ -1,0 +1,88 @@
+"""New heads on their way through a learning phase, measured on the probe now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from raysweep.contracts import Slot
+from raysweep.core.acts import Examiner
+from raysweep.core.state import TrialState
+from raysweep.plasticity.sites import HeadSlice
+from raysweep.plasticity.surgery import slice_name, snapshot
+
+PREFIX = "trajectory/"
+
+
+@dataclass(kw_only=True)
+class Trajectory:
+    """Follows the heads that were grown in this cycle; training does not notice.
+
+    Args:
+        gate: of new heads, by finished steps.
+        steps: of the phase; the first and the last are always points.
+        every: steps between points.
+    """
+
+    state: TrialState
+    examiner: Examiner
+    gate: Callable[[int], float]
+    steps: int
+    every: int
+    points: list[dict[str, Any]] = field(default_factory=list)
+    _before: dict[HeadSlice, torch.Tensor] = field(default_factory=dict)
+    """The new heads' weights at the last point, on the processor."""
+
+    def follow(self, step: int) -> None:
+        """Add a point after `step` finished steps, if one is due; on all ranks together.
+
+        Per head: gate; weight_norm, of the weights that belong to it alone (with grouped queries, without key and
+        value); update, the norm of their change since the point before; entropy and output_norm on the probe, with
+        gates fully open.
+        """
+        if not self.state.new_heads or (step % self.every and step != self.steps):
+            return
+        statistics = self.examiner.statistics(self.state)
+        now = {slot: self._weights(slot) for slot in self.state.new_heads}
+        self.points.append(
+            {
+                "step": step,
+                "heads": [
+                    {
+                        "slot": list(slot),
+                        "gate": self.gate(step),
+                        "weight_norm": _norm(weights.values()),
+                        "update": _norm(after - self._before.get(part, after) for part, after in weights.items()),
+                        "entropy": float(statistics.entropy[slot]),
+                        "output_norm": float(statistics.output_norm[slot]),
+                    }
+                    for slot, weights in now.items()
+                ],
+            }
+        )
+        self._before = {part: after for weights in now.values() for part, after in weights.items()}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint needs beside the points."""
+        return {f"{PREFIX}{slice_name(part)}": weights for part, weights in self._before.items()}
+
+    def resume(self, points: Sequence[dict[str, Any]], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint: its points, and tensors among which are those of `tensors`."""
+        self.points = list(points)
+        parts = [part for layer, head in self.state.new_heads for part in self._parts((layer, head))]
+        names = {part: f"{PREFIX}{slice_name(part)}" for part in parts}
+        self._before = {part: tensors[name] for part, name in names.items() if name in tensors}
+
+    def _weights(self, slot: Slot) -> dict[HeadSlice, torch.Tensor]:
+        parts = self._parts(slot)
+        return {part: weights.cpu() for part, weights in zip(parts, snapshot(self.state.model, parts), strict=True)}
+
+    def _parts(self, slot: Slot) -> list[HeadSlice]:
+        return self.state.model.sites[slot[0]].head_slices(slot[1])
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    return sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5

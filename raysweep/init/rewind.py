@@ -1,0 +1,23 @@
+"""The weights that stood in the slot right before it was last pruned: regrowth as restoration.
+
+Other heads have adapted since, so the function changes. A shared key or value comes back as it stood when the last of
+its heads went. Weights alone come back: moments begin as those of every new head. (Rewinding after pruning: Renda et
+al. 2020, arXiv 2003.02389, section 3, which rewinds to an earlier step instead.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from raysweep.contracts import NewSlice, SensitivityForm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initializer:
+    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gate",)
+    needs: ClassVar[Literal["stored"]] = "stored"
+
+    def __call__(self, new: NewSlice) -> None:
+        assert new.given is not None
+        new.weights.copy_(new.given)
