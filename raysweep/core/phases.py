@@ -232,8 +232,12 @@ class _Trial:
         windows = self._windows(self.data.train)
         every = phase.params.get("trajectory_every") or math.ceil(phase.steps / 4)
         trajectory = Trajectory(
-            state=state, examiner=self._examiner(), gate=lambda step: schedule.gate(step, state.born), steps=phase.steps, every=every
-        )  # fmt: skip
+            state=state,
+            examiner=self._examiner(),
+            gate=lambda step: schedule.gate(step, state.born),
+            steps=phase.steps,
+            every=every,
+        )
         training = Training(
             state=state,
             schedule=schedule,
