@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.plan import TrialPlan
 from raysweep.plasticity.objective import logits_of, mean_loss
+from raysweep.plasticity.sites import HeadSlice
 from raysweep.plasticity.surgery import absent_slices, slice_name
 
 
@@ -36,8 +38,8 @@ def look_at(state: TrialState) -> Seen:
         "reference_entropy": None if state.reference_entropy is None else state.reference_entropy.tobytes(),
         "new_heads": state.new_heads,
         "new_slices": state.new_slices,
-        "stored": sorted((slice_name(part), weights.flatten().tolist()) for part, weights in state.stored.items()),
-        "changed": sorted((slice_name(part), weights.flatten().tolist()) for part, weights in state.changed.items()),
+        "stored": digests(state.stored),
+        "changed": digests(state.changed),
         "history": list(state.history),
         "gates": [None if gate.values is None else gate.values.tolist() for gate in state.model.gates],
     }
@@ -49,6 +51,13 @@ def look_at(state: TrialState) -> Seen:
     after_a_step = copies(state)
     state.load_tensors(tensors)
     return Seen(tensors, plain, after_a_step)
+
+
+def digests(slices: dict[HeadSlice, torch.Tensor]) -> list[tuple[str, str]]:
+    found = {
+        slice_name(part): hashlib.sha256(w.contiguous().numpy().tobytes()).hexdigest() for part, w in slices.items()
+    }
+    return sorted(found.items())
 
 
 def copies(state: TrialState) -> dict[str, torch.Tensor]:
