@@ -326,15 +326,15 @@ def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Numb
 
 def _form_faults(grow: Any, source: str) -> Iterable[Fault]:
     """Check that a growth's form of sensitivity is not blind under its init."""
-    if not isinstance(grow, Mapping) or not isinstance(grow.get("form"), str):
+    if not isinstance(grow, Mapping) or "form" not in _known_options("grow", grow.get("strategy")):
         return
-    init, form = _name_in("cycle.grow", "init", grow), grow["form"]
-    names = [*registry.available("init"), *([init] if isinstance(init, str) else [])]
-    forms = {name: registry.load("init", name).forms for name in names if _exists("init", name)}
+    init, form = _name_in("cycle.grow", "init", grow), grow.get("form")
+    names = [name for name in {*registry.available("init"), init} if isinstance(name, str) and _exists("init", name)]
+    forms = {name: registry.load("init", name).forms for name in sorted(names)}
     known = {known for fitting in forms.values() for known in fitting}
-    if init in forms and form in known and form not in forms[init]:
+    if init in names and form in known and form not in forms[init]:
         fitting = ", ".join(map(repr, forms[init]))
-        others = ", ".join(repr(name) for name in dict.fromkeys(names) if form in forms[name])
+        others = ", ".join(repr(name) for name in forms if form in forms[name])
         message = f"is no measure of init {init!r}, which takes {fitting}; it fits {others}."
         yield Fault(file=source, key="cycle.grow.form", value=form, message=message)
 

@@ -13,7 +13,7 @@ from helpers import REPOSITORY
 
 from raysweep import registry
 from raysweep.errors import Fault, SpecError, UsageError
-from raysweep.jobfile import Job, check_job, load_job
+from raysweep.jobfile import Job, apply_values, check_job, load_job
 from raysweep.space import get_path, parse_space, set_path
 from raysweep.yamlfile import dump_mapping, load_mapping, parse_scalar
 
@@ -58,6 +58,9 @@ def space_faults(space: Mapping[str, Any], **changes: Any) -> list[tuple[str, An
 # One fault at a time
 
 
+SENSITIVITY = {"cycle.grow.strategy": "gradient_sensitivity"}
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "value", "said"),
     [
@@ -77,6 +80,14 @@ def space_faults(space: Mapping[str, Any], **changes: Any) -> list[tuple[str, An
         ({"cycle.prune.strategy": 3}, "cycle.prune.strategy", 3, "string"),
         ({"cycle.grow.strategy": "ballanced"}, "cycle.grow.strategy", "ballanced", "Did you mean 'balanced'?"),
         ({"cycle.grow.init": "zero_outptu"}, "cycle.grow.init", "zero_outptu", "Did you mean 'zero_output'?"),
+        ({"cycle.grow.form": "gate", **SENSITIVITY}, "cycle.grow.form", "gate",
+         "is no measure of init 'zero_output', which takes 'output', 'gradmax'; it fits 'rewind', 'small_random'"),
+        ({"cycle.grow.form": "output", "cycle.grow.init": "split", **SENSITIVITY}, "cycle.grow.form", "output",
+         "is no measure of init 'split', which takes 'gate'; it fits 'zero_output'."),
+        ({"cycle.grow.form": "gat", **SENSITIVITY}, "cycle.grow.form", "gat", "'gate', 'output' or 'gradmax'"),
+        ({"cycle.grow.noise": 0.1}, "cycle.grow.noise", 0.1, "unknown key: no 'noise'"),
+        ({"cycle.grow.noise": 0, "cycle.grow.init": "split"}, "cycle.grow.noise", 0, "greater than 0"),
+        ({"cycle.grow.nois": 1, "cycle.grow.init": "split"}, "cycle.grow.nois", 1, "Did you mean 'noise'?"),
         ({"cycle.prune": None}, "cycle.grow", None, "without pruning; add cycle.prune or remove cycle.grow"),
         ({"cycle.prune.strategy": "entropy"}, "cycle.prune.direction", None, "'high' or 'low'"),
         ({"cycle.prune.power": 2}, "cycle.prune.power", 2, "unknown key: no 'power'"),
@@ -622,6 +633,29 @@ def test_a_trial_with_another_strategy_drops_the_options_of_the_jobs_own() -> No
 def test_a_trial_with_the_same_strategy_keeps_the_options_of_the_job() -> None:
     prune = entropy_job().with_values({"cycle.prune.strategy": "entropy", "cycle.prune.level": 0.5}).cycle.prune
     assert prune is not None and prune.options == {"direction": "low"}
+
+
+def test_growth_and_initialisation_each_keep_their_own_options_when_the_other_is_replaced() -> None:
+    grow = {"strategy": "gradient_sensitivity", "ratio": 0.5, "init": "split", "form": "gate", "noise": 0.3}
+    for values, options in (
+        ({"cycle.grow.init": "rewind"}, {"form": "gate"}),
+        ({"cycle.grow.strategy": "balanced"}, {"noise": 0.3}),
+        ({"cycle.grow.strategy": "balanced", "cycle.grow.init": "split"}, {"noise": 0.3}),
+        ({"cycle.grow.strategy": "random", "cycle.grow.init": "gradmax"}, {}),
+        ({"cycle.grow.init": "split", "cycle.grow.noise": 0.9}, {"form": "gate", "noise": 0.9}),
+    ):
+        changed = check_job(apply_values(job_with({"cycle.grow": grow}), values), "job.yaml").spec.cycle.grow
+        assert changed is not None and changed.options == options
+
+
+def test_a_form_that_fits_one_of_the_inits_in_a_space_is_refused_where_the_other_stands() -> None:
+    grow = {"strategy": "gradient_sensitivity", "ratio": 0.5, "form": "output"}
+    space = {"cycle.grow.init": {"choice": ["zero_output", "small_random"]}}
+    with pytest.raises(SpecError) as refused:
+        check_job(job_with({"cycle.grow": grow}, space), "job.yaml")
+    [fault] = refused.value.faults
+    assert (fault.key, fault.value) == ("cycle.grow.init", "small_random")
+    assert "makes cycle.grow.form: is no measure of init 'small_random', which takes 'gate'" in fault.message
 
 
 def test_the_options_of_the_new_strategy_are_kept() -> None:

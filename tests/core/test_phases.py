@@ -436,7 +436,37 @@ def test_trials_that_overtake_each_other_record_what_one_would_have_recorded_alo
 # Growth.
 
 
-@pytest.mark.parametrize("init", ["zero_output", "small_random"])
+def test_an_init_that_leaves_heads_dead_fails_the_trial(tmp_path: Path, planted_strategy: Callable[..., str]) -> None:
+    name = planted_strategy("init", lambda new: new.weights.zero_())
+    plan = quick_plan(cycle__baseline=None, cycle__cycles=1, cycle__grow__init=name)
+    with pytest.raises(TrialError, match=r"init 'planted\.strategy_0' makes heads \[.*\] that have no gradient at all"):
+        run_all(plan, tmp_path)
+    assert PhaseStore(tmp_path).find(plan.phases[3].key) is None
+
+
+def test_the_form_asked_for_is_the_form_that_ranks(tmp_path: Path) -> None:
+    grown = [run_all(quick_plan(cycle__cycles=1, cycle__learn=None, **form), tmp_path)[3]
+             for form in ({}, {"cycle__grow__form": "output"}, {"cycle__grow__form": "gradmax"})]  # fmt: skip
+    default, output, gradmax = (record.decision for record in grown)
+    assert default is not None and output is not None and gradmax is not None
+    assert [d["form"] for d in (default, output, gradmax)] == ["output", "output", "gradmax"]
+    assert default["scores"] == output["scores"] != gradmax["scores"]
+    assert gradmax["options"] == {"form": "gradmax", "init": "zero_output"}
+
+
+def test_options_of_an_init_reach_it(tmp_path: Path) -> None:
+    plans = [quick_plan(cycle__cycles=1, cycle__learn=None, cycle__grow__init="split", cycle__grow__noise=noise,
+                        cycle__grow__strategy="random") for noise in (0.1, 2.0)]  # fmt: skip
+    records = [run_all(plan, tmp_path)[3] for plan in plans]
+    assert [r.decision["options"] for r in records if r.decision] == [
+        {"init": "split", "noise": 0.1}, {"init": "split", "noise": 2.0}
+    ]  # fmt: skip
+    assert records[0].loss == pytest.approx(records[1].loss, rel=1e-5)
+    first, second = (PhaseStore(tmp_path).slices(plan.phases[3].key) for plan in plans)
+    assert any(not torch.equal(first[name], second[name]) for name in set(first) & set(second))
+
+
+@pytest.mark.parametrize("init", ["zero_output", "small_random", "split", "gradmax"])
 @pytest.mark.parametrize("size", ["gpt2-nano", "llama-nano"])
 def test_proposals_that_are_not_chosen_leave_no_trace(size: str, init: str, tmp_path: Path) -> None:
     plan = quick_plan(model__name=size, cycle__grow__init=init, cycle__cycles=1, cycle__prune__level=0.6)
@@ -449,7 +479,7 @@ def test_proposals_that_are_not_chosen_leave_no_trace(size: str, init: str, tmp_
     trial.record_of(plan.phases[3])
     still = absent_slices(state.model.sites, state.head_map)
     chosen = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in before.items()}
-    for part in state.new_slices:
+    for part in state.changed:  # the new heads, and the donors of split ones
         chosen[f"model/{part.parameter}"].narrow(part.dim, part.start, part.length).fill_(True)
     assert still and any(bool(mask.any()) for mask in chosen.values())
     for name, tensor in state.tensors().items():

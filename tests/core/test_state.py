@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.plan import TrialPlan
 from raysweep.plasticity.objective import logits_of, mean_loss
-from raysweep.plasticity.surgery import absent_slices
+from raysweep.plasticity.sites import HeadSlice
+from raysweep.plasticity.surgery import absent_slices, slice_name
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ def look_at(state: TrialState) -> Seen:
         "reference_entropy": None if state.reference_entropy is None else state.reference_entropy.tobytes(),
         "new_heads": state.new_heads,
         "new_slices": state.new_slices,
+        "stored": digests(state.stored),
+        "changed": digests(state.changed),
         "history": list(state.history),
         "gates": [None if gate.values is None else gate.values.tolist() for gate in state.model.gates],
     }
@@ -47,6 +51,13 @@ def look_at(state: TrialState) -> Seen:
     after_a_step = copies(state)
     state.load_tensors(tensors)
     return Seen(tensors, plain, after_a_step)
+
+
+def digests(slices: dict[HeadSlice, torch.Tensor]) -> list[tuple[str, str]]:
+    found = {
+        slice_name(part): hashlib.sha256(w.contiguous().numpy().tobytes()).hexdigest() for part, w in slices.items()
+    }
+    return sorted(found.items())
 
 
 def copies(state: TrialState) -> dict[str, torch.Tensor]:
@@ -83,6 +94,24 @@ TRIALS: dict[str, dict[str, Any]] = {
     "no learning between cycles": {"cycle__learn": None, "cycle__grow__init": "small_random"},
     "no training at all": {"cycle__learn": None, "cycle__baseline": None, "cycle__grow__init": "small_random"},
     "no regrowth": {"cycle__grow": None},
+    "gradmax": {"cycle__grow__init": "gradmax", "cycle__learn": None},
+    "rewind over four cycles": {
+        "cycle__grow__init": "rewind",
+        "cycle__cycles": 4,
+        "cycle__prune__grace_cycles": 0,
+        "cycle__prune__strategy": "random",
+        "cycle__prune__level": 0.25,
+        "cycle__grow__strategy": "random",
+    },
+    "rewind of llama groups": {
+        "model__name": "llama-nano",
+        **GROUP_BY_GROUP,
+        "cycle__grow__init": "rewind",
+        "cycle__learn": None,
+    },
+    "split of opt": {"model__name": "opt-nano", "cycle__grow__init": "split", "cycle__learn": None},
+    "split of llama groups": {"model__name": "llama-nano", **GROUP_BY_GROUP, "cycle__grow__init": "split"},
+    "gradmax of llama groups": {"model__name": "llama-nano", **GROUP_BY_GROUP, "cycle__grow__init": "gradmax"},
 }
 
 
@@ -97,6 +126,30 @@ def test_restoring_after_any_phase_gives_the_state_of_the_uninterrupted_run(tria
     if "grow" in kinds:
         assert kinds["grow"].plain["new_heads"]
     assert any(-1 in row for row in kinds["prune"].plain["head_map"])
+
+
+def test_restoring_runs_no_initializer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = quick_plan(cycle__grow__init="gradmax", cycle__learn=None)
+    *_, (key, state) = states_in_memory(plan, tmp_path)
+    expected = copies(state)
+    monkeypatch.setattr("raysweep.core.state.insert", None)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in restored(plan, key, tmp_path).tensors().items())
+
+
+def test_prune_and_grow_store_slices_alone(tmp_path: Path) -> None:
+    """A checkpoint of theirs is as large as the heads they touched, not as the model."""
+    plan = quick_plan(cycle__cycles=1, cycle__grow__init="split")
+    for _ in states_in_memory(plan, tmp_path):
+        pass
+    sizes = {p.kind: sum(f.stat().st_size for f in (tmp_path / p.key).glob("*.safetensors")) for p in plan.phases}
+    head = 4 * (4 * 128 * 16 + 3 * 16)  # bytes of one
+    assert 10 * head <= sizes["prune"] < 10.2 * head  # names take a little
+    assert 4 * head <= sizes["grow"] < 4.2 * head + 4 * head / 4  # and the output weights of four donors
+    assert sizes["learn"] > 10 * sizes["prune"] and sizes["measure"] == 0
+    store = PhaseStore(tmp_path)
+    assert all((store.tensors(p.key) is not None) == (p.kind in ("baseline", "learn")) for p in plan.phases)
+    with pytest.raises(AssertionError, match="no slices"):
+        store.slices(plan.phases[0].key)
 
 
 def test_the_trials_here_reach_a_group_that_goes_and_returns(tmp_path: Path) -> None:

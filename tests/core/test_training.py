@@ -51,6 +51,26 @@ def schedule(steps: int, **options: Any) -> Schedule:
     return Schedule(**({"steps": steps, "lr": 0.01, "warmup_fraction": 0.0} | options))
 
 
+def test_gate_warm_up_alone_changes_what_passes_and_not_how_fast_anything_learns(monkeypatch: Any) -> None:
+    seen: dict[int, list[tuple[float, float]]] = {0: [], 4: []}
+    losses, first = {}, {}
+    original = SliceAdamW.step
+    for warmup, steps in seen.items():
+        state = grown_state()
+
+        def step(self: SliceAdamW, lr: float, multiplier: float = 1.0, steps: Any = steps) -> None:
+            steps.append((lr, multiplier))
+            original(self, lr, multiplier)
+
+        monkeypatch.setattr(SliceAdamW, "step", step)
+        training = training_of(state, schedule(10, gate_warmup_steps=warmup, gate_start=0.1))
+        first[warmup] = weights_of(state.model)
+        losses[warmup] = training.run()[0]["loss"]
+    assert seen[0] == seen[4] and {multiplier for _, multiplier in seen[0]} == {1.0}
+    assert losses[0] != losses[4]
+    assert all(torch.equal(weights, first[4][name]) for name, weights in first[0].items())
+
+
 # Schedules.
 
 

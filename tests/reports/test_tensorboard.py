@@ -210,6 +210,21 @@ def test_an_untrained_baseline_is_measured(tmp_path: Path) -> None:
     assert texts(tmp_path / "0", "phase") == [(1, "baseline: measured 4 heads")]
 
 
+def test_new_heads_have_curves_of_their_own_on_the_axis_of_the_phase(tmp_path: Path) -> None:
+    def look(step: int, gate: float) -> dict[str, Any]:
+        numbers = {"gate": gate, "weight_norm": 2.0, "update": 0.5, "entropy": 0.75, "output_norm": 0.25}
+        return {"step": step, "heads": [{"slot": [3, 1], **numbers}, {"slot": [0, 12], **numbers, "gate": 1.0}]}
+
+    writer = TrialWriter(tmp_path, 0, {}, None)
+    writer.phase(record("baseline", steps=30))
+    writer.phase(record("learn", 1, steps=20, trajectory=[look(0, 0.25), look(20, 1.0)]))
+    writer.finish("COMPLETE", 1.0)
+    assert scalars(tmp_path / "0", "heads/new/3.1/gate") == [(30, 0.25), (50, 1.0)]
+    assert scalars(tmp_path / "0", "heads/new/0.12/gate") == [(30, 1.0), (50, 1.0)]
+    for name, value in (("weight_norm", 2.0), ("update", 0.5), ("entropy", 0.75), ("output_norm", 0.25)):
+        assert scalars(tmp_path / "0", f"heads/new/3.1/{name}") == [(30, value), (50, value)]
+
+
 # Pictures and text
 
 
