@@ -12,7 +12,7 @@ from safetensors.torch import load_model as load_weights
 from raysweep import registry
 from raysweep.contracts import Family
 from raysweep.errors import ModelError
-from raysweep.exports.manifest import Manifest
+from raysweep.exports.manifest import FILE, Manifest
 from raysweep.plasticity.compaction import densify, key_value_index, shrink, unloaded
 from raysweep.plasticity.head_map import HeadMap
 
@@ -27,6 +27,11 @@ def load_model(folder: str | Path) -> Any:
     """
     network, _, _ = _load(Path(folder))
     return network
+
+
+def is_export(folder: str | Path) -> bool:
+    """Whether a name is that of an exported folder here."""
+    return (Path(folder) / FILE).is_file()
 
 
 def load_whole(folder: str | Path) -> tuple[Any, Family, HeadMap]:
