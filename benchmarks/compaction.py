@@ -164,7 +164,8 @@ def gpt2_small_layers(length: int, device: str) -> tuple[Any, Any]:
 
     torch.manual_seed(0)
     config = GPT2Config(
-        bos_token_id=None, eos_token_id=None, n_layer=LAYERS, n_head=12, n_embd=768, n_positions=length, vocab_size=VOCABULARY,
+        n_layer=LAYERS, n_head=12, n_embd=768, n_positions=length, vocab_size=VOCABULARY,
+        bos_token_id=None, eos_token_id=None,
         activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     network = GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
