@@ -2,6 +2,8 @@
 
 sweep = raysweep.run("jobs/quickstart.yaml")
 raysweep.load("quickstart-1").trials()
+raysweep.export("quickstart-1", 6, "my-model")
+model = raysweep.load_model("my-model")
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raysweep.api import export as export
     from raysweep.api import load as load
+    from raysweep.api import load_model as load_model
     from raysweep.api import resume as resume
     from raysweep.api import run as run
 
-__all__ = ["load", "resume", "run"]
+__all__ = ["export", "load", "load_model", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Python API: `run`, `resume` and `load` do what the commands of the same names do."""
+"""The Python API: `run`, `resume`, `load` and `export` do what the commands do; `load_model` reads an export."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import environment
 from raysweep.archive import SweepFolder, list_sweeps
-from raysweep.errors import ArchiveError, UsageError
+from raysweep.errors import UsageError
 from raysweep.jobfile import Job, load_job
 from raysweep.recorder import Observer
 from raysweep.reports.progress import Silent
 
 if TYPE_CHECKING:
     from raysweep.core.estimate import Estimate
+    from raysweep.exports.manifest import Format, Manifest
 
 RESULTS = Path("results")
 
@@ -72,19 +73,13 @@ def resume(
         ArchiveError: no such sweep, it runs elsewhere, or its model or corpus is no longer what it was.
     """
     from raysweep.cluster.sweep import run_sweep
-    from raysweep.core.preflight import preflight
+    from raysweep.core.preflight import check_unchanged
 
     folder = SweepFolder.open(results, sweep)
     lock = folder.lock()
     try:
         job, about = folder.job(), folder.environment()
-        fingerprints = preflight(job)
-        if fingerprints.__dict__ != about["fingerprints"]:
-            changed = [kind for kind, mark in fingerprints.__dict__.items() if mark != about["fingerprints"][kind]]
-            raise ArchiveError(
-                f"sweep {sweep!r} cannot be continued: its {' and '.join(changed)} changed since it began. "
-                "Start a new sweep, or put back what it began with."
-            )
+        fingerprints = check_unchanged(job, about, sweep)
         run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=observer or Silent())
     finally:
         lock.release()
@@ -94,6 +89,32 @@ def resume(
 def load(sweep: str, *, results: Path = RESULTS) -> SweepFolder:
     """Open a sweep's records, read-only."""
     return SweepFolder.open(results, sweep)
+
+
+def export(sweep: str, trial: int, out: str | Path, *, format: Format = "compact", results: Path = RESULTS) -> Manifest:
+    """Write a trial's model as a folder, with its tokenizer and a model card; return what its raysweep.json says.
+
+    Args:
+        out: the folder; made here, or there and empty.
+        format: `compact` without the absent heads, for `load_model`; or `dense`, for plain transformers.
+
+    Raises:
+        UsageError: no such trial, it has not come to a good end, or the folder is taken.
+    """
+    from raysweep.exports.write import export as write
+
+    return write(SweepFolder.open(results, sweep), trial, Path(out), format)
+
+
+def load_model(folder: str | Path) -> Any:
+    """Return the network of an exported folder, compact or dense: its weights bit for bit, in evaluation mode.
+
+    Raises:
+        ModelError: the folder is no export of raysweep, or it is damaged.
+    """
+    from raysweep.exports.load import load_model as read
+
+    return read(folder)
 
 
 def plan(

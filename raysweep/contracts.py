@@ -64,6 +64,9 @@ class Family(Protocol):
     def sites(self, network: nn.Module) -> list[AttentionSite]:
         """Return one site per layer, parameter names as in `network.named_parameters()`."""
 
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        """Set what one layer's attention module knows of its head counts besides its weights, after compaction."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadStatistics:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from raysweep.core.data import check_enough, prepare
 from raysweep.core.networks import check_model, tokenizer_source
+from raysweep.errors import ArchiveError
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, content_key
 from raysweep.spec import JobSpec
@@ -24,6 +28,25 @@ def preflight(job: Job) -> Fingerprints:
     if len(found) == 1:
         return found[0]
     return Fingerprints(model=content_key([each.model for each in found]), data=content_key([e.data for e in found]))
+
+
+def check_unchanged(job: Job, about: Mapping[str, Any], sweep: str) -> Fingerprints:
+    """Return the fingerprints that a sweep began with, if its model and corpus are still what they were.
+
+    Args:
+        about: the sweep's environment.
+
+    Raises:
+        ArchiveError: they are not; ModelError, DataError: they cannot be had any more.
+    """
+    fingerprints = preflight(job)
+    if fingerprints.__dict__ != about["fingerprints"]:
+        changed = [kind for kind, mark in fingerprints.__dict__.items() if mark != about["fingerprints"][kind]]
+        raise ArchiveError(
+            f"sweep {sweep!r} cannot be continued: its {' and '.join(changed)} changed since it began. "
+            "Start a new sweep, or put back what it began with."
+        )
+    return fingerprints
 
 
 def _check(spec: JobSpec) -> Fingerprints:

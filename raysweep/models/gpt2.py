@@ -50,3 +50,6 @@ class Family:
             for layer, block in enumerate(network.transformer.h)
             for name in [f"transformer.h.{layer}.attn"]
         ]
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        attention.num_heads, attention.split_size = heads, heads * attention.head_dim

@@ -48,3 +48,6 @@ class Family:
             for layer, block in enumerate(network.model.layers)
             for name in [f"model.layers.{layer}.self_attn"]
         ]
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        attention.num_key_value_groups = heads // key_value_heads

@@ -49,3 +49,6 @@ class Family:
             for layer, block in enumerate(network.model.decoder.layers)
             for name in [f"model.decoder.layers.{layer}.self_attn"]
         ]
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        attention.num_heads = heads

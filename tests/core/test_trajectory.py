@@ -148,7 +148,7 @@ def test_nothing_grown_is_nothing_to_follow(tmp_path: Path) -> None:
     assert run_all(plan_of(cycle__grow__ratio=0.0), tmp_path)[-1].trajectory == []
 
 
-def test_points_come_before_a_checkpoint_of_the_same_step(tmp_path: Path) -> None:
+def test_a_point_comes_before_the_next_step_and_after_a_checkpoint_of_the_same_step(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
     plan = plan_of(cycle__learn__steps=4, cycle__learn__gate_warmup_steps=2)
     trial = _Trial.of(plan, cpu(), PhaseStore(tmp_path))
@@ -165,7 +165,7 @@ def test_points_come_before_a_checkpoint_of_the_same_step(tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "run", listening)
         trial.record_of(plan.phases[4])
-    assert seen == [("step", 0), ("step", 1), ("step", 2), ("checkpoint", 2), ("step", 3), ("step", 4)]
+    assert seen == [("step", 0), ("step", 1), ("checkpoint", 2), ("step", 2), ("step", 3), ("step", 4)]
 
 
 def test_a_regrown_slot_says_when_it_went_and_when_and_how_it_came_back(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Per-token head gates beside static Taylor pruning, on a gpt2-nano trained from scratch on the embedded corpus."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.reference import Figure, figure, write
+from raysweep.core.data import windows_of
+from raysweep.core.phases import run_trial, trial_data
+from raysweep.core.preflight import preflight
+from raysweep.core.runtime import Runtime
+from raysweep.core.state import TrialState
+from raysweep.core.store import PhaseStore
+from raysweep.experiments.dynamic_heads import Curve, Question, curve
+from raysweep.jobfile import check_job
+from raysweep.plan import TrialPlan, make_plan
+from raysweep.spec import DataSpec
+
+JOB: dict[str, Any] = {
+    "name": "dynamic",
+    "model": {"name": "gpt2-nano"},
+    "data": {"name": "python-docs", "seq_len": 128},
+    "training": {"batch_size": 8},
+    "cycle": {"baseline": {"steps": 300, "lr": 5.0e-3}},
+}
+QUESTION = Question(penalties=(0.1, 0.3, 1.0), steps=60)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    runtime = Runtime(device=torch.device("cpu"))
+    job = check_job(JOB, "dynamic")
+    plan = make_plan(job.spec, {}, trial=1, fingerprints=preflight(job))
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(plan, PhaseStore(Path(folder)), runtime)
+    write("dynamic_heads", figures(found))
+
+
+def measure(plan: TrialPlan, store: PhaseStore, runtime: Runtime) -> Curve:
+    """Train the model, then the routers on it."""
+    (record,) = run_trial(plan, runtime, store)
+    data, spec = trial_data(plan), DataSpec(**plan.data)
+    state = TrialState.restored(plan, record.key, store, data.vocab_size, runtime)
+    train = windows_of(data.train, spec.seq_len)
+    held_out = windows_of(data.evaluation[: spec.eval_tokens], spec.seq_len)
+    return curve(
+        state.model, state.head_map, train, held_out, spec, QUESTION, runtime, name=plan.model["name"],
+        sha256=data.text_sha256,
+    )  # fmt: skip
+
+
+def figures(found: Curve) -> list[Figure]:
+    whole, result = found.full.flops_per_token, []
+    for point in found.points:
+        flops = point.flops_per_token / whole
+        beside = "no static plan is as cheap"
+        if point.static is not None:
+            share = point.static.flops_per_token / whole
+            beside = f"Taylor pruning, {point.static.heads} heads at {share:.1%} of FLOPs: {point.static.loss:.4f}"
+        result.append(
+            figure(
+                f"held-out loss with per-token gates, penalty {point.penalty:g}, at {flops:.1%} of FLOPs counted "
+                f"(as it is: {found.full.loss:.4f})",
+                [point.loss], asked="(measured)", unit="nats", baseline=beside,
+            )
+        )  # fmt: skip
+    times = found.seconds_per_token
+    ratio = times["gated"] / times["plain"]
+    return [*result, figure(
+        "forward time with per-token gates", [ratio], asked="(measured: closed heads are not skipped)", unit="x",
+        baseline="the network without routers",
+    )]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

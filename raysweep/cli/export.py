@@ -1,0 +1,38 @@
+"""The command that makes a model folder of a trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from raysweep.cli.common import json_option, open_sweep, print_json, results_option
+
+
+@click.command()
+@click.argument("sweep")
+@click.argument("trial", type=int)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "form", type=click.Choice(["compact", "dense"]), default="compact", show_default=True,
+    help="compact: absent heads are gone, for raysweep.load_model. dense: for plain transformers.",
+)  # fmt: skip
+@results_option
+@json_option
+def export(sweep: str, trial: int, out: Path, form: Literal["compact", "dense"], results: Path, as_json: bool) -> None:
+    """Write a trial's model as a folder.
+
+    TRIAL is its number in the table of SWEEP; OUT is made here, with weights, tokenizer and a model card.
+    """
+    from raysweep import api
+
+    open_sweep(results, sweep)  # a misspelt name is told before torch is imported
+    manifest = api.export(sweep, trial, out, format=form, results=results)
+    if as_json:
+        print_json({"folder": str(out), **manifest.model_dump()})
+        return
+    heads = f"{manifest.metrics['active_heads']:.0f} of {sum(map(len, manifest.head_map))} heads"
+    click.echo(f"{out}: {form}, {heads}, perplexity {manifest.metrics['perplexity']:.4g}")
+    way = f'raysweep.load_model("{out}")' if form == "compact" else f'{manifest.model_class}.from_pretrained("{out}")'
+    click.echo(f"load:  {way}")

@@ -1,0 +1,92 @@
+"""A trial that has ended, with the state that its last phase left in the phase store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from raysweep import registry
+from raysweep.archive import SweepFolder
+from raysweep.contracts import Batch, Family
+from raysweep.core.data import TokenStore, windows_of
+from raysweep.core.evaluation import shared_batches
+from raysweep.core.phases import trial_data, trial_task
+from raysweep.core.preflight import check_unchanged
+from raysweep.core.runtime import Runtime
+from raysweep.core.state import TrialState
+from raysweep.core.store import PhaseStore
+from raysweep.errors import ArchiveError
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.records import PhaseRecord
+
+EXPORTED = ("COMPLETE", "STOPPED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedTrial:
+    """What an export is made from."""
+
+    sweep: str
+    plan: TrialPlan
+    records: list[PhaseRecord]
+    """Its phases, in order; the last one left `state`."""
+    state: TrialState
+    family: Family
+    data: TokenStore
+
+    @property
+    def last(self) -> PhaseRecord:
+        return self.records[-1]
+
+    def held_out_batch(self) -> Batch:
+        """Return two held-out examples."""
+        windows = windows_of(self.data.evaluation, self.plan.data["seq_len"])[:2]
+        return shared_batches(windows, 2, trial_task(self.plan), _runtime())[0]
+
+
+def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
+    """Rebuild a trial as its last phase left it, on the processor.
+
+    Raises:
+        ArchiveError: no such trial, it has not come to a good end, its checkpoints are gone, or what it began with
+            has changed since.
+    """
+    records = _records(folder, trial)
+    store = PhaseStore(folder.store)
+    for record in records:
+        if store.find(record.key) is None:
+            raise ArchiveError(
+                f"trial {trial} of {folder.name!r}: phase {record.phase} ({record.key}) is no longer in "
+                f"{str(folder.store)!r}, so its weights cannot be restored. Run the sweep again under another --name."
+            )
+    job, about = folder.job(), folder.environment()
+    check_unchanged(job, about, folder.name)
+    values = folder.proposals()[trial].values
+    plan = make_plan(job.with_values(values), values, trial=trial, fingerprints=Fingerprints(**about["fingerprints"]))
+    data = trial_data(plan)
+    state = TrialState.restored(plan, records[-1].key, store, data.vocab_size, _runtime())
+    state.model.eval()
+    family = registry.build("models", state.model.network.config.model_type)
+    return FinishedTrial(sweep=folder.name, plan=plan, records=records, state=state, family=family, data=data)
+
+
+def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
+    """Return the records of a trial's phases, up to its last good one."""
+    ended = folder.trials().get(trial)
+    if ended is None:
+        known = sorted(number for number, record in folder.trials().items() if record.status in EXPORTED)
+        listed = f"Trials to export: {', '.join(map(str, known))}." if known else "None has come to a good end yet."
+        state = "has not ended" if trial in folder.proposals() else "does not exist"
+        raise ArchiveError(f"trial {trial} of sweep {folder.name!r} {state}. {listed}")
+    if ended.status not in EXPORTED:
+        raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, not COMPLETE: {ended.error}")
+    found = {record.key: record for record in folder.phases() if record.trial == trial}
+    records = [found[key] for key in ended.phases if key in found]
+    if not records or (ended.status == "COMPLETE" and len(records) != len(ended.phases)):
+        raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, but its phases have no record.")
+    return records
+
+
+def _runtime() -> Runtime:
+    return Runtime(device=torch.device("cpu"))
