@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,17 @@ from torch.func import functional_call
 
 from raysweep import registry
 from raysweep.contracts import Array, Batch, HeadStatistics
+from raysweep.errors import ModelError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
 from raysweep.plasticity.surgery import absent_slices, initialise
 
 ABSENT = ((0, 1), (1, 0), (1, 2), (2, 2))
-MEASURED = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
+MEASURED = (
+    "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
+    "magnitude", "magnitude_ov", "magnitude_qk",
+)  # fmt: skip
 
 
 def probed(model: PlasticModel, tokens: torch.Tensor, head_map: HeadMap, **options: Any) -> HeadStatistics:
@@ -141,7 +146,7 @@ def test_output_norm_equals_the_mean_norm_of_each_contribution(kind: str) -> Non
         for head, place in enumerate(row):
             weight = at(model, place) if place[1] == 0 else at(model, place).T
             expected = (outputs[layer][:, :, head] @ weight).norm(dim=-1).mean()
-            assert found[layer, head] == pytest.approx(float(expected), rel=1e-9)
+            assert found[layer, head] == pytest.approx(float(expected), rel=1e-7)  # eager softmax is fp32
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -392,9 +397,9 @@ def test_probing_ignores_dropout() -> None:
     assert all(np.array_equal(getattr(quiet, name), getattr(loud, name)) for name in MEASURED)
 
 
-def test_attention_without_weights_is_an_error_not_a_guess() -> None:
+def test_attention_that_cannot_be_watched_is_an_error_not_a_guess() -> None:
     model = tiny_model("gpt2")
     whole = HeadMap.full(*model.shape)
-    model.sites[1].attention.register_forward_hook(lambda _, __, output: (output[0], None), prepend=True)
-    with pytest.raises(RuntimeError, match="layer 1 gives no attention weights"):
+    model.sites[1] = replace(model.sites[1], attention=torch.nn.Identity())
+    with pytest.raises(ModelError, match="layer 1 does not attend through transformers' attention interface"):
         probed(model, some_tokens(), whole)
