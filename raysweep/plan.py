@@ -107,7 +107,8 @@ def _phase_params(spec: JobSpec, training: dict[str, Any]) -> list[tuple[str, in
     phases: list[tuple[str, int, dict[str, Any]]] = [("baseline", 0, baseline)]
     for number in range(1, cycle.cycles + 1):
         if cycle.prune:
-            phases += [("prune", number, cycle.prune.model_dump(mode="json")), ("measure", number, {})]
+            phases.append(("prune", number, cycle.prune.model_dump(mode="json")))
+            phases.append(("measure", number, cycle.measure.model_dump(mode="json")))
         if cycle.grow:
             phases.append(("grow", number, cycle.grow.model_dump(mode="json")))
         if cycle.learn:

@@ -42,8 +42,11 @@ class PhaseRecord:
     """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
     decision: dict[str, Any] | None = None
     """What prune removed or grow added: strategy, heads as [layer, head], and the scores it ranked."""
-    statistics: dict[str, list[list[float]]] | None = None
-    """Head statistics as [layer][head], from measure."""
+    statistics: dict[str, list[list[float | None]]] | None = None
+    """Head statistics as [layer][head], None where there is no head, from measure."""
+    agreement: dict[str, dict[str, float | None]] | None = None
+    """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`, from
+    measure where the job asks for contributions."""
     samples: list[dict[str, Any]] | None = None
     """Greedy continuations of fixed held-out prompts: prompt, text, repetition (share of repeated 3-grams)."""
     data_sha256: str = ""

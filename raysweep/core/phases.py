@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from raysweep import registry
-from raysweep.contracts import Task
+from raysweep.contracts import Array, Mask, Task
 from raysweep.core.acts import Examiner, grow, prune
 from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
 from raysweep.core.evaluation import evaluate, shared_batches, write_samples
@@ -23,11 +25,17 @@ from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token
 from raysweep.plasticity.budget import share
 from raysweep.plasticity.parity import check_parity
+from raysweep.plasticity.ranking import agreement
 from raysweep.plasticity.surgery import present_slices
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
 
 PROBE_BATCH = 4
+MEASURED = (
+    "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
+    "magnitude", "magnitude_ov", "magnitude_qk",
+)  # fmt: skip
+MEASURED_ON_DEMAND = ("contribution",)
 UNLOGGED = "progress/unlogged"
 
 
@@ -158,9 +166,17 @@ class _Trial:
         return {"decision": decision}
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        statistics = self._examiner().statistics(state)
-        names = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
-        return {"statistics": {name: getattr(statistics, name).tolist() for name in names}}
+        statistics = self._examiner().statistics(
+            state, requires=MEASURED_ON_DEMAND if phase.params["contribution"] else ()
+        )
+        found = {name: getattr(statistics, name) for name in (*MEASURED, *MEASURED_ON_DEMAND)}
+        found = {name: scores for name, scores in found.items() if scores is not None}
+        rows = {name: _or_none(scores, statistics.present) for name, scores in found.items()}
+        if statistics.contribution is None:
+            return {"statistics": rows}
+        truth = found.pop("contribution")
+        agreements = {name: agreement(scores, truth, statistics.present) for name, scores in found.items()}
+        return {"statistics": rows, "agreement": agreements}
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         count = share(phase.params["ratio"], self._removed_in(phase.cycle))
@@ -232,3 +248,8 @@ class _Trial:
         outcome = self.store.find(prune.key)
         assert outcome is not None
         return len(outcome.record["decision"]["heads"])
+
+
+def _or_none(scores: Array, present: Mask) -> list[list[float | None]]:
+    rows = zip(scores.tolist(), present.tolist(), strict=True)
+    return [[score if here else None for score, here in zip(*row, strict=True)] for row in rows]

@@ -22,7 +22,7 @@ def share(fraction: float, total: int) -> int:
 def round_counts(count: int, rounds: int, size: int = 1) -> list[int]:
     """Split a count into rounds as even as whole units of `size` heads allow; rounds without any are left out."""
     bounds = [share(done / rounds, count // size) * size for done in range(rounds)] + [count]
-    return [stop - start for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start]
+    return [stop - start for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start] or [0]
 
 
 def lowest_heads(

@@ -212,4 +212,3 @@ def _output_weight(site: AttentionSite) -> torch.Tensor:
 
 def _l1(gradient: torch.Tensor, heads: int) -> Array:
     return gradient.abs().unflatten(0, (heads, -1)).sum((1, 2)).cpu().numpy()
-

@@ -44,7 +44,7 @@ def removable_units(
     members = [sorted(slots, key=lambda slot: rank(scores, (slot,))) for slots in members if slots]
     free = [[slot for slot in slots if slot not in protected] for slots in members]
     if kind == "head" or groups == heads:
-        units = [(slot,) for slots in free for slot in slots]
+        units: list[Unit] = [(slot,) for slots in free for slot in slots]
     elif kind == "group":
         units = [tuple(slots) for slots, may_go in zip(members, free, strict=True) if slots == may_go]
     else:

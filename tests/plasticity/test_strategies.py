@@ -15,13 +15,16 @@ from raysweep import registry
 from raysweep.contracts import Array, HeadStatistics, Mask, Slot
 from raysweep.plasticity.budget import lowest_heads
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.leave_one_out import contributions
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
 
 USEFUL, LARGE, SMALL, UNIFORM, SINGLE_KEY = (1, 1), (2, 0), (1, 0), (2, 2), (0, 1)
 PRUNERS: list[tuple[str, dict[str, Any]]] = [
     ("taylor", {}), ("magnitude", {}), ("entropy", {"direction": "high"}), ("entropy", {"direction": "low"}),
-    ("random", {}),
+    ("random", {}), ("fisher", {}), ("activation", {}), ("contribution", {}), ("magnitude", {"form": "ov"}),
+    ("magnitude", {"form": "qk"}), ("entropy", {"direction": "high", "sink_free": True}),
+    ("combined", {"weights": {"fisher": 1.0, "magnitude_ov": 0.5, "entropy_high": 0.5}}),
 ]  # fmt: skip
 GROWERS = ["balanced", "entropy_gap", "gradient_sensitivity", "random"]
 
@@ -68,7 +71,9 @@ def planted() -> HeadStatistics:
     for role in ("query", "key"):
         scale(model, UNIFORM, role, 0.0)
         scale(model, SINGLE_KEY, role, 30.0)
-    return statistics_of(model, some_tokens(8), HeadMap.full(*model.shape))
+    whole = HeadMap.full(*model.shape)
+    truth = contributions(model, [causal(some_tokens(8))], whole).mean(0)
+    return replace(statistics_of(model, some_tokens(8), whole), contribution=truth)
 
 
 def order_of_removal(planted: HeadStatistics, name: str, options: dict[str, Any]) -> list[Slot]:
@@ -85,7 +90,15 @@ def test_each_pruner_removes_its_planted_heads_first_and_keeps_its_planted_heads
     planted: HeadStatistics,
 ) -> None:
     assert order_of_removal(planted, "taylor", {})[-1] == USEFUL
+    for estimate in ("fisher", "contribution"):
+        assert order_of_removal(planted, estimate, {})[-1] == USEFUL
+    assert order_of_removal(planted, "activation", {})[-1] == USEFUL
     assert order_of_removal(planted, "magnitude", {})[-1] == LARGE
+    assert order_of_removal(planted, "magnitude", {"form": "qk"})[0] == UNIFORM
+    assert order_of_removal(planted, "magnitude", {"form": "qk"})[-1] == SINGLE_KEY
+    assert order_of_removal(planted, "magnitude", {"form": "ov"})[-1] in (USEFUL, LARGE)
+    for sink_free in (True, False):
+        assert order_of_removal(planted, "entropy", {"direction": "high", "sink_free": sink_free})[0] == UNIFORM
     assert order_of_removal(planted, "magnitude", {})[0] == SMALL
     assert order_of_removal(planted, "entropy", {"direction": "high"})[0] == UNIFORM
     assert order_of_removal(planted, "entropy", {"direction": "high"})[-1] == SINGLE_KEY
