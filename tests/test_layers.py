@@ -27,7 +27,7 @@ LAYERS = (
     {"plasticity"},
     {"models", "tasks", "prune", "grow", "init", "samplers"},
     {"core"},
-    {"cluster"},
+    {"cluster", "experiments"},
     {"api", "doctor", "listing"},
     {"__init__"},
     {"cli"},
@@ -36,7 +36,16 @@ LAYERS = (
 OWNERS = {
     "ray": {"cluster"},
     "optuna": {"samplers", "cluster"},
-    "torch": {"models", "tasks", "plasticity", "core", "init", "cluster", "doctor"},  # the doctor counts GPUs
+    "torch": {
+        "models",
+        "tasks",
+        "plasticity",
+        "core",
+        "init",
+        "cluster",
+        "experiments",
+        "doctor",
+    },  # the doctor counts GPUs
     "transformers": {"models", "plasticity", "core", "init", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
@@ -75,12 +84,12 @@ def test_the_whole_package_is_looked_at() -> None:
         (
             "reports/bad.py",
             "import torch",
-            "reports/bad.py: only cluster, core, doctor, init, models, plasticity, tasks may import",
+            "reports/bad.py: only cluster, core, doctor, experiments, init, models, plasticity, tasks may import",
         ),
         (
             "prune/bad.py",
             "from torch import nn",
-            "prune/bad.py: only cluster, core, doctor, init, models, plasticity, tasks may",
+            "prune/bad.py: only cluster, core, doctor, experiments, init, models, plasticity, tasks may",
         ),
         ("plan.py", "try:\n    import transformers\nexcept ImportError:\n    pass", "plan.py: only cluster, core"),
         ("archive.py", "import yaml", "archive.py: only yamlfile may import yaml"),

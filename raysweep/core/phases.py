@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from raysweep import registry
 from raysweep.contracts import Array, Mask, Task
 from raysweep.core.acts import Examiner, grow, prune

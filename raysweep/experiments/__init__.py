@@ -1,0 +1,1 @@
+"""What is asked of a model outside of a sweep."""
