@@ -99,11 +99,14 @@ def analyze_heads(
         UsageError: a masked head is none of the model's.
     """
     spec = ModelSpec(name=model)
-    plastic, tokenizer = _load(spec, seq_len)
+    if model in scratch_sizes():
+        raise ModelError(f"{model!r} is a size to train from scratch. Name a hub model or a folder with weights.")
+    task = registry.build("tasks", task_of(spec))  # an unknown model is a fault of its name, not of its tokenizer
+    tokenizer = load_tokenizer(model)
+    examples = _windows(data, tokenizer, seq_len, windows)
+    plastic = _load(spec, tokenizer.get_vocab_size(), seq_len)
     head_map = HeadMap.full(*plastic.shape).without(_checked(masked, plastic.shape))
     runtime = Runtime(device=torch.device("cpu"))
-    examples = _windows(data, tokenizer, seq_len, windows)
-    task = registry.build("tasks", task_of(spec))
     batches = shared_batches(examples, BATCH, task, runtime)
     plastic.set_gates(head_map)
     measured = evaluate(plastic, batches, runtime, "fp32")
@@ -131,18 +134,14 @@ def _agreements(scores: dict[str, Array], truth: Array, statistics: HeadStatisti
     return {name: agreement(array, truth, statistics.present) for name, array in finite.items()}
 
 
-def _load(spec: ModelSpec, seq_len: int) -> tuple[PlasticModel, Any]:
-    if spec.name in scratch_sizes():
-        raise ModelError(f"{spec.name!r} is a size to train from scratch. Name a hub model or a folder with weights.")
-    task_of(spec)  # an unknown model is a fault of its name, not of its tokenizer
-    tokenizer = load_tokenizer(spec.name)
-    network, family = build_network(spec, vocab_size=tokenizer.get_vocab_size(), seq_len=1, seed=0)
+def _load(spec: ModelSpec, vocab_size: int, seq_len: int) -> PlasticModel:
+    network, family = build_network(spec, vocab_size=vocab_size, seq_len=1, seed=0)  # its length is checked here
     positions = getattr(network.config, "max_position_embeddings", None)
     if positions is not None and seq_len > positions:
         raise ModelError(f"model {spec.name!r} has {positions} positions, fewer than --seq-len {seq_len}.")
     if network.main_input_name != "input_ids":
         raise ModelError(f"model {spec.name!r} does not read text.")
-    return PlasticModel(network.eval(), family.sites(network)), tokenizer
+    return PlasticModel(network.eval(), family.sites(network))
 
 
 def _windows(data: Path, tokenizer: Any, seq_len: int, windows: int) -> Examples:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 BLOCK = 64
-FARTHEST = 100.0
-"""Score differences beyond it are cut: e^-100 is nothing in any precision, and infinity times nothing is not."""
+FARTHEST = 1000.0
+"""Score differences beyond it are cut: e^-1000 is 0 in any precision, and infinity times 0 is not."""
 
 
 @dataclass(frozen=True, kw_only=True)

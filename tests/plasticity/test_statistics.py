@@ -65,14 +65,16 @@ def logits_with_gates(kind: str, model: PlasticModel, gates: torch.Tensor, token
     return functional_call(model.network, scaled, kwargs={"input_ids": tokens, "use_cache": False}).logits
 
 
-def gate_gradients(kind: str, model: PlasticModel, head_map: HeadMap, tokens: torch.Tensor) -> Array:
-    """Return |d(mean loss) / d(gate)| of every window, (windows, layers, heads): one backward pass a window."""
+def gate_gradients(
+    kind: str, model: PlasticModel, head_map: HeadMap, tokens: torch.Tensor, signed: bool = False
+) -> Array:
+    """Return |d(mean loss) / d(gate)|, or with its sign, of every window, (windows, layers, heads): one backward pass a window."""
     found = []
     for window in tokens:
         gates = torch.from_numpy(head_map.present).double().requires_grad_()
         mean_loss(logits_with_gates(kind, model, gates, window[None]), window[None]).backward()
         assert gates.grad is not None
-        found.append(gates.grad.abs().numpy())
+        found.append(gates.grad.numpy() if signed else gates.grad.abs().numpy())
     return np.stack(found)
 
 
@@ -114,6 +116,38 @@ def test_taylor_averages_magnitudes_not_signed_gradients() -> None:
     found = probed(model, tokens, HeadMap.full(*model.shape)).taylor
     assert gates.grad is not None
     assert (found >= gates.grad.abs().numpy() * (1 - 1e-6)).all() and (found > 1.5 * gates.grad.abs().numpy()).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fisher_and_signed_taylor_are_moments_of_the_same_gradients(kind: str) -> None:
+    model, tokens = tiny_model(kind, attention="eager"), some_tokens(5)
+    head_map = head_map_without(model, *ABSENT)
+    signed = gate_gradients(kind, model, head_map, tokens, signed=True)
+    found = probed(model, tokens, head_map)
+    np.testing.assert_allclose(found.fisher, (signed**2).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.signed_taylor, -signed.mean(0), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gates_gradient_is_the_product_of_a_heads_output_and_its_gradient(kind: str) -> None:
+    """dL/dg = sum over tokens of <dL/do, o>: Taylor without any gate (heads.md 2.3)."""
+    model, tokens = tiny_model(kind), some_tokens(4)
+    model.set_gates(HeadMap.full(*model.shape))
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        site.projection.register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[0])) for site in model.sites
+    ]
+    logits = model(tokens)
+    for hook in hooks:
+        hook.remove()
+    loss = torch.stack([mean_loss(logits[[row]], tokens[[row]]) for row in range(4)]).sum()
+    rows = []
+    for site, output, gradient in zip(model.sites, outputs, torch.autograd.grad(loss, outputs), strict=True):
+        rows.append((output * gradient).unflatten(-1, (site.num_heads, site.head_dim)).sum((1, 3)).detach().numpy())
+    expected = np.stack(rows, axis=1)
+    found = probed(model, tokens, HeadMap.full(*model.shape))
+    np.testing.assert_allclose(found.taylor, np.abs(expected).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.fisher, (expected**2).mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

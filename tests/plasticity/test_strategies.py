@@ -318,3 +318,69 @@ def test_a_nan_in_history_of_another_slot_does_not_matter() -> None:
     present = np.array([[1, 0, 0]], dtype=bool)
     statistics = replace(made_up(present), reference_entropy=before)
     assert registry.build("grow", "entropy_gap")(statistics, 2, rng()) == [(0, 2), (0, 1)]
+
+
+# Combined scores.
+
+
+def combined(**options: Any) -> Any:
+    return registry.build("prune", "combined", options)
+
+
+@pytest.mark.parametrize("scale", ["rank", "minmax"])
+def test_one_score_alone_ranks_as_itself(planted: HeadStatistics, scale: str) -> None:
+    names = {"taylor": ("taylor", {}), "entropy_low": ("entropy", {"direction": "low"}),
+             "magnitude_qk": ("magnitude", {"form": "qk"})}  # fmt: skip
+    for name, (strategy, options) in names.items():
+        order = order_of_removal(planted, "combined", {"weights": {name: 3.0}, "scale": scale})
+        assert order == order_of_removal(planted, strategy, options)
+
+
+def test_scores_are_weighed_after_they_are_made_comparable() -> None:
+    present = np.array([[1, 1, 1], [1, 0, 0]], dtype=bool)
+    given = made_up(
+        present, taylor=np.array([[0.0, 1.0, 4.0], [2.0, 99.0, 99.0]]),
+        output_norm=np.array([[100.0, 0.0, 300.0], [400.0, -99.0, 1e9]]),
+    )  # fmt: skip
+    weights = {"taylor": 2.0, "activation": 0.5}
+    ranked = combined(weights=weights)(given, rng())
+    np.testing.assert_allclose(ranked[present], np.array([2 * 0 + 0.5 / 3, 2 / 3 + 0, 2 + 1 / 3, 2 * 2 / 3 + 0.5]))
+    stretched = combined(weights=weights, scale="minmax")(given, rng())
+    np.testing.assert_allclose(stretched[present], np.array([0.5 / 4, 0.5, 2 + 0.375, 1 + 0.5]))
+
+
+def test_a_pruner_asks_for_what_only_it_needs() -> None:
+    assert registry.build("prune", "contribution").requires == ("contribution",)
+    assert combined(weights={"contribution": 1.0, "taylor": 1.0}).requires == ("contribution",)
+    assert combined(weights={"taylor": 1.0}).requires == ()
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"tailor": 1.0}, "Did you mean 'taylor'"),
+        ({"entropy": 1.0}, "entropy_high, entropy_low"),
+        ({"taylor": 0.0}, "positive"),
+        ({"taylor": float("inf")}, "positive"),
+        ({}, "at least one"),
+        ({"taylor": "much"}, "valid number"),
+    ],
+)
+def test_weights_that_cannot_be_are_faults(weights: Any, said: str) -> None:
+    ((option, _, message), *_) = registry.option_faults("prune", "combined", {"weights": weights})
+    assert option == "weights" and said in message and "Value error" not in message
+
+
+def test_each_option_of_a_score_reads_its_own_statistic() -> None:
+    given = made_up(np.ones((2, 3), dtype=bool))
+    fields_of = {
+        ("magnitude", "form", "ov"): given.magnitude_ov, ("magnitude", "form", "qk"): given.magnitude_qk,
+        ("magnitude", "form", "raw"): given.magnitude,
+    }  # fmt: skip
+    for (name, option, value), expected in fields_of.items():
+        assert np.array_equal(registry.build("prune", name, {option: value})(given, rng()), expected)
+    for sink_free, expected in ((True, given.sink_free_entropy), (False, given.entropy)):
+        low = registry.build("prune", "entropy", {"direction": "low", "sink_free": sink_free})
+        assert np.array_equal(low(given, rng()), expected)
+    assert np.array_equal(registry.build("prune", "fisher")(given, rng()), given.fisher)
+    assert np.array_equal(registry.build("prune", "activation")(given, rng()), given.output_norm)
