@@ -43,6 +43,17 @@ def figure(name: str, samples: Sequence[float], *, asked: str, unit: str, baseli
 
 def write(benchmark: str, figures: Sequence[Figure], device: str = "cpu") -> None:
     """Write figures, and print them beside what was asked."""
+    save(benchmark, figures, device)
+    for one in figures:
+        show(one)
+
+
+def show(one: Figure) -> None:
+    print(f"{one.name}: {one.measured:g} {one.unit} (asked {one.asked}; against {one.baseline})", file=sys.stderr)
+
+
+def save(benchmark: str, figures: Sequence[Figure], device: str = "cpu") -> None:
+    """Write figures in place of earlier ones."""
     content = {
         "command": f"python -m benchmarks.{benchmark}",
         "commit": commit(),
@@ -52,5 +63,3 @@ def write(benchmark: str, figures: Sequence[Figure], device: str = "cpu") -> Non
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{benchmark}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for one in figures:
-        print(f"{one.name}: {one.measured:g} {one.unit} (asked {one.asked}; against {one.baseline})", file=sys.stderr)

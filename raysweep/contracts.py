@@ -79,14 +79,26 @@ class HeadStatistics:
     present: Mask
     taylor: Array
     """E over windows of |d(mean window loss) / d(gate)|."""
+    fisher: Array
+    """E over windows of (d(mean window loss) / d(gate))^2; half of it is a removal's cost at a stationary point."""
+    signed_taylor: Array
+    """-E over windows of d(mean window loss) / d(gate): to first order, a removal's cost with its sign."""
     entropy: Array
     """Mean over queries with at least two visible keys of H / log(visible keys); in [0, 1]."""
     sink_mass: Array
     """Mean attention weight on the first token, over the same queries."""
+    sink_free_entropy: Array
+    """As `entropy`, of the weights on all keys but the first token, over queries with at least three visible keys."""
     output_norm: Array
     """Mean over tokens of the norm of the head's contribution to the layer's output."""
     magnitude: Array
     """Frobenius norm of the head's own weight slices."""
+    magnitude_ov: Array
+    """Frobenius norm of W_V W_O."""
+    magnitude_qk: Array
+    """Frobenius norm of W_Q W_K^T."""
+    contribution: Array | None = None
+    """Mean over windows of the loss without the head minus the loss with it; only filled when asked for."""
     reference_entropy: Array | None = None
     """Entropy of every head just before this cycle's prune."""
     sensitivity: Array | None = None
@@ -95,6 +107,10 @@ class HeadStatistics:
 
 class Pruner(Protocol):
     """prune/<name>.py"""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Statistics that it reads and that are only measured when asked for: `contribution`. May be left out."""
 
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
         """Return importance [layers][heads]; the lowest present ones are removed first. Never acts."""

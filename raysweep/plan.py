@@ -145,7 +145,11 @@ def _structural_params(cycle: CycleSpec, number: int) -> list[tuple[str, int, di
     phases: list[tuple[str, int, dict[str, Any]]] = []
     if cycle.prune:
         level = round(cycle.prune.level + (number - 1) * cycle.level_escalation, 12)
-        phases += [("prune", number, cycle.prune.model_dump(mode="json") | {"level": level}), ("measure", number, {})]
+        measured = cycle.measure.model_dump(mode="json")
+        phases += [
+            ("prune", number, cycle.prune.model_dump(mode="json") | {"level": level}),
+            ("measure", number, measured),
+        ]
     if cycle.grow:
         phases.append(("grow", number, cycle.grow.model_dump(mode="json")))
     return phases

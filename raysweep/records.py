@@ -49,8 +49,11 @@ class PhaseRecord:
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     """New heads on their way through learn: step, and heads with slot, gate, weight_norm, update (norm of the change
     since the point before), entropy and output_norm."""
-    statistics: dict[str, list[list[float]]] | None = None
-    """Head statistics as [layer][head], from measure."""
+    statistics: dict[str, list[list[float | None]]] | None = None
+    """Head statistics as [layer][head], None where there is no head, from measure."""
+    agreement: dict[str, dict[str, float | None]] | None = None
+    """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`, from
+    measure where the job asks for contributions."""
     events: list[dict[str, Any]] | None = None
     """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
     samples: list[dict[str, Any]] | None = None

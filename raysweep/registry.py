@@ -77,7 +77,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
                 field = fields[option]
                 faults.append((option, None, f"required by {name!r}: {field.metadata.get('help', 'no default')}"))
             else:
-                faults.append((option, known.get(option), detail["msg"]))
+                faults.append((option, known.get(option), detail["msg"].removeprefix("Value error, ")))
     return faults
 
 

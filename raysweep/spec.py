@@ -80,9 +80,21 @@ class PruneSpec(StrategyPart):
     """Share of all the model's head slots that one cycle removes; round-half-up, exact."""
     budget: Literal["global", "per_layer"] = "global"
     """Rank all heads together, or give each layer an equal share."""
+    normalize: Literal["none", "layer"] = "none"
+    """`layer` divides each layer's scores by their l2 norm first."""
+    rounds: int = Field(default=1, ge=1)
+    """Remove in so many rounds, and score the heads that are left anew before each."""
+    unit: Literal["head", "group", "equal"] = "head"
+    """What goes at once where query heads share key/value heads: any query head, a whole group, or one head of every
+    group, which keeps groups equally large. The same on other models."""
     min_heads_per_layer: int = Field(default=1, ge=1)
     grace_cycles: int = Field(default=1, ge=0)
     """Cycles for which a grown head cannot be pruned."""
+
+
+class MeasureSpec(Part):
+    contribution: bool = False
+    """Measure each head's true contribution too, one forward pass a head, and how far every score agrees with it."""
 
 
 class GrowSpec(StrategyPart):
@@ -152,6 +164,7 @@ class CycleSpec(Part):
     baseline: BaselineSpec | None = None
     """Training before the first prune. Without it the model is measured as it is."""
     prune: PruneSpec | None = None
+    measure: MeasureSpec = MeasureSpec()
     grow: GrowSpec | None = None
     learn: LearnSpec | None = None
 

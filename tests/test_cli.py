@@ -34,7 +34,7 @@ from raysweep.jobfile import check_job
 from raysweep.yamlfile import dump_mapping
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
-COMMANDS = ["run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "doctor"]
+COMMANDS = ["run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "doctor", "analyze"]
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,22 +17,26 @@ from raysweep.contracts import Array, HeadStatistics, Slot
 
 LAYERS, HEADS = 3, 5
 ABSENT: tuple[Slot, ...] = ((0, 1), (1, 0), (1, 3), (1, 4), (2, 2))
-ARRAYS = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
+ARRAYS = (
+    "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
+    "magnitude", "magnitude_ov", "magnitude_qk", "contribution",
+)  # fmt: skip
 
 
 def option_sets(kind: str, name: str) -> list[dict[str, Any]]:
-    """Return the ways to build a strategy: every value of its required options, which must be a fixed few."""
+    """Return the ways to build a strategy: every value of its required options, a fixed few or one given as example."""
     strategy = registry.load(kind, name)
-    required = [
-        item.name for item in dataclasses.fields(strategy)
+    required = {
+        item.name: item for item in dataclasses.fields(strategy)
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
+    }  # fmt: skip
     hints = get_type_hints(strategy) if required else {}
-    assert all(get_origin(hints[option]) is Literal for option in required), f"{kind}/{name}: give {required} a default"
-    return [
-        dict(zip(required, values, strict=True))
-        for values in itertools.product(*(get_args(hints[o]) for o in required))
-    ]
+    values = {
+        option: [item.metadata["example"]] if "example" in item.metadata else get_args(hints[option])
+        for option, item in required.items()
+    }
+    assert all(values.values()), f"{kind}/{name}: give {list(required)} a default or an example"
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
 def all_of(kind: str) -> list[Any]:

@@ -701,7 +701,8 @@ def test_every_search_space_of_the_repository_is_good_in_the_jobs_that_name_it(p
 @pytest.mark.parametrize("kind", ["prune", "grow"])
 def test_every_strategy_can_be_named_in_a_job(kind: str) -> None:
     for name in registry.available(kind):
-        needed = {"direction": "high"} if registry.option_faults(kind, name, {}) else {}
+        examples = {"entropy": {"direction": "high"}, "combined": {"weights": {"taylor": 1.0}}}
+        needed = examples[name] if registry.option_faults(kind, name, {}) else {}
         raw = job_with({f"cycle.{kind}": {**BASE["cycle"][kind], "strategy": name, **needed}})
         section = getattr(check_job(raw, "job.yaml").spec.cycle, kind)
         assert (section.strategy, section.options) == (name, needed)

@@ -67,8 +67,12 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "cycle.prune.direction": ("low", 1),
     "cycle.prune.level": (0.4, 1),
     "cycle.prune.budget": ("per_layer", 1),
+    "cycle.prune.normalize": ("layer", 1),
+    "cycle.prune.rounds": (2, 1),
+    "cycle.prune.unit": ("group", 1),
     "cycle.prune.min_heads_per_layer": (2, 1),
     "cycle.prune.grace_cycles": (2, 1),
+    "cycle.measure.contribution": (True, 2),
     "cycle.grow.strategy": ("random", 3),
     "cycle.grow.ratio": (0.6, 3),
     "cycle.grow.init": ("small_random", 3),
@@ -154,7 +158,8 @@ def test_a_section_that_the_job_lacks_is_no_phase_but_the_model_is_always_measur
 
 def test_a_phase_holds_what_it_needs() -> None:
     baseline, prune, measure, grow, learn, *_ = (phase.params for phase in plan_of(job_with()).phases)
-    assert (baseline["lr"], baseline["batch_size"], learn["new_head_lr_multiplier"], measure) == (1e-3, 16, 1.0, {})
+    assert (baseline["lr"], baseline["batch_size"], learn["new_head_lr_multiplier"]) == (1e-3, 16, 1.0)
+    assert measure == {"contribution": False}
     assert (prune["strategy"], prune["direction"], prune["budget"]) == ("entropy", "high", "global")
     assert (grow["strategy"], grow["init"]) == ("balanced", "zero_output")
 

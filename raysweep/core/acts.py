@@ -7,18 +7,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from raysweep import registry
-from raysweep.contracts import Array, Batch, HeadStatistics, Initializer, SensitivityForm, Slot
+from raysweep.contracts import Array, Batch, HeadStatistics, Initializer, Mask, SensitivityForm, Slot
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import TrialError
 from raysweep.plan import derived_seed
-from raysweep.plasticity.budget import lowest_heads, share
+from raysweep.plasticity.budget import lowest_heads, round_counts, share
 from raysweep.plasticity.growth_probe import Directions, gradmax_scores, value_directions
+from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.insertion import Sources, propose
+from raysweep.plasticity.leave_one_out import contributions
 from raysweep.plasticity.liveness import dead_heads
 from raysweep.plasticity.probe import probe
+from raysweep.plasticity.ranking import agreement, layer_normalised
+from raysweep.plasticity.units import unit_size
+
+MEASURED = (
+    "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
+    "magnitude", "magnitude_ov", "magnitude_qk",
+)  # fmt: skip
+MEASURED_ON_DEMAND = ("contribution",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +42,31 @@ class Examiner:
     causal: bool = True
     """The task's: no position sees a later one."""
 
-    def statistics(self, state: TrialState, sensitivity: Any = None) -> HeadStatistics:
-        return probe(
-            state.model, self.batches, state.head_map, self.runtime.all_reduce,
+    def statistics(
+        self,
+        state: TrialState,
+        *,
+        head_map: HeadMap | None = None,
+        sensitivity: Any = None,
+        requires: Sequence[str] = (),
+    ) -> HeadStatistics:
+        """Measure the heads.
+
+        Args:
+            head_map: the heads that are present; by default the state's own.
+            requires: what to measure beyond one forward and backward pass; see `Pruner.requires`.
+        """
+        head_map = head_map or state.head_map
+        statistics = probe(
+            state.model, self.batches, head_map, self.runtime.all_reduce,
             reference_entropy=state.reference_entropy, sensitivity=sensitivity,
         )  # fmt: skip
+        if "contribution" not in requires:
+            return statistics
+        found = contributions(state.model, self.batches, head_map)
+        sums = torch.from_numpy(np.stack([found.sum(0), np.full(found.shape[1:], float(len(found)))]))
+        total, count = self.runtime.all_reduce(sums.to(self.runtime.device)).cpu().numpy()
+        return replace(statistics, contribution=total / count)
 
     def directions(self, state: TrialState) -> list[Directions]:
         return value_directions(
@@ -46,24 +77,38 @@ class Examiner:
 def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner) -> dict[str, Any]:
     """Make heads absent as `cycle.prune` says; return the decision. Gates and slices follow with `state.refresh`.
 
+    Every round scores the heads that are left anew; the decision holds each head's last score.
+
     Raises:
         TrialError: the budget cannot be met.
     """
-    statistics = examiner.statistics(state)
     options = _options("prune", params)
     pruner = registry.build("prune", params["strategy"], options)
-    scores = pruner(statistics, np.random.default_rng(derived_seed(key, "prune")))
+    generator = np.random.default_rng(derived_seed(key, "prune"))
+    site = state.model.sites[0]
     grown = state.head_map.grown
-    count = params["count"] if "count" in params else share(params["level"], grown.size)
-    heads = lowest_heads(
-        scores, state.head_map, count,
-        budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
-        protected={
-            (int(layer), int(head)) for layer, head in np.argwhere(grown > max(0, cycle - params["grace_cycles"] - 1))
-        },
-    )  # fmt: skip
+    protected = {
+        (int(layer), int(head)) for layer, head in np.argwhere(grown > max(0, cycle - params["grace_cycles"] - 1))
+    }
+    size = unit_size(params["unit"], site.num_heads, site.num_key_value_heads)
+    heads: list[Slot] = []
+    scores, entropy = np.zeros(grown.shape), np.full(grown.shape, np.nan)
+    total = params["count"] if "count" in params else share(params["level"], grown.size)
+    for count in round_counts(total, params["rounds"], size):
+        left = state.head_map.without(heads)
+        statistics = examiner.statistics(state, head_map=left, requires=getattr(pruner, "requires", ()))
+        if not heads:
+            entropy = np.where(left.present, statistics.entropy, np.nan)
+        now = pruner(statistics, generator)
+        if params["normalize"] == "layer":
+            now = layer_normalised(now, left.present)
+        scores = np.where(left.present | ~state.head_map.present, now, scores)
+        heads += lowest_heads(
+            now, left, count, budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
+            protected=protected, unit=params["unit"], groups=site.num_key_value_heads, since=state.head_map,
+        )  # fmt: skip
     examiner.runtime.assert_equal(heads)
-    state.remove_heads(heads, np.where(statistics.present, statistics.entropy, np.nan))
+    state.remove_heads(heads, entropy)
     return _decision(params["strategy"], options, heads, scores)
 
 
@@ -121,11 +166,17 @@ def _check_alive(state: TrialState, init: str, examiner: Examiner) -> None:
         raise TrialError(f"init {init!r} makes heads {dead} that have no gradient at all: they could never learn.")
 
 
-def measure(state: TrialState, examiner: Examiner) -> dict[str, list[list[float]]]:
-    """Return every statistic of every head slot, [layer][head]."""
-    statistics = examiner.statistics(state)
-    names = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude")
-    return {name: getattr(statistics, name).tolist() for name in names}
+def measure(state: TrialState, examiner: Examiner, *, contribution: bool) -> dict[str, Any]:
+    """Return every statistic of every present head, [layer][head]; and with contributions, how they agree with it."""
+    statistics = examiner.statistics(state, requires=MEASURED_ON_DEMAND if contribution else ())
+    found = {name: getattr(statistics, name) for name in (*MEASURED, *MEASURED_ON_DEMAND)}
+    found = {name: scores for name, scores in found.items() if scores is not None}
+    rows = {name: _or_none(scores, statistics.present) for name, scores in found.items()}
+    if statistics.contribution is None:
+        return {"statistics": rows}
+    truth = found.pop("contribution")
+    agreements = {name: agreement(scores, truth, statistics.present) for name, scores in found.items()}
+    return {"statistics": rows, "agreement": agreements}
 
 
 def _check_grown(heads: list[Slot], count: int, statistics: HeadStatistics, strategy: str) -> None:
@@ -146,3 +197,8 @@ def _decision(strategy: str, options: dict[str, Any], heads: list[Slot], scores:
         "heads": [list(slot) for slot in heads],
         "scores": scores.tolist(),
     }
+
+
+def _or_none(scores: Array, present: Mask) -> list[list[float | None]]:
+    rows = zip(scores.tolist(), present.tolist(), strict=True)
+    return [[score if here else None for score, here in zip(*row, strict=True)] for row in rows]

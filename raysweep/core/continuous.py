@@ -78,7 +78,8 @@ class Events:
     def _act(self, phase: dict[str, Any]) -> dict[str, Any]:
         kind, about = phase["kind"], {"phase": phase["kind"], "cycle": phase["cycle"], "key": phase["key"]}
         if kind == "measure":
-            return {**about, **self.measure(), "statistics": measure(self.state, self.examiner)}
+            found = measure(self.state, self.examiner, contribution=phase["params"]["contribution"])
+            return {**about, **self.measure(), **found}
         act = prune if kind == "prune" else grow
         decision = act(self.state, phase["params"], cycle=phase["cycle"], key=phase["key"], examiner=self.examiner)
         self.state.refresh()

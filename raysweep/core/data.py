@@ -148,7 +148,7 @@ def shard(count: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
 def _tokenizer(train: str, digest: str, name: str | None, vocab_size: int | None) -> tuple[Any, str]:
     """Return a tokenizer and its identity."""
     if name is not None:
-        tokenizer = _pretrained_tokenizer(name)
+        tokenizer = load_tokenizer(name)
         return tokenizer, hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     if vocab_size is None or vocab_size < BYTES:
         raise DataError(f"a byte-level BPE has at least {BYTES} tokens, one for each byte; not {vocab_size}.")
@@ -179,7 +179,12 @@ def _train_bpe(text: str, vocab_size: int) -> Any:
     return tokenizer
 
 
-def _pretrained_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
+    """Return a pretrained tokenizer (`encode(text).ids`, `decode(ids)`) that neither cuts nor pads.
+
+    Raises:
+        DataError: none can be loaded, or it has no fast form.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -196,7 +196,7 @@ class _Trial:
         return {"decision": decision}
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        return {"statistics": measure(state, self._examiner())}
+        return measure(state, self._examiner(), contribution=phase.params["contribution"])
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         decision = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
+from itertools import accumulate
 
 import numpy as np
 
 from raysweep.contracts import Array, Slot
 from raysweep.errors import TrialError
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.units import Unit, UnitKind, rank, removable_units
 
 
 def share(fraction: float, total: int) -> int:
@@ -16,8 +19,23 @@ def share(fraction: float, total: int) -> int:
     return math.floor(round(fraction * total, 9) + 0.5)
 
 
+def round_counts(count: int, rounds: int, size: int = 1) -> list[int]:
+    """Split a count into rounds as even as whole units of `size` heads allow; rounds without any are left out."""
+    bounds = [share(done / rounds, count // size) * size for done in range(rounds)] + [count]
+    return [stop - start for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start] or [0]
+
+
 def lowest_heads(
-    scores: Array, head_map: HeadMap, count: int, *, budget: str, min_heads_per_layer: int, protected: set[Slot]
+    scores: Array,
+    head_map: HeadMap,
+    count: int,
+    *,
+    budget: str,
+    min_heads_per_layer: int,
+    protected: Set[Slot],
+    unit: UnitKind = "head",
+    groups: int | None = None,
+    since: HeadMap | None = None,
 ) -> list[Slot]:
     """Return the `count` present heads to remove, lowest score first.
 
@@ -29,47 +47,78 @@ def lowest_heads(
         budget: `global`, or `per_layer` for an equal share per layer (the remainder goes to the layers whose next
             head scores lowest).
         protected: heads that may not go, such as freshly grown ones.
+        unit: what goes together; see `units.removable_units`. A unit's score is the mean of its heads'.
+        groups: key/value heads of a layer. Default: one for each head.
+        since: the heads before the first of several rounds, over which `per_layer` shares are equal. Default: now.
 
     Raises:
-        TrialError: fewer heads may go than asked, or a score is not finite.
+        TrialError: fewer heads may go than asked, units do not add up to the count, or a score is not finite.
     """
     present = head_map.present
     if not np.isfinite(scores[present]).all():
         raise TrialError("a head score is not finite; nothing can be ranked by it.")
-    rows: list[list[Slot]] = []
-    for layer in range(scores.shape[0]):
-        candidates = [
-            (layer, int(head)) for head in np.flatnonzero(present[layer]) if (layer, int(head)) not in protected
-        ]
-        candidates.sort(key=lambda slot: _rank(scores, slot))
+    layers, heads = scores.shape
+    rows: list[list[Unit]] = []
+    for layer in range(layers):
+        units = removable_units(
+            scores, head_map, layer, kind=unit, groups=groups or heads, protected=protected
+        )  # fmt: skip
         spare = int(present[layer].sum()) - min_heads_per_layer
-        rows.append(candidates[: max(0, spare)])
-    available = sum(map(len, rows))
+        rows.append([u for u, total in zip(units, accumulate(map(len, units)), strict=True) if total <= spare])
+    available = sum(len(u) for row in rows for u in row)
     if count > available:
+        way_out = "Lower cycle.prune.level" + ("." if unit == "head" else ", or set cycle.prune.unit: head.")
+        together = "" if unit == "head" else f", cycle.prune.unit = {unit} with {groups} key/value heads a layer"
         raise TrialError(
             f"asked to remove {count} heads, but only {available} may go (min_heads_per_layer = {min_heads_per_layer}, "
-            f"{len(protected)} freshly grown heads protected). Lower cycle.prune.level."
+            f"{len(protected)} freshly grown heads protected{together}). {way_out}"
         )
     if budget == "per_layer":
-        rows = _equal_shares(rows, scores, count)
-    ranked = sorted((slot for row in rows for slot in row), key=lambda slot: _rank(scores, slot))
-    return ranked[:count]
+        lost = (since or head_map).present.sum(1) - present.sum(1)
+        rows = _equal_shares(rows, scores, count, lost.tolist())
+    ranked = sorted((u for row in rows for u in row), key=lambda u: rank(scores, u))
+    return _filled(ranked, count, unit)
 
 
-def _equal_shares(rows: list[list[Slot]], scores: Array, count: int) -> list[list[Slot]]:
-    """Cut each layer's candidates to its share; what does not divide goes where the next head scores lowest."""
-    each, rest = divmod(count, len(rows))
-    short = [layer for layer, row in enumerate(rows) if len(row) < each]
+def _filled(ranked: list[Unit], count: int, unit: UnitKind) -> list[Slot]:
+    """Take units in order, but none that would be too much."""
+    taken: list[Slot] = []
+    for slots in ranked:
+        if len(taken) + len(slots) <= count:
+            taken += slots
+    if len(taken) < count:
+        sizes = " or ".join(map(str, sorted({len(slots) for slots in ranked})))
+        raise TrialError(
+            f"asked to remove {count} heads, but cycle.prune.unit = {unit} removes {sizes} at once: {len(taken)} is "
+            "the nearest that it can. Change cycle.prune.level to a multiple, or set cycle.prune.unit: head."
+        )
+    return taken
+
+
+def _equal_shares(rows: list[list[Unit]], scores: Array, count: int, lost: list[int]) -> list[list[Unit]]:
+    """Cut each layer's units to its share; what does not divide goes where the next unit scores lowest."""
+    sizes = {len(unit) for row in rows for unit in row}
+    if len(sizes) > 1:
+        raise TrialError(
+            "an equal share of key/value groups of different sizes is not defined. "
+            "Set cycle.prune.budget: global, or cycle.prune.unit: head."
+        )
+    size = max(sizes, default=1)
+    gone = [heads // size for heads in lost]
+    each, rest = divmod(count // size + sum(gone), len(rows))
+    due = [max(0, each - before) for before in gone]
+    short = [layer for layer, row in enumerate(rows) if len(row) < due[layer]]
     if short:
         raise TrialError(
-            f"an equal share is {each} heads a layer, but layer {short[0]} can only lose {len(rows[short[0]])}."
+            f"an equal share is {each * size} heads a layer, but layer {short[0]} can only lose "
+            f"{(len(rows[short[0]]) + gone[short[0]]) * size}."
         )
-    following = sorted((row[each] for row in rows if len(row) > each), key=lambda slot: _rank(scores, slot))
+    rest -= sum(before > each for before in gone)  # layers that had theirs in an earlier round
+    following = sorted(
+        (row[due[layer]] for layer, row in enumerate(rows) if gone[layer] <= each and len(row) > due[layer]),
+        key=lambda unit: rank(scores, unit),
+    )
     if len(following) < rest:
-        raise TrialError(f"{rest} layers must lose {each + 1} heads, but only {len(following)} can.")
-    extra = {layer for layer, _ in following[:rest]}
-    return [row[: each + (layer in extra)] for layer, row in enumerate(rows)]
-
-
-def _rank(scores: Array, slot: Slot) -> tuple[float, int, int]:
-    return (float(f"{scores[slot]:.9e}"), *slot)
+        raise TrialError(f"{rest} layers must lose {(each + 1) * size} heads, but only {len(following)} can.")
+    extra = {unit[0][0] for unit in following[:rest]}
+    return [row[: due[layer] + (layer in extra)] for layer, row in enumerate(rows)]

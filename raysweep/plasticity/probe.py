@@ -11,12 +11,26 @@ import torch
 from torch import nn
 
 from raysweep.contracts import Array, Batch, HeadStatistics
+from raysweep.errors import ModelError
+from raysweep.plasticity.attention_statistics import attention_statistics, watched_attention
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.magnitude import magnitudes
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.objective import example_losses, logits_of
 from raysweep.plasticity.sites import AttentionSite
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
+COUNTED_BY = {
+    "taylor": "windows",
+    "fisher": "windows",
+    "signed_taylor": "windows",
+    "entropy": "queries",
+    "sink_mass": "queries",
+    "sink_free_entropy": "sink_free_queries",
+    "output_norm": "tokens",
+}
+"""Statistics that are means, and what they are means over."""
+SUMS = (*COUNTED_BY, "windows", "queries", "sink_free_queries", "tokens")
 
 
 def probe(
@@ -40,51 +54,49 @@ def probe(
             (RigL, Evci et al. 2020, section 3, for heads).
     """
     recorders = [_SiteRecorder(site, want_output_gradient=sensitivity == "output") for site in model.sites]
-    with _probing(model), ExitStack() as hooks:
+    watchers = {recorder.site.attention: recorder.watch for recorder in recorders}
+    with _evaluating(model), watched_attention(model.network, watchers), ExitStack() as hooks:
         for recorder in recorders:
             hooks.enter_context(recorder.attached())
         for batch in batches:
             _measure(model, batch, head_map, recorders)
-    layers, heads = model.shape
     device = next(model.parameters()).device
-    sums = torch.stack([recorder.sums for recorder in recorders]).to(device)
-    counts = torch.tensor([recorders[0].windows, recorders[0].queries, recorders[0].tokens], dtype=torch.float64)
-    sums, counts = all_reduce(sums), all_reduce(counts.to(device))
-    taylor, entropy, sink, norm = sums.cpu().numpy().transpose(1, 0, 2)
-    num_windows, num_queries, num_tokens = counts.cpu().numpy()
+    sums = all_reduce(torch.stack([recorder.sums for recorder in recorders]).to(device)).cpu().numpy()
+    found = dict(zip(SUMS, sums.transpose(1, 0, 2), strict=True))
+    with np.errstate(invalid="ignore"):  # of no query at all, as in windows of two tokens: NaN
+        means = {name: found[name] / found[count] for name, count in COUNTED_BY.items()}
     sensitivities = None
     if sensitivity == "gate":
-        sensitivities = taylor / num_windows
+        sensitivities = means["taylor"]
     elif sensitivity == "output":
-        sensitivities = np.stack(
-            [_l1(all_reduce(recorder.gradient(device)), heads) / num_windows for recorder in recorders]
-        )
+        gradients = [_l1(all_reduce(recorder.gradient(device)), recorder.site.num_heads) for recorder in recorders]
+        sensitivities = np.stack(gradients) / found["windows"]
+    norms = magnitudes(model)
     return HeadStatistics(
         present=head_map.present,
-        taylor=taylor / num_windows,
-        entropy=entropy / num_queries,
-        sink_mass=sink / num_queries,
-        output_norm=norm / num_tokens,
-        magnitude=_magnitude(model),
+        magnitude=norms["raw"],
+        magnitude_ov=norms["ov"],
+        magnitude_qk=norms["qk"],
         reference_entropy=reference_entropy,
         sensitivity=sensitivities,
+        **means,
     )
 
 
 class _SiteRecorder:
-    """Sums of one layer's statistics, float64: rows taylor, entropy, sink mass, output norm."""
+    """Sums of one layer's statistics, float64: the rows of SUMS, a column a head."""
 
-    def __init__(self, site: AttentionSite, want_output_gradient: bool) -> None:
+    def __init__(self, site: AttentionSite, *, want_output_gradient: bool) -> None:
         self.site = site
-        self.sums = torch.zeros(4, site.num_heads, dtype=torch.float64)
-        self.windows = self.queries = self.tokens = 0
+        self.sums = torch.zeros(len(SUMS), site.num_heads, dtype=torch.float64)
+        self.real: torch.Tensor | None = None
+        """(batch, tokens), false at padding, of the batch that is being measured; None: nothing is padded."""
         self._want_output_gradient = want_output_gradient
         self._output_gradient: torch.Tensor | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         handles = [
-            self.site.attention.register_forward_hook(self._on_attention),
             self.site.projection.register_forward_hook(self._on_projection),
             # First, before the gate multiplies: statistics describe the head, not the gate.
             self.site.projection.register_forward_pre_hook(self._on_head_outputs, prepend=True),
@@ -104,28 +116,44 @@ class _SiteRecorder:
 
     def add_gate_gradients(self, gradient: torch.Tensor) -> None:
         """Add per-window gate gradients of shape (batch, 1, heads)."""
-        self.windows += gradient.shape[0]
-        self.sums[0] += gradient.squeeze(1).double().abs().sum(0).cpu()
+        gradient = gradient.squeeze(1).double()
+        self._add("taylor", gradient.abs().sum(0))
+        self._add("fisher", gradient.square().sum(0))
+        self._add("signed_taylor", -gradient.sum(0))
+        self._add("windows", gradient.shape[0])
 
-    def _on_attention(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        weights = outputs[1]
-        if weights is None:
-            raise RuntimeError(f"layer {self.site.layer} gives no attention weights; the probe needs eager attention")
-        weights = weights.detach()[:, :, 1:].double()  # the first query sees one key: no entropy to speak of
-        visible = torch.arange(2, weights.shape[-1] + 1, device=weights.device, dtype=torch.float64)
-        entropy = torch.special.entr(weights).sum(-1) / visible.log()
-        self.sums[1] += entropy.sum((0, 2)).cpu()
-        self.sums[2] += weights[..., 0].sum((0, 2)).cpu()
-        self.queries += weights.shape[0] * weights.shape[2]
+    def watch(
+        self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, causal: bool
+    ) -> None:
+        batch, _, queries, _ = query.shape
+        real = torch.ones(batch, queries, dtype=torch.bool, device=query.device) if self.real is None else self.real
+        found = attention_statistics(
+            query, key, mask, scaling=scaling, causal=causal, first=real.long().argmax(1)
+        )  # fmt: skip
+        counted, without_sink = ((keys >= 2) & real[:, None] for keys in (found.visible, found.others))
+        without_sink &= found.visible >= 3
+        self._add("entropy", _sum(found.entropy, counted))
+        self._add("sink_mass", _sum(found.sink_mass, counted))
+        self._add("sink_free_entropy", _sum(found.sink_free_entropy, without_sink))
+        self._add("queries", counted.sum((0, 2)))
+        self._add("sink_free_queries", without_sink.sum((0, 2)))
+
+    @property
+    def saw_attention(self) -> bool:
+        return bool(self.sums[SUMS.index("queries")].any())
+
+    def _add(self, name: str, value: torch.Tensor | int) -> None:
+        self.sums[SUMS.index(name)] += value.cpu() if isinstance(value, torch.Tensor) else value
 
     def _on_head_outputs(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._heads = inputs[0].detach()
         outputs = self._heads.unflatten(-1, (self.site.num_heads, self.site.head_dim))
         weight = _output_weight(self.site).unflatten(0, (self.site.num_heads, self.site.head_dim))
         gram = weight @ weight.transpose(1, 2)
-        squared = torch.einsum("bthi,hij,bthj->bth", outputs, gram, outputs)
-        self.sums[3] += squared.clamp_min(0).sqrt().double().sum((0, 1)).cpu()
-        self.tokens += outputs.shape[0] * outputs.shape[1]
+        norms = torch.einsum("bthi,hij,bthj->bth", outputs, gram, outputs).clamp_min(0).sqrt()
+        real = torch.ones_like(norms[..., 0], dtype=torch.bool) if self.real is None else self.real
+        self._add("output_norm", (norms.double() * real[..., None]).sum((0, 1)))
+        self._add("tokens", real.sum())
 
     def _on_projection(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         if self._want_output_gradient:
@@ -140,22 +168,26 @@ class _SiteRecorder:
 def _measure(model: PlasticModel, batch: Batch, head_map: HeadMap, recorders: Sequence[_SiteRecorder]) -> None:
     present = torch.from_numpy(head_map.present).to(batch.inputs.device, torch.float32)
     gates = [row.repeat(batch.inputs.shape[0], 1, 1).requires_grad_() for row in present]
+    for recorder in recorders:
+        recorder.real = None if batch.attention_mask is None else batch.attention_mask.bool()
     with model.replaced_gates(gates):
         logits = logits_of(model, batch)
     gradients = torch.autograd.grad(example_losses(logits, batch.labels).sum(), gates)
     for recorder, gradient in zip(recorders, gradients, strict=True):
         recorder.add_gate_gradients(gradient)
+        if not recorder.saw_attention:
+            raise ModelError(
+                f"layer {recorder.site.layer} does not attend through transformers' attention interface, "
+                "so where its heads look cannot be measured."
+            )
 
 
 @contextmanager
-def _probing(model: PlasticModel) -> Iterator[None]:
-    """Evaluation mode, eager attention (only it returns weights), no gradients for parameters."""
-    network: Any = model.network
-    before = network.config._attn_implementation
+def _evaluating(model: PlasticModel) -> Iterator[None]:
+    """Evaluation mode, no gradients for parameters."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     model.eval()
-    network.set_attn_implementation("eager")
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -163,8 +195,12 @@ def _probing(model: PlasticModel) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        network.set_attn_implementation(before)
         model.train(was_training)
+
+
+def _sum(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Sum (batch, heads, queries) over what is counted, a number a head."""
+    return torch.where(counted, values, 0.0).double().sum((0, 2))
 
 
 def _output_weight(site: AttentionSite) -> torch.Tensor:
@@ -176,14 +212,3 @@ def _output_weight(site: AttentionSite) -> torch.Tensor:
 
 def _l1(gradient: torch.Tensor, heads: int) -> Array:
     return gradient.abs().unflatten(0, (heads, -1)).sum((1, 2)).cpu().numpy()
-
-
-@torch.no_grad()
-def _magnitude(model: PlasticModel) -> Array:
-    parameters = dict(model.network.named_parameters())
-
-    def squared(site: AttentionSite, head: int) -> float:
-        parts = (parameters[p.parameter].narrow(p.dim, p.start, p.length) for p in site.head_slices(head))
-        return sum(float(part.double().square().sum()) for part in parts)
-
-    return np.array([[squared(site, head) ** 0.5 for head in range(site.num_heads)] for site in model.sites])

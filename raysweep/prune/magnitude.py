@@ -1,8 +1,9 @@
-"""Remove the heads with the smallest weights: Frobenius norm of the head's own query, key, value and output slices."""
+"""Remove the heads with the smallest weights: Frobenius norm of their own slices, of W_V W_O, or of W_Q W_K^T."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,5 +12,8 @@ from raysweep.contracts import Array, HeadStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
+    form: Literal["raw", "ov", "qk"] = "raw"
+
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
-        return statistics.magnitude
+        forms = {"raw": statistics.magnitude, "ov": statistics.magnitude_ov, "qk": statistics.magnitude_qk}
+        return forms[self.form]

@@ -42,6 +42,29 @@ def print_sweep(state: Mapping[str, Any], console: Console) -> None:
     _say(console, f"{conclusion(state)}\n{work_done(state)}")
 
 
+def print_heads(content: Mapping[str, Any], console: Console) -> None:
+    """Print an analysis of heads: its loss, and of every score the mean and the heads at both ends."""
+    mask = ", ".join(f"{layer}.{head}" for layer, head in content["mask"])
+    _say(
+        console,
+        f"{content['model']} on {content['data']}: loss {content['loss']:.4f}, perplexity "
+        f"{show_perplexity(content['perplexity'])} over {content['predictions']} predictions"
+        + (f", without {mask}" if mask else ""),
+    )
+    table = Table("score", "mean", "lowest heads", "highest heads")
+    for name, rows in content["scores"].items():
+        heads = [
+            (value, f"{layer}.{head} ({value:.3g})")
+            for layer, row in enumerate(rows) for head, value in enumerate(row) if value is not None
+        ]  # fmt: skip
+        heads.sort(key=lambda entry: entry[0])
+        if heads:
+            mean = sum(value for value, _ in heads) / len(heads)
+            ends = [", ".join(shown for _, shown in end) for end in (heads[:3], heads[:-4:-1])]
+            table.add_row(name, f"{mean:.4g}", *ends)
+    console.print(table)
+
+
 def conclusion(state: Mapping[str, Any]) -> str:
     """Say which trial is best, and how far one should trust that."""
     best = next((trial for trial in state["trials"] if trial["trial"] == state["best"]), None)

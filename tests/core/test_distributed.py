@@ -26,7 +26,16 @@ from raysweep.plasticity.probe import probe
 
 RANKS = 2
 WINDOWS = some_tokens(7, 12, seed=5).numpy().astype(np.uint16)
-STATISTICS = ("taylor", "entropy", "sink_mass", "output_norm", "magnitude", "sensitivity")
+STATISTICS = (
+    "taylor",
+    "entropy",
+    "sink_mass",
+    "output_norm",
+    "magnitude",
+    "sensitivity",
+    "fisher",
+    "sink_free_entropy",
+)
 
 
 def plan_of(**changes: Any) -> TrialPlan:

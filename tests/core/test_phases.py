@@ -20,7 +20,7 @@ import torch
 from helpers import causal, cpu, quick_plan, run_all
 
 from raysweep.core.data import windows_of
-from raysweep.core.phases import _Trial, run_trial, trial_data
+from raysweep.core.phases import MEASURED, _Trial, run_trial, trial_data
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Partial, PhaseStore
@@ -217,7 +217,10 @@ def test_training_phases_have_curves_and_measured_ones_have_statistics_and_sampl
         if record.phase == "learn":
             assert {"new_head_gate", "new_head_multiplier"} <= set(record.curve[0])
         if record.statistics:
-            assert set(record.statistics) == {"taylor", "entropy", "sink_mass", "output_norm", "magnitude"}
+            assert set(record.statistics) == set(MEASURED)
+            present = np.array(record.head_map) >= 0
+            for rows in record.statistics.values():
+                assert [[value is not None for value in row] for row in rows] == present.tolist()
             assert all(np.shape(rows) == (4, 8) for rows in record.statistics.values())
         if record.samples:
             assert [sample["prompt"] for sample in record.samples] == prompts

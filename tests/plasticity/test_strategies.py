@@ -15,13 +15,16 @@ from raysweep import registry
 from raysweep.contracts import Array, HeadStatistics, Mask, Slot
 from raysweep.plasticity.budget import lowest_heads
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.leave_one_out import contributions
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
 
 USEFUL, LARGE, SMALL, UNIFORM, SINGLE_KEY = (1, 1), (2, 0), (1, 0), (2, 2), (0, 1)
 PRUNERS: list[tuple[str, dict[str, Any]]] = [
     ("taylor", {}), ("magnitude", {}), ("entropy", {"direction": "high"}), ("entropy", {"direction": "low"}),
-    ("random", {}),
+    ("random", {}), ("fisher", {}), ("activation", {}), ("contribution", {}), ("magnitude", {"form": "ov"}),
+    ("magnitude", {"form": "qk"}), ("entropy", {"direction": "high", "sink_free": True}),
+    ("combined", {"weights": {"fisher": 1.0, "magnitude_ov": 0.5, "entropy_high": 0.5}}),
 ]  # fmt: skip
 GROWERS = ["balanced", "entropy_gap", "gradient_sensitivity", "random"]
 
@@ -68,7 +71,9 @@ def planted() -> HeadStatistics:
     for role in ("query", "key"):
         scale(model, UNIFORM, role, 0.0)
         scale(model, SINGLE_KEY, role, 30.0)
-    return statistics_of(model, some_tokens(8), HeadMap.full(*model.shape))
+    whole = HeadMap.full(*model.shape)
+    truth = contributions(model, [causal(some_tokens(8))], whole).mean(0)
+    return replace(statistics_of(model, some_tokens(8), whole), contribution=truth)
 
 
 def order_of_removal(planted: HeadStatistics, name: str, options: dict[str, Any]) -> list[Slot]:
@@ -85,7 +90,15 @@ def test_each_pruner_removes_its_planted_heads_first_and_keeps_its_planted_heads
     planted: HeadStatistics,
 ) -> None:
     assert order_of_removal(planted, "taylor", {})[-1] == USEFUL
+    for estimate in ("fisher", "contribution"):
+        assert order_of_removal(planted, estimate, {})[-1] == USEFUL
+    assert order_of_removal(planted, "activation", {})[-1] == USEFUL
     assert order_of_removal(planted, "magnitude", {})[-1] == LARGE
+    assert order_of_removal(planted, "magnitude", {"form": "qk"})[0] == UNIFORM
+    assert order_of_removal(planted, "magnitude", {"form": "qk"})[-1] == SINGLE_KEY
+    assert order_of_removal(planted, "magnitude", {"form": "ov"})[-1] in (USEFUL, LARGE)
+    for sink_free in (True, False):
+        assert order_of_removal(planted, "entropy", {"direction": "high", "sink_free": sink_free})[0] == UNIFORM
     assert order_of_removal(planted, "magnitude", {})[0] == SMALL
     assert order_of_removal(planted, "entropy", {"direction": "high"})[0] == UNIFORM
     assert order_of_removal(planted, "entropy", {"direction": "high"})[-1] == SINGLE_KEY
@@ -323,3 +336,69 @@ def test_a_nan_in_history_of_another_slot_does_not_matter() -> None:
     present = np.array([[1, 0, 0]], dtype=bool)
     statistics = replace(made_up(present), reference_entropy=before, entropy=before)
     assert registry.build("grow", "entropy_gap")(statistics, 2, rng()) == [(0, 2), (0, 1)]
+
+
+# Combined scores.
+
+
+def combined(**options: Any) -> Any:
+    return registry.build("prune", "combined", options)
+
+
+@pytest.mark.parametrize("scale", ["rank", "minmax"])
+def test_one_score_alone_ranks_as_itself(planted: HeadStatistics, scale: str) -> None:
+    names = {"taylor": ("taylor", {}), "entropy_low": ("entropy", {"direction": "low"}),
+             "magnitude_qk": ("magnitude", {"form": "qk"})}  # fmt: skip
+    for name, (strategy, options) in names.items():
+        order = order_of_removal(planted, "combined", {"weights": {name: 3.0}, "scale": scale})
+        assert order == order_of_removal(planted, strategy, options)
+
+
+def test_scores_are_weighed_after_they_are_made_comparable() -> None:
+    present = np.array([[1, 1, 1], [1, 0, 0]], dtype=bool)
+    given = made_up(
+        present, taylor=np.array([[0.0, 1.0, 4.0], [2.0, 99.0, 99.0]]),
+        output_norm=np.array([[100.0, 0.0, 300.0], [400.0, -99.0, 1e9]]),
+    )  # fmt: skip
+    weights = {"taylor": 2.0, "activation": 0.5}
+    ranked = combined(weights=weights)(given, rng())
+    np.testing.assert_allclose(ranked[present], np.array([2 * 0 + 0.5 / 3, 2 / 3 + 0, 2 + 1 / 3, 2 * 2 / 3 + 0.5]))
+    stretched = combined(weights=weights, scale="minmax")(given, rng())
+    np.testing.assert_allclose(stretched[present], np.array([0.5 / 4, 0.5, 2 + 0.375, 1 + 0.5]))
+
+
+def test_a_pruner_asks_for_what_only_it_needs() -> None:
+    assert registry.build("prune", "contribution").requires == ("contribution",)
+    assert combined(weights={"contribution": 1.0, "taylor": 1.0}).requires == ("contribution",)
+    assert combined(weights={"taylor": 1.0}).requires == ()
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"tailor": 1.0}, "Did you mean 'taylor'"),
+        ({"entropy": 1.0}, "entropy_high, entropy_low"),
+        ({"taylor": 0.0}, "positive"),
+        ({"taylor": float("inf")}, "positive"),
+        ({}, "at least one"),
+        ({"taylor": "much"}, "valid number"),
+    ],
+)
+def test_weights_that_cannot_be_are_faults(weights: Any, said: str) -> None:
+    ((option, _, message), *_) = registry.option_faults("prune", "combined", {"weights": weights})
+    assert option == "weights" and said in message and "Value error" not in message
+
+
+def test_each_option_of_a_score_reads_its_own_statistic() -> None:
+    given = made_up(np.ones((2, 3), dtype=bool))
+    fields_of = {
+        ("magnitude", "form", "ov"): given.magnitude_ov, ("magnitude", "form", "qk"): given.magnitude_qk,
+        ("magnitude", "form", "raw"): given.magnitude,
+    }  # fmt: skip
+    for (name, option, value), expected in fields_of.items():
+        assert np.array_equal(registry.build("prune", name, {option: value})(given, rng()), expected)
+    for sink_free, expected in ((True, given.sink_free_entropy), (False, given.entropy)):
+        low = registry.build("prune", "entropy", {"direction": "low", "sink_free": sink_free})
+        assert np.array_equal(low(given, rng()), expected)
+    assert np.array_equal(registry.build("prune", "fisher")(given, rng()), given.fisher)
+    assert np.array_equal(registry.build("prune", "activation")(given, rng()), given.output_norm)

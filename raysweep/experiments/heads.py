@@ -1,0 +1,179 @@
+"""Every score of every head of a pretrained model, on windows of a text, and its loss there without some heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysweep import registry
+from raysweep.contracts import Array, Examples, HeadStatistics, Slot
+from raysweep.core.data import load_tokenizer, windows_of
+from raysweep.core.evaluation import evaluate, shared_batches
+from raysweep.core.networks import build_network, scratch_sizes, task_of
+from raysweep.core.runtime import Runtime
+from raysweep.errors import DataError, ModelError, UsageError
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.leave_one_out import bootstrap_interval, contributions
+from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.probe import probe
+from raysweep.plasticity.ranking import agreement
+from raysweep.records import perplexity
+from raysweep.spec import ModelSpec
+
+BATCH = 4
+SCORES = {
+    "taylor": "taylor",
+    "fisher": "fisher",
+    "entropy": "entropy",
+    "sink_mass": "sink_mass",
+    "sink_free_entropy": "sink_free_entropy",
+    "magnitude": "magnitude",
+    "magnitude_ov": "magnitude_ov",
+    "magnitude_qk": "magnitude_qk",
+    "activation": "output_norm",
+}
+"""What a score is called, after its strategy, and the field of HeadStatistics that holds it."""
+CHARACTERS_A_TOKEN = 64
+"""Of the beginning of a file that is read first; no tokenizer's mean is nearly as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadAnalysis:
+    """A model's loss on a text and the scores of its heads, arrays of shape [layers][heads]."""
+
+    seq_len: int
+    windows: int
+    predictions: int
+    """Labels that the loss is the mean over."""
+    masked: list[Slot]
+    loss: float
+    """Nats per prediction."""
+    scores: dict[str, Array]
+    interval: tuple[Array, Array] | None
+    """Bounds of the contributions' 95% paired bootstrap interval over windows, where they were asked for."""
+    agreement: dict[str, dict[str, float | None]] | None
+    """Rank correlation of every score with the contributions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the analysis as plain data; what could not be measured on so short windows is None."""
+        content: dict[str, Any] = {
+            "seq_len": self.seq_len,
+            "windows": self.windows,
+            "predictions": self.predictions,
+            "mask": [list(slot) for slot in self.masked],
+            "loss": self.loss,
+            "perplexity": perplexity(self.loss),
+            "scores": {name: _plain(scores) for name, scores in self.scores.items()},
+        }
+        if self.interval is not None:
+            low, high = self.interval
+            content["contribution_interval"] = {"level": 0.95, "low": _plain(low), "high": _plain(high)}
+            content["agreement"] = self.agreement
+        return content
+
+
+def analyze_heads(
+    model: str,
+    data: Path,
+    *,
+    seq_len: int,
+    windows: int,
+    masked: Sequence[Slot] = (),
+    contribution: bool = False,
+) -> HeadAnalysis:
+    """Measure the heads of a pretrained model on consecutive windows from the start of a text file.
+
+    The text is tokenized with the model's own tokenizer, without special tokens. A causal model predicts seq_len - 1
+    tokens of each window. Scores are those of the strategies of the same names; heads in `masked` are silenced while
+    everything is measured, and their own scores are those behind the closed gate.
+
+    Raises:
+        ModelError: the model cannot be loaded or has too few positions.
+        DataError: the text is missing, unreadable or too short.
+        UsageError: a masked head is none of the model's.
+    """
+    spec = ModelSpec(name=model)
+    if model in scratch_sizes():
+        raise ModelError(f"{model!r} is a size to train from scratch. Name a hub model or a folder with weights.")
+    task = registry.build("tasks", task_of(spec))  # an unknown model is a fault of its name, not of its tokenizer
+    tokenizer = load_tokenizer(model)
+    examples = _windows(data, tokenizer, seq_len, windows)
+    plastic = _load(spec, tokenizer.get_vocab_size(), seq_len)
+    head_map = HeadMap.full(*plastic.shape).without(_checked(masked, plastic.shape))
+    runtime = Runtime(device=torch.device("cpu"))
+    batches = shared_batches(examples, BATCH, task, runtime)
+    plastic.set_gates(head_map)
+    measured = evaluate(plastic, batches, runtime, "fp32")
+    statistics = probe(plastic, batches, head_map, runtime.all_reduce)
+    scores = {name: np.asarray(getattr(statistics, field)) for name, field in SCORES.items()}
+    result: dict[str, Any] = {"interval": None, "agreement": None}
+    if contribution:
+        values = contributions(plastic, batches, head_map)
+        truth = values.mean(0)
+        result = {"interval": bootstrap_interval(values), "agreement": _agreements(scores, truth, statistics)}
+        scores["contribution"] = truth
+    return HeadAnalysis(
+        seq_len=seq_len,
+        windows=windows,
+        predictions=sum(int((batch.labels != -100).sum()) for batch in batches),
+        masked=sorted(set(masked)),
+        loss=measured.loss,
+        scores=scores,
+        **result,
+    )
+
+
+def _agreements(scores: dict[str, Array], truth: Array, statistics: HeadStatistics) -> dict[str, Any]:
+    finite = {name: array for name, array in scores.items() if np.isfinite(array).all()}
+    return {name: agreement(array, truth, statistics.present) for name, array in finite.items()}
+
+
+def _load(spec: ModelSpec, vocab_size: int, seq_len: int) -> PlasticModel:
+    network, family = build_network(spec, vocab_size=vocab_size, seq_len=1, seed=0)  # its length is checked here
+    positions = getattr(network.config, "max_position_embeddings", None)
+    if positions is not None and seq_len > positions:
+        raise ModelError(f"model {spec.name!r} has {positions} positions, fewer than --seq-len {seq_len}.")
+    if network.main_input_name != "input_ids":
+        raise ModelError(f"model {spec.name!r} does not read text.")
+    return PlasticModel(network.eval(), family.sites(network))
+
+
+def _windows(data: Path, tokenizer: Any, seq_len: int, windows: int) -> Examples:
+    needed = seq_len * windows
+    try:
+        with data.open(encoding="utf-8") as stream:
+            text = stream.read(CHARACTERS_A_TOKEN * needed)
+            tokens = tokenizer.encode(text, add_special_tokens=False).ids
+            if len(tokens) < 2 * needed:  # too near to where it was cut
+                tokens = tokenizer.encode(text + stream.read(), add_special_tokens=False).ids
+    except OSError as error:
+        raise DataError(f"--data {str(data)!r} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"--data {str(data)!r} is not UTF-8 text (byte {error.start}).") from error
+    if len(tokens) < needed:
+        raise DataError(
+            f"--data {str(data)!r} has {len(tokens)} tokens, fewer than {windows} windows of {seq_len} = {needed}. "
+            "Give a longer text, or lower --windows or --seq-len."
+        )
+    return windows_of(np.array(tokens[:needed], np.int64), seq_len)
+
+
+def _checked(masked: Sequence[Slot], shape: tuple[int, int]) -> set[Slot]:
+    layers, heads = shape
+    for layer, head in masked:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise UsageError(
+                f"--mask {layer}.{head}: the model has {layers} layers of {heads} heads, "
+                f"0.0 to {layers - 1}.{heads - 1}."
+            )
+    return set(masked)
+
+
+def _plain(rows: Array) -> list[list[float | None]]:
+    return [[value if math.isfinite(value) else None for value in row] for row in rows.tolist()]

@@ -1,0 +1,52 @@
+"""Scores of heads as a picture: one heat map a score, layers downwards, heads across."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from raysweep.contracts import Slot
+from raysweep.errors import UsageError
+
+Rows = Sequence[Sequence["float | None"]]
+COLUMNS = 5
+
+
+def save_heat_maps(path: Path, scores: Mapping[str, Rows], masked: Sequence[Slot], title: str) -> None:
+    """Write a PNG with one heat map a score; silenced heads are crossed out.
+
+    Args:
+        scores: [layer][head] of each; None is left blank.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    first = np.array(next(iter(scores.values())), dtype=float)
+    columns = min(COLUMNS, len(scores))
+    rows = ceil(len(scores) / columns)
+    layers, heads = first.shape
+    figure = Figure(figsize=(columns * (1.6 + 0.16 * heads), rows * (1.2 + 0.14 * layers)), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is
+    figure.suptitle(title)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, (name, values) in zip(panels, scores.items(), strict=False):
+        image = panel.imshow(np.array(values, dtype=float), cmap=matplotlib.colormaps["viridis"], aspect="auto")
+        panel.set(title=name, xlabel="head", ylabel="layer")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.get_major_locator().set_params(integer=True)
+        for layer, head in masked:
+            panel.text(head, layer, "x", color="white", ha="center", va="center")
+        figure.colorbar(image, ax=panel)
+    for panel in panels[len(scores) :]:
+        panel.set_visible(False)
+    try:
+        figure.savefig(path, format="png", dpi=100)
+    except OSError as error:
+        raise UsageError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error

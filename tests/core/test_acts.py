@@ -1,0 +1,99 @@
+"""Pruning as a job asks for it: rounds that score anew, units, scores normalised by layer, the truth on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import causal, cpu, quick_plan, run_all, some_tokens, tiny_model
+
+from raysweep.core.acts import Examiner, prune
+from raysweep.core.phases import MEASURED
+from raysweep.errors import TrialError
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.leave_one_out import contributions
+from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.ranking import agreement
+from raysweep.records import PhaseRecord
+
+
+class State:
+    """What `prune` needs of a trial's state."""
+
+    def __init__(self, model: PlasticModel) -> None:
+        self.model, self.head_map = model, HeadMap.full(*model.shape)
+        self.reference_entropy: Any = None
+
+    def remove_heads(self, heads: Any, entropy: Any) -> None:
+        self.head_map, self.reference_entropy = self.head_map.without(heads), entropy
+
+
+def pruned(kind: str = "gpt2", **changes: Any) -> tuple[State, dict[str, Any]]:
+    params = {"strategy": "contribution", "level": 4 / 9, "budget": "global", "normalize": "none", "rounds": 1,
+              "unit": "head", "min_heads_per_layer": 1, "grace_cycles": 1} | changes  # fmt: skip
+    state: Any = State(tiny_model(kind))
+    examiner = Examiner(batches=[causal(some_tokens(3))], runtime=cpu())
+    return state, prune(state, params, cycle=1, key="key", examiner=examiner)
+
+
+def test_contribution_in_as_many_rounds_as_heads_is_greedy() -> None:
+    state, decision = pruned(rounds=100)
+    left, batches, expected = HeadMap.full(3, 3), [causal(some_tokens(3))], []
+    for _ in range(4):
+        costs = contributions(state.model, batches, left).mean(0)
+        free = [slot for slot in np.argwhere(left.present).tolist() if left.present[slot[0]].sum() > 1]
+        expected.append(min(free, key=lambda slot: costs[tuple(slot)]))
+        left = left.without([tuple(expected[-1])])
+    assert decision["heads"] == expected
+    assert state.head_map.to_lists() == left.to_lists()
+
+
+def test_rounds_differ_from_one_shot_and_keep_the_entropy_of_before() -> None:
+    (one, once), (many, rounds) = pruned(), pruned(rounds=4)
+    assert {tuple(slot) for slot in once["heads"]} != {tuple(slot) for slot in rounds["heads"]}
+    assert len(once["heads"]) == len(rounds["heads"]) == 4
+    np.testing.assert_array_equal(one.reference_entropy, many.reference_entropy)
+    assert np.isfinite(one.reference_entropy).all()
+    first = tuple(rounds["heads"][0])
+    assert rounds["scores"][first[0]][first[1]] == pytest.approx(once["scores"][first[0]][first[1]])
+
+
+def test_layers_can_be_normalised_before_they_are_ranked() -> None:
+    _, plain = pruned(strategy="taylor")
+    _, normal = pruned(strategy="taylor", normalize="layer")
+    raw, scaled = np.array(plain["scores"]), np.array(normal["scores"])
+    np.testing.assert_allclose(scaled, raw / np.linalg.norm(raw, axis=1, keepdims=True))
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1.0)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("unit", ["group", "equal"])
+def test_units_go_whole_in_every_round(unit: str, rounds: int) -> None:
+    state, decision = pruned("llama-gqa", strategy="taylor", level=12 / 27, unit=unit, rounds=rounds)
+    present = state.head_map.present.reshape(3, 3, 3).sum(2)
+    assert len(decision["heads"]) == 12
+    assert set(present.ravel().tolist()) <= {0, 3} if unit == "group" else (present == present[:, :1]).all()
+
+
+def test_a_layer_with_one_group_refuses_to_lose_it() -> None:
+    with pytest.raises(TrialError, match="set cycle.prune.unit: head"):
+        pruned("llama-mqa", strategy="taylor", level=5 / 15, unit="group")
+
+
+def measure_of(records: list[PhaseRecord]) -> PhaseRecord:
+    return next(record for record in records if record.phase == "measure")
+
+
+def test_a_measure_records_the_truth_and_how_far_scores_agree_with_it_where_asked(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"cycle__cycles": 1, "cycle__grow": None, "cycle__learn": None, "cycle__baseline": None}
+    asked = measure_of(run_all(quick_plan(**changes, cycle__measure={"contribution": True}), tmp_path / "a"))
+    plain = measure_of(run_all(quick_plan(**changes), tmp_path / "b"))
+    assert plain.agreement is None and "contribution" not in (plain.statistics or {})
+    assert asked.statistics is not None and set(asked.statistics) == {*MEASURED, "contribution"}
+    assert asked.agreement is not None and set(asked.agreement) == set(MEASURED)
+    rows = {name: np.array(asked.statistics[name], dtype=float) for name in ("taylor", "contribution")}
+    present = np.array(asked.head_map) >= 0
+    assert np.array_equal(np.isnan(rows["taylor"]), ~present)
+    assert asked.agreement["taylor"] == agreement(rows["taylor"], rows["contribution"], present)
