@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from raysweep import registry
 from raysweep.contracts import Task
 from raysweep.core.acts import Examiner, grow, prune
-from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
+from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import evaluate, shared_batches, write_samples
-from raysweep.core.networks import task_of, tokenizer_source
+from raysweep.core.examples import Dataset, build_task, load_dataset
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
-from raysweep.plasticity.accounting import active_parameters, flops_per_token
+from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
 from raysweep.plasticity.budget import share
 from raysweep.plasticity.parity import check_parity
 from raysweep.plasticity.surgery import present_slices
@@ -43,19 +42,18 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
 
 
 @lru_cache(maxsize=4)
-def _cached_data(data: DataSpec, model: ModelSpec) -> TokenStore:
-    tokenizer, vocab_size = tokenizer_source(model, data)
-    return prepare(data, tokenizer=tokenizer, vocab_size=vocab_size)
+def _cached_data(data: DataSpec, model: ModelSpec) -> Dataset:
+    return load_dataset(data, model)
 
 
-def trial_data(plan: TrialPlan) -> TokenStore:
-    """Return the tokens of a trial's corpus, prepared once a process."""
+def trial_data(plan: TrialPlan) -> Dataset:
+    """Return the examples of a trial, prepared once a process."""
     return _cached_data(DataSpec(**plan.data), ModelSpec(**plan.model))
 
 
 def trial_task(plan: TrialPlan) -> Task:
     """Return what a trial's model learns."""
-    return registry.build("tasks", task_of(ModelSpec(**plan.model)))
+    return build_task(ModelSpec(**plan.model), trial_data(plan).facts)
 
 
 @dataclass(kw_only=True)
@@ -65,7 +63,7 @@ class _Trial:
     plan: TrialPlan
     runtime: Runtime
     store: PhaseStore
-    data: TokenStore
+    data: Dataset
     task: Task
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
@@ -101,11 +99,11 @@ class _Trial:
         state = self._state()
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
-        held_out = self._windows(self.data.evaluation, self.plan.data["eval_tokens"])
-        batches = shared_batches(held_out, self.plan.training["batch_size"], self.task, self.runtime)
+        batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
         measured = evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
         if phase.kind in ("baseline", "measure", "learn") and self.task.causal:
             found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
+        per_example = positions(state.model, self.plan.data["seq_len"])
         record = PhaseRecord(
             trial=self.plan.trial,
             phase=phase.kind,
@@ -118,11 +116,11 @@ class _Trial:
             active_heads=state.head_map.active,
             head_map=state.head_map.to_lists(),
             params=active_parameters(state.model, state.head_map),
-            flops_per_token=flops_per_token(state.model, state.head_map, self.plan.data["seq_len"]),
+            flops_per_token=flops_per_token(state.model, state.head_map, per_example),
             steps=phase.steps,
-            tokens=phase.steps * self.plan.training["batch_size"] * self.plan.data["seq_len"],
+            tokens=phase.steps * self.plan.training["batch_size"] * per_example,
             seconds=time.perf_counter() - started,
-            data_sha256=self.data.text_sha256,
+            data_sha256=self.data.content_sha256,
             **found,
         )
         return state.outcome(self.plan.trial, record.to_dict())
@@ -135,17 +133,15 @@ class _Trial:
     def _state(self) -> TrialState:
         if self.state is None:
             if self.previous is None:
-                self.state = TrialState.first(self.plan, self.data.vocab_size, self.runtime)
+                self.state = TrialState.first(self.plan, self.data.facts, self.runtime)
             else:
-                self.state = TrialState.restored(
-                    self.plan, self.previous, self.store, self.data.vocab_size, self.runtime
-                )
+                self.state = TrialState.restored(self.plan, self.previous, self.store, self.data.facts, self.runtime)
         return self.state
 
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 
     def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        first_examples = self._windows(self.data.train)[: 2 * self.runtime.world_size]
+        first_examples = self.data.train[: 2 * self.runtime.world_size]
         (batch,) = shared_batches(first_examples, 2, self.task, self.runtime)
         check_parity(state.model, batch, causal=self.task.causal)
         if not phase.steps:
@@ -177,14 +173,13 @@ class _Trial:
 
     def _train(self, state: TrialState, phase: PhasePlan) -> list[dict[str, float]]:
         names = Schedule.__dataclass_fields__
-        windows = self._windows(self.data.train)
         training = Training(
             state=state,
             schedule=Schedule(**{name: phase.params[name] for name in names if name in phase.params}),
-            examples=windows,
+            examples=self.data.train,
             task=self.task,
             order=BatchOrder(
-                num_windows=len(windows),
+                num_windows=len(self.data.train),
                 batch_size=self.plan.training["batch_size"],
                 # Of the trial's seed and not the key: arms that differ before this phase see the same data in it.
                 seed=derived_seed(str(self.plan.seed), "batches", phase.kind, phase.cycle),
@@ -218,14 +213,12 @@ class _Trial:
             self.runtime.emit({"type": kind, **about, **content})
 
     def _examiner(self) -> Examiner:
-        windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
-        return Examiner(batches=shared_batches(windows, PROBE_BATCH, self.task, self.runtime), runtime=self.runtime)
+        probed = self.data.train[: self.plan.data["probe_windows"]]
+        return Examiner(batches=shared_batches(probed, PROBE_BATCH, self.task, self.runtime), runtime=self.runtime)
 
     def _samples(self, state: TrialState) -> list[dict[str, Any]]:
-        return write_samples(state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime)
-
-    def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
-        return windows_of(tokens[:limit], self.plan.data["seq_len"])
+        assert self.data.tokenizer is not None
+        return write_samples(state.model, self.data.evaluation, self.data.tokenizer(), self.runtime)
 
     def _removed_in(self, cycle: int) -> int:
         prune = next(phase for phase in self.plan.phases if (phase.kind, phase.cycle) == ("prune", cycle))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from raysweep import registry
-from raysweep.contracts import Array, Slot
+from raysweep.contracts import Array, Facts, Slot
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import Outcome, PhaseStore
@@ -37,20 +37,18 @@ class TrialState:
     history: list[str] = field(default_factory=list)
 
     @staticmethod
-    def first(plan: TrialPlan, vocab_size: int, runtime: Runtime) -> TrialState:
+    def first(plan: TrialPlan, facts: Facts, runtime: Runtime) -> TrialState:
         """Build the model with its first weights, all heads present."""
-        network, family = build_network(
-            ModelSpec(**plan.model), vocab_size=vocab_size, seq_len=plan.data["seq_len"], seed=plan.seed
-        )
+        network, family = build_network(ModelSpec(**plan.model), facts, seq_len=plan.data["seq_len"], seed=plan.seed)
         network.to(runtime.device)
         model = PlasticModel(network, family.sites(network))
         optimizer = SliceAdamW(dict(network.named_parameters()), plan.training["weight_decay"])
         return TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
 
     @staticmethod
-    def restored(plan: TrialPlan, key: str, store: PhaseStore, vocab_size: int, runtime: Runtime) -> TrialState:
+    def restored(plan: TrialPlan, key: str, store: PhaseStore, facts: Facts, runtime: Runtime) -> TrialState:
         """Rebuild the state after a stored phase: the last tensors before it, then each decision since."""
-        state = TrialState.first(plan, vocab_size, runtime)
+        state = TrialState.first(plan, facts, runtime)
         final = store.find(key)
         assert final is not None, f"phase {key} is not in the store"
         tensors, since = _last_tensors(store, final.history)

@@ -78,6 +78,8 @@ class _SiteRecorder:
         self.site = site
         self.sums = torch.zeros(4, site.num_heads, dtype=torch.float64)
         self.windows = self.queries = self.tokens = 0
+        self.mask: torch.Tensor | None = None
+        """Of the batch at hand: (batch, tokens), 0 at padding."""
         self._want_output_gradient = want_output_gradient
         self._output_gradient: torch.Tensor | None = None
 
@@ -111,12 +113,22 @@ class _SiteRecorder:
         weights = outputs[1]
         if weights is None:
             raise RuntimeError(f"layer {self.site.layer} gives no attention weights; the probe needs eager attention")
-        weights = weights.detach()[:, :, 1:].double()  # the first query sees one key: no entropy to speak of
-        visible = torch.arange(2, weights.shape[-1] + 1, device=weights.device, dtype=torch.float64)
-        entropy = torch.special.entr(weights).sum(-1) / visible.log()
-        self.sums[1] += entropy.sum((0, 2)).cpu()
-        self.sums[2] += weights[..., 0].sum((0, 2)).cpu()
-        self.queries += weights.shape[0] * weights.shape[2]
+        weights = weights.detach().double()
+        visible = self._visible_keys(weights, causal=module.is_causal)
+        counted = (visible >= 2).double().unsqueeze(1)  # a single key: no entropy to speak of
+        entropy = torch.special.entr(weights).sum(-1) / visible.clamp_min(2).log().unsqueeze(1)
+        self.sums[1] += (entropy * counted).sum((0, 2)).cpu()
+        self.sums[2] += (weights[..., 0] * counted).sum((0, 2)).cpu()
+        self.queries += int(counted.sum())
+
+    def _visible_keys(self, weights: torch.Tensor, causal: bool) -> torch.Tensor:
+        """Return how many keys each query sees, (batch, queries), 0 for padding. Windows of causal models are full."""
+        batch, _, queries, keys = weights.shape
+        if causal:
+            return torch.arange(1, keys + 1, device=weights.device).double().expand(batch, queries)
+        if self.mask is None:
+            return torch.full((batch, queries), float(keys), dtype=torch.float64, device=weights.device)
+        return self.mask.double() * self.mask.double().sum(1, keepdim=True)
 
     def _on_head_outputs(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._heads = inputs[0].detach()
@@ -124,8 +136,13 @@ class _SiteRecorder:
         weight = _output_weight(self.site).unflatten(0, (self.site.num_heads, self.site.head_dim))
         gram = weight @ weight.transpose(1, 2)
         squared = torch.einsum("bthi,hij,bthj->bth", outputs, gram, outputs)
-        self.sums[3] += squared.clamp_min(0).sqrt().double().sum((0, 1)).cpu()
-        self.tokens += outputs.shape[0] * outputs.shape[1]
+        norms = squared.clamp_min(0).sqrt().double()
+        if self.mask is None:
+            self.tokens += outputs.shape[0] * outputs.shape[1]
+        else:
+            norms = norms * self.mask.unsqueeze(-1)
+            self.tokens += int(self.mask.sum())
+        self.sums[3] += norms.sum((0, 1)).cpu()
 
     def _on_projection(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         if self._want_output_gradient:
@@ -138,6 +155,8 @@ class _SiteRecorder:
 
 
 def _measure(model: PlasticModel, batch: Batch, head_map: HeadMap, recorders: Sequence[_SiteRecorder]) -> None:
+    for recorder in recorders:
+        recorder.mask = batch.attention_mask
     present = torch.from_numpy(head_map.present).to(batch.inputs.device, torch.float32)
     gates = [row.repeat(batch.inputs.shape[0], 1, 1).requires_grad_() for row in present]
     with model.replaced_gates(gates):
