@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CAUSAL, KINDS, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
+from helpers import CAUSAL, DECODERS, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
 from torch import nn
 
 from raysweep.core.data import BatchOrder
@@ -138,7 +138,7 @@ def test_without_new_heads_a_warm_up_touches_no_gate() -> None:
 # The multiplier of new heads.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_the_multiplier_scales_the_first_update_of_new_slices_and_of_no_others(kind: str) -> None:
     moved = []
     for multiplier in (1.0, 4.0):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    KINDS,
+    DECODERS,
     at,
     head_map_without,
     head_places,
@@ -87,7 +87,7 @@ def marked(state: TrialState, slices: list[HeadSlice]) -> dict[str, torch.Tensor
 # The function.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_zero_output_growth_leaves_the_logits_alone(kind: str) -> None:
     state = pruned(kind)
     before = logits(state.model)
@@ -96,7 +96,7 @@ def test_zero_output_growth_leaves_the_logits_alone(kind: str) -> None:
     assert state.head_map.active == HeadMap.full(*state.model.shape).active - len(ABSENT[kind]) + len(GROWN[kind])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_small_random_growth_perturbs_the_logits_a_little(kind: str) -> None:
     state = pruned(kind)
     before = logits(state.model)
@@ -111,7 +111,7 @@ def test_small_random_growth_perturbs_the_logits_a_little(kind: str) -> None:
 
 
 @pytest.mark.parametrize("initializer", ["zero_output", "small_random"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_all_four_matrices_of_each_new_head_have_moved_after_three_steps(kind: str, initializer: str) -> None:
     state = pruned(kind)
     grow(state, GROWN[kind], initializer)
@@ -141,7 +141,7 @@ def test_a_head_of_zeros_is_dead_and_the_same_check_sees_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["zero_output", "small_random"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_initializers_draw_at_the_models_own_scale_with_biases_at_zero(kind: str, name: str) -> None:
     state = pruned(kind)
     config = state.model.network.config
@@ -200,7 +200,7 @@ def test_new_heads_differ_from_each_other_in_every_role() -> None:
 # Bookkeeping: what belongs to whom.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_present_and_absent_slices_part_everything_that_heads_own(kind: str) -> None:
     model = tiny_model(kind)
     head_map = head_map_without(model, *ABSENT[kind])
@@ -226,7 +226,7 @@ def test_a_shared_key_and_value_go_with_the_last_of_their_heads_and_return_with_
     assert shared(grown_slices(model.sites, three_gone.with_grown([(1, 4)], 1), [(1, 3)])) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_untouched_heads_are_bit_identical_through_prune_and_regrowth(kind: str) -> None:
     state = state_of(kind, torch.float32)
     train(state, 4, seed=10)
@@ -251,7 +251,7 @@ def test_untouched_heads_are_bit_identical_through_prune_and_regrowth(kind: str)
     assert all(state.head_map.grown[slot] == (1 if slot in GROWN[kind] else -1) for slot in ABSENT[kind])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_proposals_that_are_written_back_leave_no_trace(kind: str) -> None:
     state = pruned(kind)
     before = everything(state)
