@@ -96,16 +96,18 @@ def prepare(
 def keep_arrays(folder: Path, build: Callable[[], dict[str, Examples]], tokenizer: Any) -> None:
     """Build the arrays of a cache entry and store them with their tokenizer, unless some process has done so."""
     with FileLock(_lock_path(folder)):
-        if folder.exists():
-            return
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
-        arrays = build()
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array)
-        (partial / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-        about = {"tokens": {name: array.size for name, array in arrays.items()}}
-        (partial / "about.json").write_text(json.dumps(about | {"vocab_size": tokenizer.get_vocab_size()}))
-        os.rename(partial, folder)
+        if not folder.exists():
+            _build_entry(folder, build(), tokenizer)
+
+
+def _build_entry(folder: Path, arrays: dict[str, Examples], tokenizer: Any) -> None:
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
+    for name, array in arrays.items():
+        np.save(partial / f"{name}.npy", array)
+    (partial / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    about = {"tokens": {name: array.size for name, array in arrays.items()}, "vocab_size": tokenizer.get_vocab_size()}
+    (partial / "about.json").write_text(json.dumps(about))
+    os.rename(partial, folder)
 
 
 def cache_folder() -> Path:

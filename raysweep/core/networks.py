@@ -71,7 +71,8 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     sizes = scratch_sizes()
     if model.name in sizes:
         task_of(model)
-        return content_key(registry.load("models", sizes[model.name]).sizes[model.name])
+        family_name = sizes[model.name]
+        return content_key([family_name, registry.load("models", family_name).sizes[model.name]])
     config = _pretrained_config(model.name)
     family = _family_of(config, model.name)
     task_of(model)
