@@ -29,8 +29,9 @@ from raysweep.plasticity.surgery import absent_slices, grown_slices, initialise,
 
 # With grouped queries, one whole group and a part of another.
 ABSENT = {
-    "gpt2": [(0, 1), (1, 0), (1, 2)], "opt": [(0, 1), (1, 0), (1, 2)], "llama": [(0, 0), (0, 4), (2, 1)],
-    "llama-gqa": [(0, 3), (0, 4), (0, 5), (1, 0)], "llama-mqa": [(0, 0), (2, 2), (2, 4)],
+    **dict.fromkeys(DECODERS, [(0, 1), (1, 0), (1, 2)]), "llama": [(0, 0), (0, 4), (2, 1)],
+    **dict.fromkeys(("llama-gqa", "mistral", "qwen3"), [(0, 3), (0, 4), (0, 5), (1, 0)]),
+    "llama-mqa": [(0, 0), (2, 2), (2, 4)],
 }  # fmt: skip
 GROWN = {kind: slots[::2] for kind, slots in ABSENT.items()}
 
