@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep.core.data import windows_of
 from raysweep.core.phases import run_trial, trial_data
 from raysweep.core.preflight import preflight
 from raysweep.core.runtime import Runtime
@@ -44,12 +43,10 @@ def measure(plan: TrialPlan, store: PhaseStore, runtime: Runtime) -> Curve:
     """Train the model, then the routers on it."""
     (record,) = run_trial(plan, runtime, store)
     data, spec = trial_data(plan), DataSpec(**plan.data)
-    state = TrialState.restored(plan, record.key, store, data.vocab_size, runtime)
-    train = windows_of(data.train, spec.seq_len)
-    held_out = windows_of(data.evaluation[: spec.eval_tokens], spec.seq_len)
+    state = TrialState.restored(plan, record.key, store, data.facts, runtime)
     return curve(
-        state.model, state.head_map, train, held_out, spec, QUESTION, runtime, name=plan.model["name"],
-        sha256=data.text_sha256,
+        state.model, state.head_map, data.train, data.evaluation, spec, QUESTION, runtime, name=plan.model["name"],
+        sha256=data.content_sha256,
     )  # fmt: skip
 
 

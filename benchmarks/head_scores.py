@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.reference import figure, write
 from raysweep import registry
-from raysweep.contracts import Batch
+from raysweep.contracts import Batch, Facts
 from raysweep.core.networks import build_network
 from raysweep.plasticity.attention_statistics import attention_statistics
 from raysweep.plasticity.head_map import HeadMap
@@ -54,8 +54,8 @@ def main(small: bool) -> None:
                asked="(measured)", unit="x", baseline="one plain forward and backward pass of the same batch"),
         figure(f"streamed entropy, T = {length}, largest error", [_error(length)],
                asked="<= 1e-5", unit="", baseline="explicit maps in fp64"),
-        figure(f"streamed entropy, T = {length}, peak extra memory", [_peak("streamed", length) / _peak("maps", length)],
-               asked="<= 0.25", unit="x", baseline="entropy of explicit maps, fp32"),
+        figure(f"streamed entropy, T = {length}, peak extra memory",
+               [_peak("streamed", length) / _peak("maps", length)], asked="<= 0.25", unit="x", baseline="entropy of explicit maps, fp32"),
     ]  # fmt: skip
     write("head_scores", figures)
     for one, limit in ((figures[0], 2.0), (figures[3], 1e-5), (figures[4], 0.25)):
@@ -64,7 +64,7 @@ def main(small: bool) -> None:
 
 def _model(size: str, seq_len: int) -> tuple[PlasticModel, Batch]:
     vocab_size = registry.load("models", "gpt2").sizes[size]["vocab_size"]
-    network, family = build_network(ModelSpec(name=size), vocab_size=vocab_size, seq_len=seq_len, seed=0)
+    network, family = build_network(ModelSpec(name=size), Facts(vocab_size=vocab_size), seq_len=seq_len, seed=0)
     tokens = torch.randint(0, vocab_size, (4, seq_len), generator=torch.Generator().manual_seed(0))
     batch = registry.build("tasks", "causal_lm").batch(tokens.numpy(), range(4))
     return PlasticModel(network.eval(), family.sites(network)), batch

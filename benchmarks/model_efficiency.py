@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.reference import Figure, figure, write
 from raysweep import registry
+from raysweep.contracts import Facts
 from raysweep.core.networks import build_network
 from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.head_map import HeadMap
@@ -26,7 +27,7 @@ def main() -> None:
 
 def measure(size: str) -> Figure:
     """Measure forward, backward, clipping and optimizer; attention's two products are counted causally, as half."""
-    network, family = build_network(ModelSpec(name=size), vocab_size=VOCABULARY, seq_len=SEQ_LEN, seed=0)
+    network, family = build_network(ModelSpec(name=size), Facts(vocab_size=VOCABULARY), seq_len=SEQ_LEN, seed=0)
     model = PlasticModel(network, family.sites(network))
     optimizer = SliceAdamW(dict(network.named_parameters()), weight_decay=0.01)
     full = HeadMap.full(*model.shape)

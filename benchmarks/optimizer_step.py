@@ -8,6 +8,7 @@ from statistics import median
 import torch
 
 from benchmarks.reference import Figure, figure, write
+from raysweep.contracts import Facts
 from raysweep.core.networks import build_network
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
@@ -60,14 +61,14 @@ def plain_optimizer(size: str) -> torch.optim.AdamW:
 
 
 def network_with_gradients(size: str) -> torch.nn.Module:
-    network, _ = build_network(ModelSpec(name=size), vocab_size=1024, seq_len=128, seed=0)
+    network, _ = build_network(ModelSpec(name=size), Facts(vocab_size=1024), seq_len=128, seed=0)
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     return network
 
 
 def family_of(size: str):  # type: ignore[no-untyped-def]
-    return build_network(ModelSpec(name=size), vocab_size=1024, seq_len=128, seed=0)[1]
+    return build_network(ModelSpec(name=size), Facts(vocab_size=1024), seq_len=128, seed=0)[1]
 
 
 def seconds(step) -> float:  # type: ignore[no-untyped-def]

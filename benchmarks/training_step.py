@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.reference import figure, write
 from raysweep import registry
+from raysweep.contracts import Facts
 from raysweep.core.data import BatchOrder
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
@@ -77,7 +78,7 @@ def timed(loop: Any) -> float:
 
 
 def network() -> tuple[Any, Any]:
-    return build_network(ModelSpec(name="gpt2-nano"), vocab_size=VOCABULARY, seq_len=SEQ_LEN, seed=0)
+    return build_network(ModelSpec(name="gpt2-nano"), Facts(vocab_size=VOCABULARY), seq_len=SEQ_LEN, seed=0)
 
 
 class Ours:

@@ -36,15 +36,39 @@ class Batch:
     """(batch, tokens): 0 at padding. None: nothing is padded."""
 
 
-class Task(Protocol):
-    """tasks/<name>.py: what a model learns, from a row of integers to inputs and labels."""
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a task and a network must know of the data; None where the data has no such thing."""
 
+    vocab_size: int | None = None
+    mask_token: int | None = None
+    """Id of the token that hides another one."""
+    pad_token: int | None = None
+    """Id of the token that fills a row after its text."""
+    num_classes: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+    """(channels, height, width)"""
+    brightest: int | None = None
+    """Largest value of a pixel; the smallest is 0."""
+
+
+class Task(Protocol):
+    """tasks/<name>.py: what a model learns, from a row of integers to inputs and labels. Its one field is `facts`."""
+
+    reads: ClassVar[Literal["windows", "sentences", "images"]]
+    """The kind of data it learns from. A row of integers is: tokens; label, number of tokens, tokens and padding;
+    label, pixels by channel, row and column."""
+    needs: ClassVar[tuple[str, ...]]
+    """The facts without which it cannot be learnt."""
+    new_head: ClassVar[bool]
+    """A pretrained network may lack the layers after its trunk: they are then drawn at random."""
     model_class: ClassVar[str]
     """The automatic class of transformers that builds its networks."""
     causal: ClassVar[bool]
     """No position may see a later one."""
     even: ClassVar[bool]
     """Every example has equally many labels."""
+    facts: Facts
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
         """Return examples as a batch, on the processor; what is random follows from each example's seed."""
@@ -56,10 +80,12 @@ class Family(Protocol):
     tasks: ClassVar[tuple[str, ...]]
     """What its networks can learn, as files in tasks/; the first one unless a job says otherwise."""
     sizes: ClassVar[dict[str, dict[str, Any]]]
-    """From-scratch sizes: name -> configuration values, vocabulary excluded."""
+    """From-scratch sizes: name -> configuration values; with the largest vocabulary, for text."""
 
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
         """Return the transformers configuration of a from-scratch size, dropout off."""
+
+    # A family whose position table has rows before the first token's says how many: `reserved_positions`.
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
         """Return one site per layer, parameter names as in `network.named_parameters()`."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from raysweep import registry
 from raysweep.archive import SweepFolder, list_sweeps
-from raysweep.core.corpora import EMBEDDED, HUB
+from raysweep.core.corpora import DIGITS, EMBEDDED, HUB
 from raysweep.core.networks import scratch_sizes
 from raysweep.errors import UsageError, known_names_hint
 from raysweep.reports.summary import best_of, summarise
 
-STRATEGIES = ("prune", "grow", "init", "samplers")
+STRATEGIES = ("prune", "grow", "init", "samplers", "tasks")
 
 
 def listing(kind: str | None, results: Path) -> dict[str, list[dict[str, Any]]]:
@@ -34,7 +34,11 @@ def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
         return [_sweep(SweepFolder(results / name)) for name in list_sweeps(results)]
     if kind == "data":
         embedded = {"name": EMBEDDED, "about": "English reference text that ships inside Python; needs no download"}
-        return [embedded, *({"name": name, "about": f"hub: {where[0]}"} for name, where in HUB.items())]
+        digits = {
+            "name": DIGITS,
+            "about": "8 x 8 images of digits that ship inside scikit-learn; for image_classification",
+        }
+        return [embedded, digits, *({"name": name, "about": f"hub: {where[0]}"} for name, where in HUB.items())]
     if kind == "models":
         sizes = [{"name": size, "about": f"from scratch, {family}"} for size, family in sorted(scratch_sizes().items())]
         families = [

@@ -35,7 +35,8 @@ class ModelSpec(Part):
 
 class DataSpec(Part):
     name: str = "python-docs"
-    """`python-docs`, a hub name, a text file, or a folder of text files."""
+    """`python-docs`, a hub name, a text file, or a folder of text files; for sequence_classification a .tsv or .csv
+    file with the columns `sentence` and `label`, or a folder of them; for image_classification `digits`."""
     train: str | None = None
     """Split to train on: a hub split, or the stem of a file in the folder. Default: the corpus's own, else by hash."""
     evaluate: str | None = None
@@ -44,18 +45,19 @@ class DataSpec(Part):
     """Hub name or folder of a tokenizer. Default: the model's own; for from-scratch sizes a byte-level BPE
     trained on the training split."""
     seq_len: int = Field(default=128, ge=8)
-    """Tokens in a window."""
+    """Tokens in a window, at most so many of a sentence. An image has as many as its patches and its class."""
     eval_tokens: int = Field(default=8_192, ge=8)
-    """Held-out tokens that every evaluation uses: the first whole windows of the split, at most all of it."""
+    """Held-out tokens that every evaluation uses: the first whole windows of the split, at most all of it; of
+    sentences as many as windows; of images all."""
     probe_windows: int = Field(default=8, ge=1)
-    """Training windows that head statistics are measured on."""
+    """Training examples that head statistics are measured on."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Training tokens to take from a streamed corpus (`c4`); required there, refused elsewhere."""
 
 
 class TrainingSpec(Part):
     batch_size: int = Field(default=16, ge=1)
-    """Windows in one optimizer step, over all workers and accumulation steps."""
+    """Examples in one optimizer step, over all workers and accumulation steps."""
     accumulation: int = Field(default=1, ge=1)
     """Forward-backward passes in one optimizer step."""
     weight_decay: float = Field(default=0.01, ge=0)

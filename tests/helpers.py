@@ -9,12 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
+from transformers import (
+    BertConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    ViTConfig,
+)
 from transformers.pytorch_utils import Conv1D
 
 from raysweep import registry
-from raysweep.contracts import Batch, Task
+from raysweep.contracts import Batch, Facts, Task
 from raysweep.core.evaluation import evaluate, shared_batches
 from raysweep.core.phases import run_trial
 from raysweep.core.runtime import Runtime
@@ -28,7 +40,8 @@ from raysweep.records import PhaseRecord
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-VOCABULARY, POSITIONS = 48, 32
+VOCABULARY, POSITIONS, CLASSES = 48, 32, 5
+MASK_TOKEN = 47
 CAUSAL: Task = registry.build("tasks", "causal_lm")
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 # Odd head counts and, where the family allows it, num_heads * head_dim != hidden size, so that no transpose can hide.
@@ -44,8 +57,27 @@ CONFIGS: dict[str, Any] = {
     "llama-gqa": lambda: _llama(num_attention_heads=9, num_key_value_heads=3, head_dim=4, hidden_size=27),
     "llama-mqa": lambda: _llama(num_attention_heads=5, num_key_value_heads=1, head_dim=6, hidden_size=20,
                                 attention_bias=True),
+    "gpt_neox": lambda: GPTNeoXConfig(
+        num_attention_heads=3, hidden_size=15, intermediate_size=14, **NO_TOKENS, **_layers(),
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
+    ),
+    "mistral": lambda: _llama(MistralConfig, num_attention_heads=6, num_key_value_heads=2, head_dim=4, hidden_size=27,
+                              sliding_window=None),
+    "qwen2": lambda: _llama(Qwen2Config, num_attention_heads=5, num_key_value_heads=5, head_dim=6, hidden_size=20),
+    "qwen3": lambda: _llama(Qwen3Config, num_attention_heads=6, num_key_value_heads=2, head_dim=4, hidden_size=27),
+    "bert": lambda: BertConfig(**_encoder()),
+    "bert-classes": lambda: BertConfig(**_encoder(), num_labels=CLASSES),
+    "roberta": lambda: RobertaConfig(**_encoder(), bos_token_id=None, eos_token_id=None),
+    "vit": lambda: ViTConfig(
+        num_attention_heads=3, head_dim=4, hidden_size=10, intermediate_size=14, image_size=[6, 4], patch_size=2,
+        num_channels=2, num_labels=CLASSES, **_layers(),
+    ),
 }  # fmt: skip
 KINDS = list(CONFIGS)
+DECODERS = KINDS[: KINDS.index("bert")]
+"""Those that predict the next token."""
+GROUPED = ("llama-gqa", "llama-mqa", "mistral", "qwen3")
+WITH_ROTATION = (*(kind for kind in DECODERS if kind not in ("gpt2", "opt")),)
 
 
 def _drop(names: str) -> dict[str, float]:
@@ -56,8 +88,14 @@ def _layers() -> dict[str, int]:
     return {"num_hidden_layers": 3}
 
 
-def _llama(**shape: Any) -> LlamaConfig:
-    return LlamaConfig(**shape, **_layers(), intermediate_size=14, pad_token_id=None, **NO_TOKENS)
+def _llama(config: Any = LlamaConfig, **shape: Any) -> Any:
+    return config(**shape, **_layers(), intermediate_size=14, pad_token_id=None, **NO_TOKENS)
+
+
+def _encoder() -> dict[str, Any]:
+    """BERT's width is always a multiple of its heads."""
+    dropouts = _drop("hidden_dropout_prob attention_probs_dropout_prob classifier_dropout")
+    return {"num_attention_heads": 3, "hidden_size": 15, "intermediate_size": 14, **_layers(), **dropouts}
 
 
 def tiny_model(
@@ -65,20 +103,79 @@ def tiny_model(
 ) -> PlasticModel:
     """Return a wrapped model whose every parameter is random and clearly non-zero, biases and norms included."""
     config = CONFIGS[kind]()
-    config.vocab_size = VOCABULARY
-    config.max_position_embeddings = POSITIONS
-    network = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
+    if kind != "vit":
+        config.vocab_size = VOCABULARY
+        config.max_position_embeddings = POSITIONS + getattr(family_of(kind), "reserved_positions", 0)
+    network = auto_class(kind).from_config(config, attn_implementation=attention).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
-            is_gain = "norm" in name.split(".")[-2] or ".ln_" in name
+            is_gain = "norm" in name.split(".")[-2].lower() or ".ln_" in name
             parameter.copy_(drawn + 1.0 if is_gain and name.endswith("weight") else drawn)
     return PlasticModel(network, family_of(kind).sites(network))
 
 
 def family_of(kind: str) -> Any:
     return registry.build("models", kind.partition("-")[0])
+
+
+def task_name(kind: str) -> str:
+    return "sequence_classification" if kind == "bert-classes" else family_of(kind).tasks[0]
+
+
+def auto_class(kind: str) -> Any:
+    """Return the class of transformers that builds networks of a kind."""
+    return getattr(transformers, registry.load("tasks", task_name(kind)).model_class)
+
+
+def task_of(kind: str) -> Task:
+    facts = Facts(vocab_size=VOCABULARY, mask_token=MASK_TOKEN, pad_token=0, num_classes=CLASSES,
+                  image_shape=(2, 6, 4), brightest=100)  # fmt: skip
+    return registry.load("tasks", task_name(kind))(facts=facts)
+
+
+def some_examples(kind: str, batch: int = 2, length: int = 12, seed: int = 0) -> np.ndarray:
+    """Return rows of integers for the task of a kind: sentences are of different lengths, at least 2."""
+    generator = np.random.default_rng(seed)
+    if kind == "vit":
+        labels = generator.integers(CLASSES, size=(batch, 1))
+        return np.concatenate([labels, generator.integers(101, size=(batch, 2 * 6 * 4))], axis=1)
+    tokens = some_tokens(batch, length, seed).numpy()
+    if kind != "bert-classes":
+        return tokens
+    lengths = generator.permutation(np.arange(batch)) % (length - 1) + 2
+    tokens[np.arange(length) >= lengths[:, None]] = 0
+    return np.column_stack([generator.integers(CLASSES, size=batch), lengths, tokens])
+
+
+def some_batch(kind: str, batch: int = 2, length: int = 12, seed: int = 0) -> Batch:
+    """Return inputs and labels for a kind."""
+    return task_of(kind).batch(some_examples(kind, batch, length, seed), range(seed, seed + batch))
+
+
+def rows_of(batch: Batch, rows: Any) -> Batch:
+    """Return some examples of a batch."""
+    mask = batch.attention_mask
+    return Batch(inputs=batch.inputs[rows], labels=batch.labels[rows],
+                 attention_mask=None if mask is None else mask[rows])  # fmt: skip
+
+
+def parts_of(batch: Batch, size: int) -> list[Batch]:
+    """Cut a batch into smaller ones."""
+    return [rows_of(batch, slice(at, at + size)) for at in range(0, len(batch.labels), size)]
+
+
+def arguments_of(network: Any, batch: Batch) -> dict[str, Any]:
+    """Return what a plain transformers network takes for a batch."""
+    mask = {} if batch.attention_mask is None else {"attention_mask": batch.attention_mask}
+    cache = {"use_cache": False} if network.config.model_type != "vit" else {}
+    return {network.main_input_name: batch.inputs, **mask, **cache}
+
+
+def label_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the mean loss over the labels of a batch, in the precision of the logits."""
+    return nn.functional.cross_entropy(logits.flatten(0, -2), batch.labels.flatten(), ignore_index=-100)
 
 
 def some_tokens(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
@@ -127,14 +224,36 @@ def head_places(kind: str, model: PlasticModel, layer: int, head: int) -> dict[s
             for role, at in fused.items()
         }  # fmt: skip
         return {**places, "output": [(f"{prefix}.c_proj.weight", 0, own)]}
-    prefix = f"model.{'decoder.' if kind == 'opt' else ''}layers.{layer}.self_attn"
+    if kind == "gpt_neox":
+        prefix = f"gpt_neox.layers.{layer}.attention"
+        first = head * 3 * width
+        places = {
+            role: [(f"{prefix}.query_key_value.{part}", 0, range(first + at * width, first + (at + 1) * width))
+                   for part in ("weight", "bias")]
+            for at, role in enumerate(("query", "key", "value"))
+        }  # fmt: skip
+        return {**places, "output": [(f"{prefix}.dense.weight", 1, own)]}
+    prefix = BLOCKS[kind.partition("-")[0]].format(layer)
     names = dict(model.network.named_parameters())
+    projection = {"opt": "out_proj", "bert": "output.dense", "roberta": "output.dense"}.get(kind.partition("-")[0])
     places = {
-        role: [(f"{prefix}.{role[0]}_proj.{part}", 0, own if role == "query" else shared)
-               for part in ("weight", "bias") if f"{prefix}.{role[0]}_proj.{part}" in names]
+        role: [(f"{prefix}.{module}.{part}", 0, own if role == "query" else shared)
+               for part in ("weight", "bias") if f"{prefix}.{module}.{part}" in names]
         for role in ("query", "key", "value")
+        for module in [f"self.{role}" if projection == "output.dense" else f"{role[0]}_proj"]
     }  # fmt: skip
-    return {**places, "output": [(f"{prefix}.{'out' if kind == 'opt' else 'o'}_proj.weight", 1, own)]}
+    return {**places, "output": [(f"{prefix}.{projection or 'o_proj'}.weight", 1, own)]}
+
+
+BLOCKS = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "model.layers.{}.self_attn"),
+    "opt": "model.decoder.layers.{}.self_attn",
+    "bert": "bert.encoder.layer.{}.attention",
+    "roberta": "roberta.encoder.layer.{}.attention",
+    "vit": "vit.layers.{}.attention",
+    "gpt_neox": "gpt_neox.layers.{}.attention",
+    "gpt2": "transformer.h.{}.attn",
+}
 
 
 def at(model: PlasticModel, place: tuple[str, int, range]) -> torch.Tensor:
@@ -149,15 +268,24 @@ def compacted(kind: str, model: PlasticModel, head_map: HeadMap) -> Any:
     Shared keys and values stay grouped where every group keeps equally many heads, and are repeated otherwise.
     """
     network = copy.deepcopy(model.network)
-    blocks = {"gpt2": lambda: network.transformer.h, "opt": lambda: network.model.decoder.layers}
-    for layer, block in enumerate(blocks.get(kind, lambda: network.model.layers)()):
+    for layer, site in enumerate(model.sites):
         kept = [int(head) for head in np.flatnonzero(head_map.present[layer])]
-        site = model.sites[layer]
+        attention = network.get_submodule(BLOCKS[kind.partition("-")[0]].format(layer))
         if kind == "gpt2":
-            _compact_gpt2(block.attn, kept, site.head_dim)
+            _compact_gpt2(attention, kept, site.head_dim)
+        elif kind == "gpt_neox":
+            _compact_gpt_neox(attention, kept, site.head_dim)
         else:
-            _compact_linear(block.self_attn, kept, site)
+            _compact_linear(attention, kept, site)
     return network
+
+
+def _compact_gpt_neox(attention: Any, kept: Sequence[int], width: int) -> None:
+    rows = torch.tensor([head * 3 * width + at for head in kept for at in range(3 * width)])
+    columns = torch.tensor([head * width + at for head in kept for at in range(width)])
+    fused, dense = attention.query_key_value, attention.dense
+    _replace_linear(attention, "query_key_value", fused.weight.data[rows], fused.bias.data[rows])
+    _replace_linear(attention, "dense", dense.weight.data[:, columns], dense.bias)
 
 
 def _compact_gpt2(attention: Any, kept: Sequence[int], width: int) -> None:
@@ -179,14 +307,18 @@ def _compact_linear(attention: Any, kept: Sequence[int], site: Any) -> None:
     groups = sorted({head // users for head in kept})
     even = all(len([head for head in kept if head // users == group]) * len(groups) == len(kept) for group in groups)
     shared = groups if even else [head // users for head in kept]
-    for name, indices in (("q_proj", kept), ("k_proj", shared), ("v_proj", shared)):
-        old = getattr(attention, name)
+    inner, names = attention, ("q_proj", "k_proj", "v_proj")
+    if hasattr(attention, "self"):  # BERT's is in two modules
+        inner, names = attention.self, ("query", "key", "value")
+    for name, indices in zip(names, (kept, shared, shared), strict=True):
+        old = getattr(inner, name)
         rows = torch.tensor([index * site.head_dim + at for index in indices for at in range(site.head_dim)])
-        _replace_linear(attention, name, old.weight.data[rows], None if old.bias is None else old.bias.data[rows])
-    name = "out_proj" if hasattr(attention, "out_proj") else "o_proj"
-    old = getattr(attention, name)
+        _replace_linear(inner, name, old.weight.data[rows], None if old.bias is None else old.bias.data[rows])
+    outer = getattr(attention, "output", attention)
+    name = next(name for name in ("dense", "out_proj", "o_proj") if hasattr(outer, name))
+    old = getattr(outer, name)
     columns = torch.tensor([head * site.head_dim + at for head in kept for at in range(site.head_dim)])
-    _replace_linear(attention, name, old.weight.data[:, columns], old.bias)
+    _replace_linear(outer, name, old.weight.data[:, columns], old.bias)
     attention.num_heads = len(kept)
     attention.num_key_value_groups = len(kept) // len(shared)
 

@@ -19,7 +19,7 @@ from sweeps import finished_sweep, job_mapping
 from raysweep.cli import main
 from raysweep.yamlfile import dump_mapping
 
-FAMILIES = "Known: gpt2, llama, opt"
+FAMILIES = "Known: bert, gpt2, gpt_neox, llama, mistral, opt, qwen2, qwen3, roberta, vit"
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +200,7 @@ def test_a_text_file_of_a_few_words() -> None:
 def test_a_text_file_too_short_for_one_batch() -> None:
     words = random.Random(0).choices(["head", "prunes", "grows", "learns", "attention", "again"], k=8_000)
     message = refused("run", corpus("\n".join(words).encode(), batch_size=4096))
-    assert "training windows of data.seq_len = 128, but training.batch_size = 4096" in message
+    assert "training examples at data.seq_len = 128, but training.batch_size = 4096" in message
     assert "Give a longer text, or lower one of them." in message
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from raysweep import registry
-from raysweep.contracts import Array, HeadStatistics, Slot
+from raysweep.contracts import Array, Facts, HeadStatistics, Slot
 
 LAYERS, HEADS = 3, 5
 ABSENT: tuple[Slot, ...] = ((0, 1), (1, 0), (1, 3), (1, 4), (2, 2))
@@ -303,18 +303,32 @@ SMALLEST = [(name, next(iter(registry.load("models", name).sizes))) for name in 
 SEQ_LEN, VOCABULARY = 16, 40
 
 
+FACTS = Facts(vocab_size=VOCABULARY, mask_token=2, pad_token=1, num_classes=3, image_shape=(1, 8, 8), brightest=16)
+
+
+def task_of(name: str) -> Any:
+    return registry.load("tasks", registry.load("models", name).tasks[0])(facts=FACTS)
+
+
 def network_of(name: str, size: str, device: str = "cpu") -> Any:
     """Build a from-scratch network whose parameters are all random and non-zero."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
         config = registry.build("models", name).config(size, vocab_size=VOCABULARY, seq_len=SEQ_LEN)
-        network = AutoModelForCausalLM.from_config(config)
+        network = getattr(transformers, task_of(name).model_class).from_config(config)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return network
+
+
+def inputs_of(name: str, batch: int, device: str = "cpu") -> Any:
+    """Return inputs that a family's first task makes of rows of integers."""
+    rows = {"windows": SEQ_LEN, "images": 1 + 64}[task_of(name).reads]
+    examples = np.arange(3, 3 + batch * rows).reshape(batch, rows) % 13 + 3
+    return task_of(name).batch(examples, range(batch)).inputs.to(device)
 
 
 def test_a_size_belongs_to_one_family() -> None:
@@ -324,11 +338,13 @@ def test_a_size_belongs_to_one_family() -> None:
 
 @pytest.mark.parametrize(("name", "size"), SIZES)
 def test_a_size_is_built_with_the_vocabulary_and_window_asked_for(name: str, size: str) -> None:
-    import torch
-
     network = network_of(name, size, device="meta")
-    assert network.config.model_type == name and network.config.vocab_size == VOCABULARY
-    assert network(torch.zeros(2, SEQ_LEN, dtype=torch.long, device="meta")).logits.shape == (2, SEQ_LEN, VOCABULARY)
+    assert network.config.model_type == name
+    logits = network(inputs_of(name, 2, "meta")).logits
+    if task_of(name).reads == "windows":
+        assert network.config.vocab_size == VOCABULARY and logits.shape == (2, SEQ_LEN, VOCABULARY)
+    else:
+        assert len(logits) == 2
 
 
 @pytest.mark.parametrize(("name", "size"), SIZES)
@@ -362,7 +378,7 @@ def test_closing_a_heads_columns_equals_zeroing_its_output_slices(name: str, siz
 
     network = network_of(name, size).eval()
     site, head = registry.build("models", name).sites(network)[1], 2
-    tokens = torch.arange(2 * SEQ_LEN).view(2, SEQ_LEN) % VOCABULARY
+    inputs = inputs_of(name, 2)
 
     def close(module: Any, inputs: Any) -> Any:
         heads = inputs[0].unflatten(-1, (site.num_heads, site.head_dim)).clone()
@@ -370,14 +386,14 @@ def test_closing_a_heads_columns_equals_zeroing_its_output_slices(name: str, siz
         return (heads.flatten(2),)
 
     with torch.no_grad():
-        whole = network(tokens).logits
+        whole = network(inputs).logits
         handle = site.projection.register_forward_pre_hook(close)
-        closed = network(tokens).logits
+        closed = network(inputs).logits
         handle.remove()
         for part in site.head_slices(head):
             if part.role == "output":
                 network.get_parameter(part.parameter).narrow(part.dim, part.start, part.length).zero_()
-        zeroed = network(tokens).logits
+        zeroed = network(inputs).logits
     assert not torch.allclose(whole, closed) and torch.allclose(closed, zeroed, atol=1e-5)
 
 
@@ -388,17 +404,17 @@ def test_the_slices_of_a_role_feed_that_head_and_no_other(name: str, size: str, 
 
     network = network_of(name, size).eval()
     site, head = registry.build("models", name).sites(network)[0], 3
-    tokens = torch.arange(SEQ_LEN).view(1, SEQ_LEN) % VOCABULARY
+    inputs = inputs_of(name, 1)
     seen: list[Any] = []
     site.projection.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
     parts = [*site.head_slices(head), *(site.group_slices(site.group_of(head)) if site.grouped else [])]
     with torch.no_grad():
-        network(tokens)
+        network(inputs)
         for part in parts:
             if part.role == role:
                 view = network.get_parameter(part.parameter).narrow(part.dim, part.start, part.length)
                 view.copy_(torch.randn(view.shape, generator=torch.Generator().manual_seed(1)))
-        network(tokens)
+        network(inputs)
     before, after = (outputs.unflatten(-1, (site.num_heads, site.head_dim)) for outputs in seen)
     changed = {at for at in range(site.num_heads) if not torch.allclose(before[:, :, at], after[:, :, at], atol=1e-5)}
     shared = role != "query"
@@ -411,9 +427,9 @@ def test_a_network_in_training_mode_drops_nothing_out(name: str, size: str) -> N
     import torch
 
     network = network_of(name, size).train()
-    tokens = torch.arange(SEQ_LEN).view(1, SEQ_LEN) % VOCABULARY
+    inputs = inputs_of(name, 1)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        assert torch.equal(network(tokens).logits, network(tokens).logits)
+        assert torch.equal(network(inputs).logits, network(inputs).logits)
 
 
 # samplers/
@@ -454,3 +470,22 @@ def test_a_sampler_draws_the_same_points_from_the_same_seed_and_others_from_anot
 def test_tpe_leaves_random_drawing_behind_after_its_startup_trials() -> None:
     early, late = (points("tpe", {"startup_trials": trials}, seed=1) for trials in (5, 100))
     assert early[:5] == late[:5] and early[5:] != late[5:]
+
+
+# tasks/
+
+
+@pytest.mark.parametrize("name", registry.available("tasks"))
+def test_a_task_says_what_it_reads_and_which_class_of_transformers_learns_it(name: str) -> None:
+    import transformers
+
+    task = registry.load("tasks", name)
+    assert task.reads in ("windows", "sentences", "images") and hasattr(transformers, task.model_class)
+    assert all(hasattr(FACTS, fact) for fact in task.needs)
+    assert any(name in registry.load("models", family).tasks for family in registry.available("models"))
+
+
+@pytest.mark.parametrize("name", registry.available("models"))
+def test_what_a_family_can_learn_are_tasks_that_exist(name: str) -> None:
+    tasks = registry.load("models", name).tasks
+    assert tasks and set(tasks) <= set(registry.available("tasks"))

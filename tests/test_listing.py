@@ -42,7 +42,7 @@ def test_models_are_the_sizes_from_scratch_and_the_families(tmp_path: Path) -> N
 
 
 def test_data_are_the_embedded_corpus_and_those_of_the_hub(tmp_path: Path) -> None:
-    assert names("data", tmp_path)[0] == "python-docs"
+    assert names("data", tmp_path)[:2] == ["python-docs", "digits"]
     assert {"wikitext-2", "tiny_shakespeare", "c4"} <= set(names("data", tmp_path))
 
 

@@ -13,6 +13,8 @@ from raysweep.errors import DataError, known_names_hint
 from raysweep.spec import DataSpec
 
 EMBEDDED = "python-docs"
+DIGITS = "digits"
+"""Images, see core/images."""
 HUB: dict[str, tuple[str, str | None, str | None, str]] = {
     # name: (path on the hub, configuration, revision, column); script-only data sets: from the hub's parquet copy
     "tiny_shakespeare": ("karpathy/tiny_shakespeare", None, "refs/convert/parquet", "text"),
@@ -68,10 +70,13 @@ def split_by_hash(text: str) -> tuple[str, str]:
     train: list[str] = []
     evaluation: list[str] = []
     for block in blocks_of(text, BLOCK_CHARACTERS):
-        digest = hashlib.sha256(block.strip().encode()).digest()
-        part = evaluation if int.from_bytes(digest[:4], "big") < EVALUATION_SHARE * 2**32 else train
-        part.append(block)
+        (evaluation if in_evaluation(block.strip().encode()) else train).append(block)
     return "".join(train), "".join(evaluation)
+
+
+def in_evaluation(content: bytes) -> bool:
+    """Tell whether content without a split of its own is held out: one in ten, by its hash."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:4], "big") < EVALUATION_SHARE * 2**32
 
 
 def blocks_of(text: str, size: int) -> Iterator[str]:
@@ -115,13 +120,13 @@ def _folder_splits(folder: Path, data: DataSpec) -> tuple[str, str]:
         raise DataError(f"data folder {str(folder)!r} holds no .txt file.")
     if not (data.train or data.evaluate or "train" in files):
         return split_by_hash("\n".join(_read_text(path) for path in files.values()))
-    train, evaluation = _choose_splits(files, data)
+    train, evaluation = choose_splits(files, data)
     if evaluation is None:
         return split_by_hash(_read_text(files[train]))
     return _read_text(files[train]), _read_text(files[evaluation])
 
 
-def _choose_splits(names: Collection[str], data: DataSpec) -> tuple[str, str | None]:
+def choose_splits(names: Collection[str], data: DataSpec) -> tuple[str, str | None]:
     """Return the split to train on and the one to evaluate on; None: a corpus without one, to be split by hash."""
     train = data.train or "train"
     evaluation = data.evaluate or next((name for name in EVALUATION_STEMS if name in names and name != train), None)
@@ -145,7 +150,7 @@ def _hub_splits(data: DataSpec) -> tuple[str, str]:
 
     with _hub_errors(data.name):
         loaded = datasets.load_dataset(path, configuration, revision=revision)
-        train, evaluation = _choose_splits(list(loaded), data)
+        train, evaluation = choose_splits(list(loaded), data)
         text = _join(_texts(loaded[train], column, data.name))
         if evaluation is None:
             return split_by_hash(text)
@@ -160,7 +165,7 @@ def _streamed_splits(path: str, configuration: str | None, column: str, data: Da
         return _join(_until(_texts(rows, column, data.name), characters))
 
     assert data.max_tokens is not None
-    train, evaluation = _choose_splits(STREAMED[data.name], data)
+    train, evaluation = choose_splits(STREAMED[data.name], data)
     assert evaluation is not None
     with _hub_errors(data.name):
         text = read(train, data.max_tokens * CHARACTERS_PER_TOKEN)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from raysweep.contracts import Examples, Facts
 from raysweep.core.corpora import blocks_of, load_splits
 from raysweep.errors import DataError
 from raysweep.plan import content_key
@@ -24,6 +26,9 @@ from raysweep.spec import DataSpec
 Tokens = npt.NDArray[Any]
 SPLITS = ("train", "evaluation")
 BYTES = 256
+CLASS, PAD, MASK = SPECIAL_TOKENS = ("<|class|>", "<|pad|>", "<|mask|>")
+"""Of a tokenizer trained here for an encoder, in the order of their ids: RoBERTa counts positions from its padding's,
+which is 1."""
 PIECE_CHARACTERS, PIECES_AT_ONCE = 100_000, 16
 
 
@@ -38,6 +43,7 @@ class TokenStore:
     fingerprint: str
     """Hash of both texts and the tokenizer."""
     text_sha256: str
+    facts: Facts
 
     def tokenizer(self) -> Any:
         """Return the tokenizer (`encode(text).ids`, `decode(ids)`)."""
@@ -46,12 +52,15 @@ class TokenStore:
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
 
-def prepare(data: DataSpec, *, tokenizer: str | None, vocab_size: int | None) -> TokenStore:
+def prepare(
+    data: DataSpec, *, tokenizer: str | None, vocab_size: int | None, special_tokens: bool = False
+) -> TokenStore:
     """Return a corpus as tokens, from the cache or tokenized now; safe to call from every process of a node at once.
 
     Args:
         tokenizer: hub name or folder of a tokenizer, or None to train a byte-level BPE on the training split.
         vocab_size: largest size of that BPE; a short text fills less.
+        special_tokens: give that BPE the tokens of an encoder.
 
     Raises:
         DataError: no such corpus or tokenizer, too small a vocabulary, or text too short for one window in each split.
@@ -59,14 +68,13 @@ def prepare(data: DataSpec, *, tokenizer: str | None, vocab_size: int | None) ->
     train, evaluation = load_splits(data)
     texts = {"train": train, "evaluation": evaluation}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    built, identity = _tokenizer(train, digests["train"], tokenizer, vocab_size)
+    built, identity, facts = text_tokenizer(train, tokenizer, vocab_size, special_tokens=special_tokens)
     fingerprint = content_key(
         {"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens, "pieces": PIECE_CHARACTERS}
     )
     folder = cache_folder() / "tokens" / fingerprint
-    with FileLock(_lock_path(folder)):
-        if not folder.exists():
-            _build_tokens(folder, texts, built, data.max_tokens)
+    limits = {"train": data.max_tokens, "evaluation": None}
+    keep_arrays(folder, lambda: {name: _encode(texts[name], built)[: limits[name]] for name in SPLITS}, built)
     store = TokenStore(
         folder=folder,
         train=np.load(folder / "train.npy", mmap_mode="r"),
@@ -74,6 +82,7 @@ def prepare(data: DataSpec, *, tokenizer: str | None, vocab_size: int | None) ->
         vocab_size=built.get_vocab_size(),
         fingerprint=fingerprint,
         text_sha256=content_key(digests),
+        facts=facts,
     )
     for name, tokens in (("train", store.train), ("evaluate", store.evaluation)):
         if len(tokens) < data.seq_len:
@@ -84,19 +93,21 @@ def prepare(data: DataSpec, *, tokenizer: str | None, vocab_size: int | None) ->
     return store
 
 
-def check_enough(store: TokenStore, data: DataSpec, batch_size: int) -> None:
-    """Check that the training split fills one batch and the probe.
+def keep_arrays(folder: Path, build: Callable[[], dict[str, Examples]], tokenizer: Any) -> None:
+    """Build the arrays of a cache entry and store them with their tokenizer, unless some process has done so."""
+    with FileLock(_lock_path(folder)):
+        if not folder.exists():
+            _build_entry(folder, build(), tokenizer)
 
-    Raises:
-        DataError: it does not.
-    """
-    windows = len(store.train) // data.seq_len
-    for key, needed in (("training.batch_size", batch_size), ("data.probe_windows", data.probe_windows)):
-        if windows < needed:
-            raise DataError(
-                f"data.name = {data.name!r} is too short: {windows} training windows of data.seq_len = {data.seq_len}, "
-                f"but {key} = {needed}. Give a longer text, or lower one of them."
-            )
+
+def _build_entry(folder: Path, arrays: dict[str, Examples], tokenizer: Any) -> None:
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
+    for name, array in arrays.items():
+        np.save(partial / f"{name}.npy", array)
+    (partial / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    about = {"tokens": {name: array.size for name, array in arrays.items()}, "vocab_size": tokenizer.get_vocab_size()}
+    (partial / "about.json").write_text(json.dumps(about))
+    os.rename(partial, folder)
 
 
 def cache_folder() -> Path:
@@ -145,42 +156,62 @@ def shard(count: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
     return np.arange(rank, count, world_size)
 
 
-def _tokenizer(train: str, digest: str, name: str | None, vocab_size: int | None) -> tuple[Any, str]:
-    """Return a tokenizer and its identity."""
+def text_tokenizer(
+    train: str, name: str | None, vocab_size: int | None, *, special_tokens: bool
+) -> tuple[Any, str, Facts]:
+    """Return a tokenizer, its identity and the ids that a task must know: a pretrained one, or a byte-level BPE.
+
+    Raises:
+        DataError: it cannot be loaded, or its vocabulary would be smaller than the bytes and special tokens.
+    """
     if name is not None:
-        tokenizer = load_tokenizer(name)
-        return tokenizer, hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
-    if vocab_size is None or vocab_size < BYTES:
-        raise DataError(f"a byte-level BPE has at least {BYTES} tokens, one for each byte; not {vocab_size}.")
-    identity = content_key({"bpe": 1, "train": digest, "vocab_size": vocab_size})
+        tokenizer, facts = pretrained_tokenizer(name)
+        return tokenizer, hashlib.sha256(tokenizer.to_str().encode()).hexdigest(), facts
+    special = SPECIAL_TOKENS if special_tokens else ()
+    if vocab_size is None or vocab_size < BYTES + len(special):
+        extra = f" and {len(special)} special ones" if special else ""
+        raise DataError(f"a byte-level BPE has at least {BYTES} tokens, one for each byte{extra}; not {vocab_size}.")
+    recipe = {"bpe": 1, "train": hashlib.sha256(train.encode()).hexdigest(), "vocab_size": vocab_size}
+    tokenizer, identity = _trained_tokenizer(train, recipe | ({"special": special} if special else {}), special)
+    ids = {name: tokenizer.token_to_id(name) for name in special}
+    facts = Facts(vocab_size=tokenizer.get_vocab_size(), mask_token=ids.get(MASK), pad_token=ids.get(PAD))
+    return tokenizer, identity, facts
+
+
+def _trained_tokenizer(train: str, recipe: dict[str, Any], special: tuple[str, ...]) -> tuple[Any, str]:
+    identity = content_key(recipe)
     path = cache_folder() / "tokenizers" / f"{identity}.json"
     from tokenizers import Tokenizer
 
     with FileLock(_lock_path(path)):
         if not path.exists():
-            trained = _train_bpe(train, vocab_size)
+            trained = _train_bpe(train, recipe["vocab_size"], special)
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
                 part.write(trained.to_str().encode())
             os.replace(part.name, path)
     return Tokenizer.from_file(str(path)), identity
 
 
-def _train_bpe(text: str, vocab_size: int) -> Any:
+def _train_bpe(text: str, vocab_size: int, special: tuple[str, ...]) -> Any:
     """Train a byte-level BPE (every text can be encoded, none becomes unknown)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        special_tokens=list(special),
+    )  # fmt: skip
     tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    if special:
+        first = (CLASS, tokenizer.token_to_id(CLASS))
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{CLASS} $A", special_tokens=[first])
     return tokenizer
 
 
-def load_tokenizer(name: str) -> Any:
-    """Return a pretrained tokenizer (`encode(text).ids`, `decode(ids)`) that neither cuts nor pads.
+def pretrained_tokenizer(name: str) -> tuple[Any, Facts]:
+    """Return a pretrained tokenizer (`encode(text).ids`, `decode(ids)`) that neither cuts nor pads, and its ids.
 
     Raises:
         DataError: none can be loaded, or it has no fast form.
@@ -199,23 +230,13 @@ def load_tokenizer(name: str) -> Any:
         raise _no_tokenizer(name, "its vocabulary is missing")  # transformers makes an empty one of a folder without
     backend.no_truncation()  # both may stand in its file, and would cut or pad every text
     backend.no_padding()
-    return backend
+    return backend, Facts(
+        vocab_size=backend.get_vocab_size(), mask_token=loaded.mask_token_id, pad_token=loaded.pad_token_id
+    )
 
 
 def _no_tokenizer(name: str, reason: str) -> DataError:
     return DataError(f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer.")
-
-
-def _build_tokens(folder: Path, texts: dict[str, str], tokenizer: Any, max_tokens: int | None) -> None:
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
-    counts = {}
-    for name in SPLITS:
-        tokens = _encode(texts[name], tokenizer)[: max_tokens if name == "train" else None]
-        np.save(partial / f"{name}.npy", tokens)
-        counts[name] = len(tokens)
-    (partial / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    (partial / "about.json").write_text(json.dumps({"tokens": counts, "vocab_size": tokenizer.get_vocab_size()}))
-    os.rename(partial, folder)
 
 
 def _encode(text: str, tokenizer: Any) -> Tokens:

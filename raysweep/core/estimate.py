@@ -13,7 +13,7 @@ import torch
 from raysweep.core.networks import build_skeleton
 from raysweep.jobfile import Job
 from raysweep.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
-from raysweep.plasticity.accounting import active_parameters, flops_per_token
+from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.records import PhaseRecord
@@ -126,9 +126,10 @@ def _measured_pace(job: Job, model: PlasticModel) -> _Pace | None:
     if scale.gpus_per_worker and not torch.cuda.is_available():
         return None
     worker = _matrix_product_speed("cuda") if scale.gpus_per_worker else _core_speed() * max(1, scale.cpus_per_worker)
-    flops = flops_per_token(model, HeadMap.full(*model.shape), data.seq_len)
+    per_example = positions(model, data.seq_len)
+    flops = flops_per_token(model, HeadMap.full(*model.shape), per_example)
     seconds_per_token = flops / (worker * TYPICAL_EFFICIENCY * scale.workers)
-    tokens = job.spec.training.batch_size * data.seq_len
+    tokens = job.spec.training.batch_size * per_example
     return _Pace(
         step=tokens * TRAINING_TO_FORWARD * seconds_per_token,
         rest=data.eval_tokens * seconds_per_token,
@@ -162,7 +163,7 @@ def _training_bytes(job: Job, model: PlasticModel, parameters: int) -> int:
     config: Any = model.network.config
     spec = job.spec
     batch = spec.training.batch_size // (spec.scale.workers * spec.training.accumulation)
-    tokens = batch * spec.data.seq_len
+    tokens = batch * positions(model, spec.data.seq_len)
     layers, heads = model.shape
     width = heads * model.sites[0].head_dim
-    return parameters * 16 + tokens * (config.vocab_size * 3 + layers * width * 20) * 4
+    return parameters * 16 + tokens * (getattr(config, "vocab_size", 0) * 3 + layers * width * 20) * 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import registry
-from raysweep.contracts import Family
+from raysweep.contracts import Facts, Family
 from raysweep.errors import ModelError, known_names_hint
 from raysweep.plan import content_key
 from raysweep.spec import DataSpec, ModelSpec
@@ -23,6 +23,13 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 def scratch_sizes() -> dict[str, str]:
     """Return every from-scratch size and its family."""
     return {size: family for family in registry.available("models") for size in registry.load("models", family).sizes}
+
+
+DROPOUTS = (
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "layerdrop", "hidden_dropout",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
+)  # fmt: skip
+"""Every name that a configuration has for a rate at which something is dropped in training."""
 
 
 def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int | None]:
@@ -64,11 +71,12 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     sizes = scratch_sizes()
     if model.name in sizes:
         task_of(model)
-        return content_key(registry.load("models", sizes[model.name]).sizes[model.name])
+        family_name = sizes[model.name]
+        return content_key([family_name, registry.load("models", family_name).sizes[model.name]])
     config = _pretrained_config(model.name)
-    _family_of(config, model.name)
+    family = _family_of(config, model.name)
     task_of(model)
-    _check_positions(config, model.name, seq_len)
+    _check_positions(config, model.name, seq_len, family)
     folder = Path(model.name)
     if not folder.is_dir():
         return content_key([model.name, getattr(config, "_commit_hash", None)])
@@ -82,8 +90,17 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
 
 
+def check_fit(model: ModelSpec, facts: Facts, *, seq_len: int) -> None:
+    """Check that a model takes what there is in the data, without loading its weights.
+
+    Raises:
+        ModelError: it has fewer tokens or positions, or takes other images.
+    """
+    _fitted_config(model, facts, seq_len)
+
+
 def build_network(
-    model: ModelSpec, *, vocab_size: int, seq_len: int, seed: int, new_weights: bool = False
+    model: ModelSpec, facts: Facts, *, seq_len: int, seed: int, new_weights: bool = False
 ) -> tuple[Any, Family]:
     """Build a network with its first weights: pretrained, or random from the seed. Dropout is off.
 
@@ -91,34 +108,35 @@ def build_network(
         new_weights: draw them from the seed even where there are pretrained ones.
 
     Raises:
-        ModelError: it cannot be loaded, or does not fit the corpus's tokenizer or window length.
+        ModelError: it cannot be loaded, or does not fit the data.
     """
+    import torch
+
+    config, family = _fitted_config(model, facts, seq_len)
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+        torch.manual_seed(seed)
+        if new_weights or model.name in scratch_sizes():
+            return _model_class(model).from_config(config, attn_implementation="sdpa"), family
+        return _pretrained_network(model, config), family
+
+
+def _pretrained_network(model: ModelSpec, config: Any) -> Any:
     import torch
     from safetensors import SafetensorError
 
-    model_class = _model_class(model)
-    sizes = scratch_sizes()
-    if model.name in sizes:
-        family: Family = registry.build("models", sizes[model.name])
-        config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
-    else:
-        config = _pretrained_config(model.name)
-        family = _family_of(config, model.name)
-        _fit_to_corpus(config, model.name, vocab_size, seq_len)
-    if new_weights or model.name in sizes:
-        with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
-            torch.manual_seed(seed)
-            return model_class.from_config(config, attn_implementation="sdpa"), family
+    new_head = registry.load("tasks", task_of(model)).new_head
     try:
-        network, report = model_class.from_pretrained(
+        network, report = _model_class(model).from_pretrained(
             model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
-            use_safetensors=True, output_loading_info=True,
+            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=new_head,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing, unfit or damaged weights
         raise ModelError(f"model {model.name!r} cannot be loaded: {error}") from error
-    if report["missing_keys"]:
-        raise ModelError(f"model {model.name!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}.")
-    return network, family
+    drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    lacking = sorted(key for key in drawn if not new_head or key.startswith(network.base_model_prefix))
+    if lacking:
+        raise ModelError(f"model {model.name!r} lacks weights: {', '.join(lacking[:5])}.")
+    return network
 
 
 def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
@@ -134,7 +152,7 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
     sizes = scratch_sizes()
     if model.name in sizes:
         family: Family = registry.build("models", sizes[model.name])
-        vocab_size = registry.load("models", sizes[model.name]).sizes[model.name]["vocab_size"]
+        vocab_size = family.sizes[model.name].get("vocab_size", 0)
         config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
     else:
         config = _pretrained_config(model.name)
@@ -150,18 +168,49 @@ def _model_class(model: ModelSpec) -> Any:
     return getattr(transformers, registry.load("tasks", task_of(model)).model_class)
 
 
-def _fit_to_corpus(config: Any, name: str, vocab_size: int, seq_len: int) -> None:
-    for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "layerdrop"):
+def _fitted_config(model: ModelSpec, facts: Facts, seq_len: int) -> tuple[Any, Family]:
+    """Return a model's configuration for the data, dropout off, and its family."""
+    sizes = scratch_sizes()
+    if model.name in sizes:
+        family: Family = registry.build("models", sizes[model.name])
+        config = family.config(model.name, vocab_size=facts.vocab_size or 0, seq_len=seq_len)
+    else:
+        config = _pretrained_config(model.name)
+        family = _family_of(config, model.name)
+        _fit_to_text(config, model.name, facts.vocab_size or 0, seq_len, family)
+    if facts.image_shape is not None:
+        _check_images(config, model.name, facts.image_shape)
+    if facts.num_classes is not None:
+        config.num_labels = facts.num_classes
+    return config, family
+
+
+def _check_images(config: Any, name: str, shape: tuple[int, int, int]) -> None:
+    size = config.image_size
+    own = (config.num_channels, *((size, size) if isinstance(size, int) else size))
+    if own != shape:
+        takes, found = (" x ".join(map(str, sides)) for sides in (own, shape))
+        raise ModelError(
+            f"model {name!r} takes images of {takes} (channels, height, width), but the data's have {found}. "
+            "Choose a model of that size."
+        )
+
+
+def _fit_to_text(config: Any, name: str, vocab_size: int, seq_len: int, family: Family) -> None:
+    for field in DROPOUTS:
         if hasattr(config, field):
             setattr(config, field, 0.0)
-    _check_positions(config, name, seq_len)
-    if vocab_size > config.vocab_size:
+    _check_positions(config, name, seq_len, family)
+    if vocab_size > getattr(config, "vocab_size", vocab_size):
         raise ModelError(f"model {name!r} knows {config.vocab_size} tokens, but the tokenizer has {vocab_size}.")
 
 
-def _check_positions(config: Any, name: str, seq_len: int) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and seq_len > positions:
+def _check_positions(config: Any, name: str, seq_len: int, family: Family) -> None:
+    table = getattr(config, "max_position_embeddings", None)  # an image classifier has none
+    if table is None:
+        return
+    positions = table - getattr(family, "reserved_positions", 0)
+    if seq_len > positions:
         raise ModelError(f"model {name!r} has {positions} positions, fewer than data.seq_len = {seq_len}.")
 
 

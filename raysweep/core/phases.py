@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from raysweep import registry
 from raysweep.contracts import Task
 from raysweep.core.acts import Examiner, grow, measure, prune
 from raysweep.core.continuous import Events
-from raysweep.core.data import BatchOrder, Tokens, TokenStore, prepare, windows_of
+from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import evaluate, shared_batches, write_samples
-from raysweep.core.networks import task_of, tokenizer_source
+from raysweep.core.examples import Dataset, build_task, load_dataset
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
@@ -24,7 +23,7 @@ from raysweep.core.training import Schedule, Training
 from raysweep.core.trajectory import Trajectory
 from raysweep.halting import reached, result, verdict
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
-from raysweep.plasticity.accounting import active_parameters, flops_per_token
+from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
 from raysweep.plasticity.parity import check_parity
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
@@ -60,19 +59,18 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
 
 
 @lru_cache(maxsize=4)
-def _cached_data(data: DataSpec, model: ModelSpec) -> TokenStore:
-    tokenizer, vocab_size = tokenizer_source(model, data)
-    return prepare(data, tokenizer=tokenizer, vocab_size=vocab_size)
+def _cached_data(data: DataSpec, model: ModelSpec) -> Dataset:
+    return load_dataset(data, model)
 
 
-def trial_data(plan: TrialPlan) -> TokenStore:
-    """Return the tokens of a trial's corpus, prepared once a process."""
+def trial_data(plan: TrialPlan) -> Dataset:
+    """Return the examples of a trial, prepared once a process."""
     return _cached_data(DataSpec(**plan.data), ModelSpec(**plan.model))
 
 
 def trial_task(plan: TrialPlan) -> Task:
     """Return what a trial's model learns."""
-    return registry.build("tasks", task_of(ModelSpec(**plan.model)))
+    return build_task(ModelSpec(**plan.model), trial_data(plan).facts)
 
 
 @dataclass(kw_only=True)
@@ -82,7 +80,7 @@ class _Trial:
     plan: TrialPlan
     runtime: Runtime
     store: PhaseStore
-    data: TokenStore
+    data: Dataset
     task: Task
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
@@ -132,6 +130,7 @@ class _Trial:
         measured = self._measured(state)
         if phase.kind in ("baseline", "measure", "learn") and self.task.causal:
             found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
+        per_example = positions(state.model, self.plan.data["seq_len"])
         record = PhaseRecord(
             trial=self.plan.trial,
             phase=phase.kind,
@@ -139,9 +138,9 @@ class _Trial:
             key=phase.key,
             reused=False,
             steps=phase.steps,
-            tokens=phase.steps * self.plan.training["batch_size"] * self.plan.data["seq_len"],
+            tokens=phase.steps * self.plan.training["batch_size"] * per_example,
             seconds=time.perf_counter() - started,
-            data_sha256=self.data.text_sha256,
+            data_sha256=self.data.content_sha256,
             **measured,
             **found,
         )
@@ -149,9 +148,9 @@ class _Trial:
 
     def _measured(self, state: TrialState) -> dict[str, Any]:
         """Measure what every phase is measured by."""
-        held_out = self._windows(self.data.evaluation, self.plan.data["eval_tokens"])
-        batches = shared_batches(held_out, self.plan.training["batch_size"], self.task, self.runtime)
+        batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
         measured = evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        per_example = positions(state.model, self.plan.data["seq_len"])
         return {
             "loss": measured.loss,
             "perplexity": perplexity(measured.loss),
@@ -159,7 +158,7 @@ class _Trial:
             "active_heads": state.head_map.active,
             "head_map": state.head_map.to_lists(),
             "params": active_parameters(state.model, state.head_map),
-            "flops_per_token": flops_per_token(state.model, state.head_map, self.plan.data["seq_len"]),
+            "flops_per_token": flops_per_token(state.model, state.head_map, per_example),
         }
 
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
@@ -171,11 +170,9 @@ class _Trial:
     def _state(self) -> TrialState:
         if self.state is None:
             if self.previous is None:
-                self.state = TrialState.first(self.plan, self.data.vocab_size, self.runtime)
+                self.state = TrialState.first(self.plan, self.data.facts, self.runtime)
             else:
-                self.state = TrialState.restored(
-                    self.plan, self.previous, self.store, self.data.vocab_size, self.runtime
-                )
+                self.state = TrialState.restored(self.plan, self.previous, self.store, self.data.facts, self.runtime)
         return self.state
 
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
@@ -183,7 +180,7 @@ class _Trial:
     def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         if "shaped_by" in phase.params:
             state = self.state = self._small_model(phase.params["shaped_by"])
-        first_examples = self._windows(self.data.train)[: 2 * self.runtime.world_size]
+        first_examples = self.data.train[: 2 * self.runtime.world_size]
         (batch,) = shared_batches(first_examples, 2, self.task, self.runtime)
         check_parity(state.model, batch, causal=self.task.causal)
         if not phase.steps:
@@ -207,7 +204,7 @@ class _Trial:
         """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""
         shape = self.store.find(shaped_by)
         assert shape is not None, f"phase {shaped_by} is not in the store"
-        state = TrialState.first(self.plan, self.data.vocab_size, self.runtime, new_weights=True)
+        state = TrialState.first(self.plan, self.data.facts, self.runtime, new_weights=True)
         counts = [sum(grown >= 0 for grown in row) for row in shape.record["head_map"]]
         _, heads = state.model.shape
         state.remove_heads([(layer, head) for layer, kept in enumerate(counts) for head in range(kept, heads)], None)
@@ -229,7 +226,6 @@ class _Trial:
     def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> dict[str, Any]:
         names = Schedule.__dataclass_fields__
         schedule = Schedule(**{name: phase.params[name] for name in names if name in phase.params})
-        windows = self._windows(self.data.train)
         every = phase.params.get("trajectory_every") or math.ceil(phase.steps / 4)
         trajectory = Trajectory(
             state=state,
@@ -241,10 +237,10 @@ class _Trial:
         training = Training(
             state=state,
             schedule=schedule,
-            examples=windows,
+            examples=self.data.train,
             task=self.task,
             order=BatchOrder(
-                num_windows=len(windows),
+                num_windows=len(self.data.train),
                 batch_size=self.plan.training["batch_size"],
                 # Of the trial's seed and not the key: arms that differ before this phase see the same data in it.
                 seed=derived_seed(str(self.plan.seed), "batches", phase.kind, phase.cycle),
@@ -292,15 +288,13 @@ class _Trial:
             self.runtime.emit({"type": kind, **about, "steps": phase.steps, **content})
 
     def _examiner(self) -> Examiner:
-        windows = self._windows(self.data.train)[: self.plan.data["probe_windows"]]
-        batches = shared_batches(windows, PROBE_BATCH, self.task, self.runtime)
+        probed = self.data.train[: self.plan.data["probe_windows"]]
+        batches = shared_batches(probed, PROBE_BATCH, self.task, self.runtime)
         return Examiner(batches=batches, runtime=self.runtime, causal=self.task.causal)
 
     def _samples(self, state: TrialState) -> list[dict[str, Any]]:
-        return write_samples(state.model, self._windows(self.data.evaluation), self.data.tokenizer(), self.runtime)
-
-    def _windows(self, tokens: Tokens, limit: int | None = None) -> Tokens:
-        return windows_of(tokens[:limit], self.plan.data["seq_len"])
+        assert self.data.tokenizer is not None
+        return write_samples(state.model, self.data.evaluation, self.data.tokenizer(), self.runtime)
 
     def _regrown(self, decision: dict[str, Any], phase: PhasePlan) -> list[dict[str, Any]]:
         """Say for each slot that came back when it had last been pruned."""

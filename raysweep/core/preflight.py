@@ -1,12 +1,12 @@
-"""Check what a job names, before the first process starts: the model, the corpus, the tokens."""
+"""Check what a job names, before the first process starts: the model, the data, and whether they fit together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from raysweep.core.data import check_enough, prepare
-from raysweep.core.networks import check_model, tokenizer_source
+from raysweep.core.examples import check_enough, load_dataset
+from raysweep.core.networks import check_fit, check_model
 from raysweep.errors import ArchiveError
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, content_key
@@ -19,7 +19,7 @@ def preflight(job: Job) -> Fingerprints:
     Where the job searches over models or corpora, all of them are checked, and each fingerprint is of all.
 
     Raises:
-        ModelError, DataError: what the job names cannot be had, or does not suffice.
+        ModelError, DataError: what the job names cannot be had, does not suffice, or does not fit together.
     """
     corners = job.space.corner_assignments(job.spec.resolved()) if job.space else ()
     specs = [job.spec, *(job.with_values(values) for _, values in corners)]
@@ -51,7 +51,7 @@ def check_unchanged(job: Job, about: Mapping[str, Any], sweep: str) -> Fingerpri
 
 def _check(spec: JobSpec) -> Fingerprints:
     model = check_model(spec.model, seq_len=spec.data.seq_len)
-    tokenizer, vocab_size = tokenizer_source(spec.model, spec.data)
-    tokens = prepare(spec.data, tokenizer=tokenizer, vocab_size=vocab_size)
-    check_enough(tokens, spec.data, spec.training.batch_size)
-    return Fingerprints(model=model, data=tokens.fingerprint)
+    dataset = load_dataset(spec.data, spec.model)
+    check_fit(spec.model, dataset.facts, seq_len=spec.data.seq_len)
+    check_enough(dataset, spec.data, spec.training.batch_size)
+    return Fingerprints(model=model, data=dataset.fingerprint)

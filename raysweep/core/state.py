@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, Initializer, Slot
+from raysweep.contracts import Array, Facts, Initializer, Slot
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import Outcome, PhaseStore
@@ -53,11 +53,11 @@ class TrialState:
     history: list[str] = field(default_factory=list)
 
     @staticmethod
-    def first(plan: TrialPlan, vocab_size: int, runtime: Runtime, new_weights: bool = False) -> TrialState:
+    def first(plan: TrialPlan, facts: Facts, runtime: Runtime, new_weights: bool = False) -> TrialState:
         """Build the model with its first weights, all heads present; `new_weights` leaves pretrained ones out."""
         network, family = build_network(
             ModelSpec(**plan.model),
-            vocab_size=vocab_size,
+            facts,
             seq_len=plan.data["seq_len"],
             seed=plan.seed,
             new_weights=new_weights,
@@ -68,9 +68,9 @@ class TrialState:
         return TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
 
     @staticmethod
-    def restored(plan: TrialPlan, key: str, store: PhaseStore, vocab_size: int, runtime: Runtime) -> TrialState:
+    def restored(plan: TrialPlan, key: str, store: PhaseStore, facts: Facts, runtime: Runtime) -> TrialState:
         """Rebuild the state after a stored phase: the last tensors before it, then each decision since."""
-        state = TrialState.first(plan, vocab_size, runtime)
+        state = TrialState.first(plan, facts, runtime)
         final = store.find(key)
         assert final is not None, f"phase {key} is not in the store"
         tensors, since = _last_tensors(store, final.history)

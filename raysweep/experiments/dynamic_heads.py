@@ -250,11 +250,11 @@ def _load(name: str, data: DataSpec, runtime: Runtime) -> tuple[PlasticModel, He
     if name in scratch_sizes():
         raise ModelError(f"MODEL = {name!r} is a from-scratch size, which has learned nothing. Name trained weights.")
     check_model(spec, seq_len=data.seq_len)  # and that it is a language model: gates are for each token
-    tokens = prepare(data, tokenizer=data.tokenizer or name, vocab_size=None)
+    tokens = prepare(data, tokenizer=data.tokenizer or name, vocab_size=None, special_tokens=False)
     head_map: HeadMap | None = None
     if is_export(name):
         network, family, head_map = load_whole(name)
     else:
-        network, family = build_network(spec, vocab_size=tokens.vocab_size, seq_len=data.seq_len, seed=0)
+        network, family = build_network(spec, tokens.facts, seq_len=data.seq_len, seed=0)
     model = PlasticModel(network.to(runtime.device), family.sites(network))
     return model, head_map or HeadMap.full(*model.shape), tokens

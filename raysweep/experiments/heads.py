@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep import registry
-from raysweep.contracts import Array, Examples, HeadStatistics, Slot
-from raysweep.core.data import load_tokenizer, windows_of
+from raysweep.contracts import Array, Examples, Facts, HeadStatistics, Slot
+from raysweep.core.data import pretrained_tokenizer, windows_of
 from raysweep.core.evaluation import evaluate, shared_batches
+from raysweep.core.examples import build_task
 from raysweep.core.networks import build_network, scratch_sizes, task_of
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DataError, ModelError, UsageError
@@ -101,10 +101,10 @@ def analyze_heads(
     spec = ModelSpec(name=model)
     if model in scratch_sizes():
         raise ModelError(f"{model!r} is a size to train from scratch. Name a hub model or a folder with weights.")
-    task = registry.build("tasks", task_of(spec))  # an unknown model is a fault of its name, not of its tokenizer
-    tokenizer = load_tokenizer(model)
+    task_of(spec)  # an unknown model is a fault of its name, not of its tokenizer
+    tokenizer, facts = pretrained_tokenizer(model)
     examples = _windows(data, tokenizer, seq_len, windows)
-    plastic = _load(spec, tokenizer.get_vocab_size(), seq_len)
+    plastic, task = _load(spec, facts, seq_len), build_task(spec, facts)
     head_map = HeadMap.full(*plastic.shape).without(_checked(masked, plastic.shape))
     runtime = Runtime(device=torch.device("cpu"))
     batches = shared_batches(examples, BATCH, task, runtime)
@@ -134,8 +134,8 @@ def _agreements(scores: dict[str, Array], truth: Array, statistics: HeadStatisti
     return {name: agreement(array, truth, statistics.present) for name, array in finite.items()}
 
 
-def _load(spec: ModelSpec, vocab_size: int, seq_len: int) -> PlasticModel:
-    network, family = build_network(spec, vocab_size=vocab_size, seq_len=1, seed=0)  # its length is checked here
+def _load(spec: ModelSpec, facts: Facts, seq_len: int) -> PlasticModel:
+    network, family = build_network(spec, facts, seq_len=1, seed=0)  # its length is checked here
     positions = getattr(network.config, "max_position_embeddings", None)
     if positions is not None and seq_len > positions:
         raise ModelError(f"model {spec.name!r} has {positions} positions, fewer than --seq-len {seq_len}.")

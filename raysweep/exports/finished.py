@@ -9,8 +9,8 @@ import torch
 from raysweep import registry
 from raysweep.archive import SweepFolder
 from raysweep.contracts import Batch, Family
-from raysweep.core.data import TokenStore, windows_of
 from raysweep.core.evaluation import shared_batches
+from raysweep.core.examples import Dataset
 from raysweep.core.phases import trial_data, trial_task
 from raysweep.core.preflight import check_unchanged
 from raysweep.core.runtime import Runtime
@@ -33,7 +33,7 @@ class FinishedTrial:
     """Its phases, in order; the last one left `state`."""
     state: TrialState
     family: Family
-    data: TokenStore
+    data: Dataset
 
     @property
     def last(self) -> PhaseRecord:
@@ -41,8 +41,7 @@ class FinishedTrial:
 
     def held_out_batch(self) -> Batch:
         """Return two held-out examples."""
-        windows = windows_of(self.data.evaluation, self.plan.data["seq_len"])[:2]
-        return shared_batches(windows, 2, trial_task(self.plan), _runtime())[0]
+        return shared_batches(self.data.evaluation[:2], 2, trial_task(self.plan), _runtime())[0]
 
 
 def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
@@ -65,7 +64,7 @@ def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
     values = folder.proposals()[trial].values
     plan = make_plan(job.with_values(values), values, trial=trial, fingerprints=Fingerprints(**about["fingerprints"]))
     data = trial_data(plan)
-    state = TrialState.restored(plan, records[-1].key, store, data.vocab_size, _runtime())
+    state = TrialState.restored(plan, records[-1].key, store, data.facts, _runtime())
     state.model.eval()
     family = registry.build("models", state.model.network.config.model_type)
     return FinishedTrial(sweep=folder.name, plan=plan, records=records, state=state, family=family, data=data)

@@ -85,6 +85,8 @@ def _save_tokenizer(finished: FinishedTrial, folder: Path) -> None:
     """Write the tokenizer that the trial read its corpus with."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if finished.data.tokenizer is None:
+        return  # images
     name, _ = tokenizer_source(ModelSpec(**finished.plan.model), DataSpec(**finished.plan.data))
     if name is None:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=finished.data.tokenizer())

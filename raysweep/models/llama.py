@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysweep.plasticity.sites import AttentionSite, linear_rows
+from raysweep.plasticity.sites import AttentionSite, decoder_sites
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,23 +31,7 @@ class Family:
         )  # fmt: skip
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
-        config: Any = network.config
-        return [
-            AttentionSite(
-                layer=layer,
-                attention=block.self_attn,
-                projection=block.self_attn.o_proj,
-                num_heads=config.num_attention_heads,
-                num_key_value_heads=config.num_key_value_heads,
-                head_dim=block.self_attn.head_dim,
-                query=linear_rows(name, block.self_attn, "q_proj"),
-                key=linear_rows(name, block.self_attn, "k_proj"),
-                value=linear_rows(name, block.self_attn, "v_proj"),
-                output=[(f"{name}.o_proj.weight", 1, 0)],
-            )
-            for layer, block in enumerate(network.model.layers)
-            for name in [f"model.layers.{layer}.self_attn"]
-        ]
+        return decoder_sites(network)
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
         attention.num_key_value_groups = heads // key_value_heads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -19,24 +20,47 @@ def active_parameters(model: PlasticModel, head_map: HeadMap) -> int:
     return total - sum(_size(model, part) for part in absent_slices(model.sites, head_map))
 
 
+def positions(model: PlasticModel, seq_len: int) -> int:
+    """Return on how many tokens a network works in one example: the window, or an image's patches and its class."""
+    config: Any = model.network.config
+    if not hasattr(config, "image_size"):
+        return seq_len
+    height, width = _sides(config.image_size)
+    patch_height, patch_width = _sides(config.patch_size)
+    return (height // patch_height) * (width // patch_width) + 1
+
+
 def flops_per_token(model: PlasticModel, head_map: HeadMap, seq_len: int) -> float:
     """Return forward floating-point operations per token of a window, averaged over its tokens.
 
     Two per weight of every matrix product (the language-model head included), plus 4 * seq_len * head_dim for the two
     attention products of each present head, not halved for causality: what `torch.utils.flop_counter` counts.
+
+    Args:
+        seq_len: tokens of an example, as `positions` returns them.
     """
-    flops = 2.0 * sum(_matrix_weights(module) for module in model.network.modules())
+    flops = 2 * sum(_matrix_weights(name, module, seq_len) for name, module in model.network.named_modules())
     for part in absent_slices(model.sites, head_map):
         if not part.parameter.endswith(".bias"):
-            flops -= 2.0 * _size(model, part)
-    head_dim = model.sites[0].head_dim
-    return flops + 4.0 * seq_len * head_dim * head_map.active
+            flops -= 2 * seq_len * _size(model, part)
+    return flops / seq_len + 4 * seq_len * model.sites[0].head_dim * head_map.active
 
 
-def _matrix_weights(module: nn.Module) -> int:
+def _matrix_weights(name: str, module: nn.Module, seq_len: int) -> int:
+    """Return the weights of a matrix product, once for each token of an example that it sees."""
     weight: Any = getattr(module, "weight", None)
-    is_product = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    return weight.numel() if is_product else 0
+    if isinstance(module, nn.Conv2d):
+        return weight.numel() * (seq_len - 1)  # patches; the class token is no patch
+    if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        return 0
+    # A classifier, and the pooler below it, sees the first token of each example alone.
+    alone = not {"classifier", "pooler"}.isdisjoint(name.split("."))
+    return weight.numel() * (1 if alone else seq_len)
+
+
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _size(model: PlasticModel, part: HeadSlice) -> int:

@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from raysweep.core import data
 from raysweep.core.corpora import load_splits
-from raysweep.core.data import BatchOrder, TokenStore, check_enough, prepare, shard, windows_of
+from raysweep.core.data import BatchOrder, TokenStore, prepare, shard, windows_of
+from raysweep.core.examples import check_enough, load_dataset
 from raysweep.errors import DataError
-from raysweep.spec import DataSpec
+from raysweep.spec import DataSpec, ModelSpec
 
 STRANGE = "naïve café — 你好, мир! 🤖👩\u200d👧 \u200b e\u0301 \ufeff tabs\t\x00\x0b\u2028 <unk> <|endoftext|>"
 STRANGE += "  two  spaces\r\n\n\n"
@@ -167,11 +168,11 @@ def test_a_text_shorter_than_one_window_is_refused(corpus: Path) -> None:
 
 
 def test_a_text_shorter_than_one_batch_is_refused(corpus: Path) -> None:
-    store = tokens_of(corpus)
-    windows = len(store.train) // 16
     spec = DataSpec(name=str(corpus), seq_len=16)
+    store = load_dataset(spec, ModelSpec(name="gpt2-nano"))
+    windows = len(store.train)
     check_enough(store, spec, batch_size=windows)
-    with pytest.raises(DataError, match=f"{windows} training windows .* but training.batch_size = {windows + 1}"):
+    with pytest.raises(DataError, match=f"{windows} training examples .* but training.batch_size = {windows + 1}"):
         check_enough(store, spec, batch_size=windows + 1)
     probing = spec.model_copy(update={"probe_windows": windows + 1})
     with pytest.raises(DataError, match=f"data.probe_windows = {windows + 1}"):
@@ -204,7 +205,7 @@ def test_an_unknown_tokenizer_without_a_hub_is_refused(corpus: Path) -> None:
 def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each expensive step was taken."""
     counts: Counter[str] = Counter()
-    for name in ("_train_bpe", "_build_tokens"):
+    for name in ("_train_bpe", "_build_entry"):
         step = getattr(data, name)
 
         def counted(*args: Any, name: str = name, step: Any = step) -> Any:
@@ -217,7 +218,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_the_second_time_nothing_is_tokenized(corpus: Path, work: Counter[str]) -> None:
     first, second = tokens_of(corpus), tokens_of(corpus)
-    assert work == {"_train_bpe": 1, "_build_tokens": 1}
+    assert work == {"_train_bpe": 1, "_build_entry": 1}
     assert first.folder == second.folder and first.fingerprint == second.fingerprint
     assert first.train.tolist() == second.train.tolist()
 
@@ -226,7 +227,7 @@ def test_a_cache_entry_belongs_to_one_text_and_one_tokenizer(corpus: Path, work:
     stores = [tokens_of(corpus), tokens_of(corpus, vocab_size=320)]
     (corpus / "valid.txt").write_text(prose(800, 700))
     stores.append(tokens_of(corpus))
-    assert work == {"_train_bpe": 2, "_build_tokens": 3}  # the training text is the same
+    assert work == {"_train_bpe": 2, "_build_entry": 3}  # the training text is the same
     (corpus / "train.txt").write_text(prose(900, 300))
     stores.append(tokens_of(corpus))
     stores.append(tokens_of(corpus, tokenizer=save_tokenizer(words_tokenizer(["a"]), cache / "words")))
@@ -238,7 +239,7 @@ def test_the_same_text_elsewhere_is_the_same_entry(corpus: Path, tmp_path: Path,
     first = tokens_of(corpus)
     corpus.rename(tmp_path / "moved")
     assert tokens_of(tmp_path / "moved").fingerprint == first.fingerprint
-    assert work["_build_tokens"] == 1
+    assert work["_build_entry"] == 1
 
 
 def test_the_cache_stands_in_the_home_folder_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,13 +251,13 @@ def test_the_cache_stands_in_the_home_folder_unless_said_otherwise(monkeypatch: 
 PREPARE = """
 import json, os, sys
 from raysweep.core import data
-from raysweep.spec import DataSpec
+from raysweep.spec import DataSpec, ModelSpec
 
-build = data._build_tokens
+build = data._build_entry
 def logged(*args):
     print("built", file=sys.stderr)
     build(*args)
-data._build_tokens = logged
+data._build_entry = logged
 {before}
 store = data.prepare(DataSpec(name=sys.argv[1], seq_len=16), tokenizer=None, vocab_size=300)
 print(json.dumps([store.fingerprint, store.tokenizer().to_str(), store.train.tolist()]))

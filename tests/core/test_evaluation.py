@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import (
     CAUSAL,
-    KINDS,
+    DECODERS,
     VOCABULARY,
     causal,
     compacted,
@@ -67,7 +67,7 @@ def one_of(number: int, ranks: int) -> OneOf:
 # The loss.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
 def test_the_loss_is_the_mean_over_predicted_tokens_for_any_batch_size(kind: str, batch_size: int) -> None:
     model, windows = tiny_model(kind), some_windows()
@@ -208,7 +208,7 @@ def greedy(network: Any, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_samples_are_greedy_continuations_by_the_model_without_its_absent_heads(kind: str) -> None:
     model, windows = tiny_model(kind), some_windows(5, 24)
     head_map = head_map_without(model, (0, 1), (1, 0), (2, 2))

@@ -19,8 +19,8 @@ import pytest
 import torch
 from helpers import causal, cpu, quick_plan, run_all
 
-from raysweep.core.data import windows_of
-from raysweep.core.phases import MEASURED, _Trial, run_trial, trial_data
+from raysweep.core.acts import MEASURED
+from raysweep.core.phases import _Trial, run_trial, trial_data
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Partial, PhaseStore
@@ -41,7 +41,7 @@ def outcomes(records: Sequence[PhaseRecord]) -> list[dict[str, Any]]:
 
 def restored(plan: TrialPlan, folder: Path, index: int = -1) -> TrialState:
     return TrialState.restored(
-        plan, plan.phases[index].key, PhaseStore(folder), trial_data(plan).vocab_size, cpu()
+        plan, plan.phases[index].key, PhaseStore(folder), trial_data(plan).facts, cpu()
     )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_decisions_name_the_strategy_that_ran_and_the_scores_it_ranked(quick: Qu
 def test_the_scores_of_a_prune_are_the_statistics_of_the_model_before_it(quick: Quick) -> None:
     plan, folder, records = quick
     state = restored(plan, folder, 0)
-    windows = windows_of(trial_data(plan).train, 32)[:4]
+    windows = trial_data(plan).train[:4]
     statistics = probe(
         state.model, [causal(torch.from_numpy(windows.astype(np.int64)))], state.head_map, lambda tensor: tensor
     )
@@ -193,7 +193,7 @@ def test_zero_output_growth_and_measuring_leave_the_loss_alone_and_pruning_and_l
 
 def test_recorded_losses_are_those_of_the_stored_models_on_the_held_out_tokens(quick: Quick) -> None:
     plan, folder, records = quick
-    windows = windows_of(trial_data(plan).evaluation[:512], 32)
+    windows = trial_data(plan).evaluation
     assert len(windows) == 16
     tokens = torch.from_numpy(windows.astype(np.int64))
     for index, record in enumerate(records):
@@ -207,7 +207,7 @@ def test_recorded_losses_are_those_of_the_stored_models_on_the_held_out_tokens(q
 def test_training_phases_have_curves_and_measured_ones_have_statistics_and_samples(quick: Quick) -> None:
     plan, _, records = quick
     data = trial_data(plan)
-    prompts = [data.tokenizer().decode(window[:16].tolist()) for window in windows_of(data.evaluation, 32)[:3]]
+    prompts = [data.tokenizer().decode(window[:16].tolist()) for window in data.evaluation[:3]]
     for record in records:
         trained = record.phase in ("baseline", "learn")
         assert [point["step"] for point in record.curve] == ([4.0] if trained else [])

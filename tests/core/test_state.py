@@ -74,7 +74,7 @@ def states_in_memory(plan: TrialPlan, folder: Path) -> Iterator[tuple[str, Trial
 
 
 def restored(plan: TrialPlan, key: str, folder: Path) -> TrialState:
-    return TrialState.restored(plan, key, PhaseStore(folder), trial_data(plan).vocab_size, cpu())
+    return TrialState.restored(plan, key, PhaseStore(folder), trial_data(plan).facts, cpu())
 
 
 def assert_equal(found: Seen, expected: Seen, label: str) -> None:
@@ -168,7 +168,7 @@ def test_absent_slices_differ_from_first_weights_where_training_moved_them_befor
     plan = quick_plan()
     *_, (key, _) = states_in_memory(plan, tmp_path)
     state = restored(plan, key, tmp_path)
-    first = TrialState.first(plan, trial_data(plan).vocab_size, cpu())
+    first = TrialState.first(plan, trial_data(plan).facts, cpu())
     part = absent_slices(state.model.sites, state.head_map)[0]
     ours, theirs = (
         s.model.network.get_parameter(part.parameter).data.narrow(part.dim, part.start, part.length)
@@ -190,7 +190,7 @@ def test_the_entropy_of_heads_that_were_absent_before_the_prune_is_unknown(tmp_p
 
 def test_a_first_state_has_all_heads_and_the_weights_of_its_seed() -> None:
     first, again, other = (
-        TrialState.first(quick_plan(seed=seed), trial_data(quick_plan()).vocab_size, cpu()) for seed in (1, 1, 2)
+        TrialState.first(quick_plan(seed=seed), trial_data(quick_plan()).facts, cpu()) for seed in (1, 1, 2)
     )
     assert first.head_map.active == 32 and first.head_map.to_lists() == [[0] * 8] * 4
     assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in first.tensors().items())

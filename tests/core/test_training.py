@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CAUSAL, KINDS, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
+from helpers import CAUSAL, DECODERS, GROUPED, cpu, head_places, mean_loss, some_tokens, tiny_model, weights_of
 from torch import nn
 
 from raysweep import registry
@@ -159,7 +159,7 @@ def test_without_new_heads_a_warm_up_touches_no_gate() -> None:
 # The multiplier of new heads.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_the_multiplier_scales_the_first_update_of_new_slices_and_of_no_others(kind: str) -> None:
     moved = []
     for multiplier in (1.0, 4.0):
@@ -171,7 +171,7 @@ def test_the_multiplier_scales_the_first_update_of_new_slices_and_of_no_others(k
     for slot in NEW:
         for role, places in head_places(kind, state.model, *slot).items():
             for name, dim, where in places:
-                if role in ("query", "output") or kind not in ("llama-gqa", "llama-mqa"):
+                if role in ("query", "output") or kind not in GROUPED:
                     masks[name].narrow(dim, where.start, len(where)).fill_(True)
     for name, mask in masks.items():
         torch.testing.assert_close(moved[1][name][mask], 4 * moved[0][name][mask], rtol=1e-9, atol=1e-15)

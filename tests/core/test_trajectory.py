@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers import CAUSAL, cpu, quick_plan, run_all
 
-from raysweep.core.data import windows_of
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.phases import _Trial, run_trial, trial_data
 from raysweep.core.state import TrialState
@@ -31,8 +30,8 @@ def plan_of(**changes: Any) -> TrialPlan:
 
 
 def state_after(plan: TrialPlan, folder: Path, index: int) -> TrialState:
-    vocabulary = trial_data(plan).vocab_size
-    return TrialState.restored(plan, plan.phases[index].key, PhaseStore(folder), vocabulary, cpu())
+    facts = trial_data(plan).facts
+    return TrialState.restored(plan, plan.phases[index].key, PhaseStore(folder), facts, cpu())
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_by_default_a_point_is_a_quarter_of_the_phase_away(steps: int, expected:
 
 def test_first_and_last_points_are_those_of_the_model_before_and_after(run: Run) -> None:
     plan, folder, records = run
-    windows = windows_of(trial_data(plan).train, 32)[:4]
+    windows = trial_data(plan).train[:4]
     points = records[-1].trajectory
     for index, point in ((3, points[0]), (4, points[-1])):
         state = state_after(plan, folder, index)

@@ -4,48 +4,60 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers import KINDS, compacted, head_map_without, some_tokens, tiny_model
+from helpers import KINDS, arguments_of, compacted, head_map_without, some_batch, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
 
-from raysweep import registry
-from raysweep.plasticity.accounting import active_parameters, flops_per_token
+from raysweep.contracts import Batch, Facts
+from raysweep.core.examples import build_task
+from raysweep.core.networks import build_network, scratch_sizes
+from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
+from raysweep.spec import ModelSpec
 
 # Whole groups where queries share keys, so that a stock network of that shape exists.
-WHOLE = {"llama-gqa": [(0, 3), (0, 4), (0, 5), *((1, head) for head in range(6))]}
+WHOLE = {
+    "llama-gqa": [(0, 3), (0, 4), (0, 5), *((1, head) for head in range(6))],
+    **dict.fromkeys(("mistral", "qwen3"), [(0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (1, 2)]),
+}
 UNEVEN = [(0, 1), (1, 0), (1, 2)]
 
 
-def counted_flops(network: Any, batch: int, length: int) -> float:
+def counted_flops(network: Any, batch: Batch, length: int) -> float:
     """Count with torch, eager attention, per token."""
     network.set_attn_implementation("eager")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(input_ids=some_tokens(batch, length), use_cache=False)
-    return counter.get_total_flops() / (batch * length)
+        network(**arguments_of(network, batch))
+    return counter.get_total_flops() / (len(batch.labels) * length)
 
 
 @pytest.mark.parametrize("length", [8, 31])
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops_of_the_full_model_are_what_torch_counts(kind: str, length: int) -> None:
     model = tiny_model(kind)
-    expected = counted_flops(model.network, 2, length)
-    assert flops_per_token(model, HeadMap.full(*model.shape), length) == expected
+    tokens = positions(model, length)
+    assert tokens == (7 if kind == "vit" else length)  # 3 x 2 patches and the class
+    expected = counted_flops(model.network, some_batch(kind, 2, length), tokens)
+    assert flops_per_token(model, HeadMap.full(*model.shape), tokens) == expected
 
 
-@pytest.mark.parametrize(
-    "size", [size for f in registry.available("models") for size in registry.load("models", f).sizes]
-)
+@pytest.mark.parametrize("size", scratch_sizes())
 def test_flops_of_from_scratch_sizes_are_what_torch_counts(size: str) -> None:
-    family = registry.build("models", size.partition("-")[0])
-    config = family.config(size, vocab_size=1024, seq_len=16)
-    network = AutoModelForCausalLM.from_config(config)
+    """On 16 tokens, or on the 8 x 8 images of digits."""
+    facts = Facts(vocab_size=1024, mask_token=2, pad_token=1, num_classes=10, image_shape=(1, 8, 8), brightest=16)
+    is_vit = scratch_sizes()[size] == "vit"
+    spec = ModelSpec(name=size)
+    network, family = build_network(spec, facts if is_vit else Facts(vocab_size=1024), seq_len=16, seed=0)
     model = PlasticModel(network, family.sites(network))
     whole = HeadMap.full(*model.shape)
-    assert flops_per_token(model, whole, 16) == counted_flops(network, 1, 16)
+    examples = np.arange(65 if is_vit else 16)[None] % 10
+    tokens = positions(model, 16)
+    assert tokens == (17 if is_vit else 16)
+    counted = counted_flops(network, build_task(spec, facts).batch(examples, [0]), tokens)
+    assert flops_per_token(model, whole, tokens) == counted
     assert active_parameters(model, whole) == network.num_parameters()
 
 
@@ -55,10 +67,11 @@ def test_a_pruned_model_costs_what_an_equal_smaller_network_costs(kind: str) -> 
     head_map = head_map_without(model, *WHOLE.get(kind, UNEVEN))
     smaller = compacted(kind, model, head_map)
     assert active_parameters(model, head_map) == sum(p.numel() for p in smaller.parameters())
-    assert flops_per_token(model, head_map, 12) == counted_flops(smaller, 2, 12)
+    tokens = positions(model, 12)
+    assert flops_per_token(model, head_map, tokens) == counted_flops(smaller, some_batch(kind), tokens)
     whole = HeadMap.full(*model.shape)
     assert active_parameters(model, head_map) < active_parameters(model, whole)
-    assert flops_per_token(model, head_map, 12) < flops_per_token(model, whole, 12)
+    assert flops_per_token(model, head_map, tokens) < flops_per_token(model, whole, tokens)
 
 
 def test_a_query_head_of_a_living_group_takes_only_its_query_and_output_along() -> None:

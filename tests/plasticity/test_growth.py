@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    KINDS,
+    DECODERS,
     at,
     causal,
     head_map_without,
@@ -33,8 +33,9 @@ from raysweep.plasticity.surgery import absent_slices, grown_slices, present_sli
 
 # With grouped queries, one whole group and a part of another.
 ABSENT = {
-    "gpt2": [(0, 1), (1, 0), (1, 2)], "opt": [(0, 1), (1, 0), (1, 2)], "llama": [(0, 0), (0, 4), (2, 1)],
-    "llama-gqa": [(0, 3), (0, 4), (0, 5), (1, 0)], "llama-mqa": [(0, 0), (2, 2), (2, 4)],
+    **dict.fromkeys(DECODERS, [(0, 1), (1, 0), (1, 2)]), "llama": [(0, 0), (0, 4), (2, 1)],
+    **dict.fromkeys(("llama-gqa", "mistral", "qwen3"), [(0, 3), (0, 4), (0, 5), (1, 0)]),
+    "llama-mqa": [(0, 0), (2, 2), (2, 4)],
 }  # fmt: skip
 GROWN = {kind: slots[::2] for kind, slots in ABSENT.items()}
 INITS = ["gradmax", "rewind", "small_random", "split", "zero_output"]
@@ -105,7 +106,7 @@ def marked(state: TrialState, slices: list[HeadSlice]) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("name", ["zero_output", "gradmax", "split"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_function_preserving_growth_leaves_the_logits_alone(kind: str, name: str) -> None:
     state = pruned(kind)
     before = logits(state.model)
@@ -114,7 +115,7 @@ def test_function_preserving_growth_leaves_the_logits_alone(kind: str, name: str
     assert state.head_map.active == HeadMap.full(*state.model.shape).active - len(ABSENT[kind]) + len(GROWN[kind])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_small_random_growth_perturbs_the_logits_a_little(kind: str) -> None:
     state = pruned(kind)
     before = logits(state.model)
@@ -129,7 +130,7 @@ def test_small_random_growth_perturbs_the_logits_a_little(kind: str) -> None:
 
 
 @pytest.mark.parametrize("initializer", INITS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_all_four_matrices_of_each_new_head_have_moved_after_three_steps(kind: str, initializer: str) -> None:
     state = pruned(kind)
     grow(state, GROWN[kind], initializer)
@@ -159,7 +160,7 @@ def test_a_head_of_zeros_is_dead_and_the_same_check_sees_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["zero_output", "small_random"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_initializers_draw_at_the_models_own_scale_with_biases_at_zero(kind: str, name: str) -> None:
     state = pruned(kind)
     config = state.model.network.config
@@ -222,7 +223,7 @@ def test_new_heads_differ_from_each_other_in_every_role() -> None:
 # Bookkeeping: what belongs to whom.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_present_and_absent_slices_part_everything_that_heads_own(kind: str) -> None:
     model = tiny_model(kind)
     head_map = head_map_without(model, *ABSENT[kind])
@@ -248,7 +249,7 @@ def test_a_shared_key_and_value_go_with_the_last_of_their_heads_and_return_with_
     assert shared(grown_slices(model.sites, three_gone.with_grown([(1, 4)], 1), [(1, 3)])) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_untouched_heads_are_bit_identical_through_prune_and_regrowth(kind: str) -> None:
     state = state_of(kind, torch.float32)
     train(state, 4, seed=10)
@@ -274,7 +275,7 @@ def test_untouched_heads_are_bit_identical_through_prune_and_regrowth(kind: str)
 
 
 @pytest.mark.parametrize("name", ["rewind", "small_random", "split", "zero_output"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_proposals_fill_every_absent_head_as_if_it_grew_alone_and_leave_the_present_ones_whole(
     kind: str, name: str
 ) -> None:

@@ -7,10 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KINDS, at, compacted, head_map_without, head_places, mean_loss, some_tokens, tiny_model
+from helpers import (
+    GROUPED,
+    KINDS,
+    arguments_of,
+    at,
+    compacted,
+    head_map_without,
+    head_places,
+    label_loss,
+    mean_loss,
+    some_batch,
+    some_tokens,
+    tiny_model,
+)
 from torch import nn
 
 from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.objective import logits_of
 from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.plasticity.sites import HeadSlice, Role
 from raysweep.plasticity.surgery import absent_slices, grown_slices, joined, present_slices
@@ -22,27 +36,36 @@ def optimizer_of(model: PlasticModel, weight_decay: float = 0.1) -> SliceAdamW:
     return SliceAdamW(dict(model.network.named_parameters()), weight_decay)
 
 
+def kind_of(model: PlasticModel) -> str:
+    """Return a kind with the inputs of a model."""
+    model_type = model.network.config.model_type
+    return "bert-classes" if hasattr(model.network, "classifier") and model_type == "bert" else model_type
+
+
 def train(model: PlasticModel, optimizer: SliceAdamW, steps: Iterable[int], lr: float = 0.01, **options: Any) -> None:
     for step in steps:
-        tokens = some_tokens(4, seed=100 + step)
-        mean_loss(model(tokens), tokens).backward()
+        batch = some_batch(kind_of(model), 4, seed=100 + step)
+        label_loss(logits_of(model, batch), batch).backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step(lr, **options)
         optimizer.zero_grad()
 
 
 # Of one head; with grouped queries, one whole group is absent (its shared tensors too) and parts of others.
+OF_TWO_GROUPS = [(0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (2, 5)]
 ABSENT = {
-    "gpt2": [(0, 1), (1, 0), (1, 2)], "opt": [(0, 1), (1, 0), (1, 2)], "llama": [(0, 0), (0, 4), (2, 1)],
+    **dict.fromkeys(KINDS, [(0, 1), (1, 0), (1, 2)]),
+    "llama": [(0, 0), (0, 4), (2, 1)],
     "llama-gqa": [(0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (2, 8)], "llama-mqa": [(0, 0), (2, 2), (2, 4)],
+    "mistral": OF_TWO_GROUPS, "qwen3": OF_TWO_GROUPS,
 }  # fmt: skip
-GONE_GROUPS = {"llama-gqa": [(0, 1)]}
+GONE_GROUPS = dict.fromkeys(("llama-gqa", "mistral", "qwen3"), [(0, 1)])
 
 
 def places_of(kind: str, model: PlasticModel, absent: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
     """Return a mask of every parameter that marks what belongs to absent heads only."""
     masks = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.network.named_parameters()}
-    grouped = kind in ("llama-gqa", "llama-mqa")
+    grouped = kind in GROUPED
     for layer, head in absent:
         gone = (layer, model.sites[layer].group_of(head)) in GONE_GROUPS.get(kind, [])
         for role, places in head_places(kind, model, layer, head).items():
@@ -91,7 +114,9 @@ def test_decay_and_momentum_would_move_absent_slices_that_are_not_cleared() -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_training_equals_training_a_physically_smaller_network(kind: str) -> None:
-    absent = {"llama-gqa": [(0, h) for h in (3, 4, 5)] + [(1, h) for h in range(6)]}.get(kind, [(0, 1), (1, 0), (1, 2)])
+    of_two = [(0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (1, 2)]
+    of_three = [(0, h) for h in (3, 4, 5)] + [(1, h) for h in range(6)]
+    absent = {"llama-gqa": of_three, "mistral": of_two, "qwen3": of_two}.get(kind, [(0, 1), (1, 0), (1, 2)])
     model = tiny_model(kind)
     head_map = head_map_without(model, *absent)
     smaller = compacted(kind, model, head_map)
@@ -105,11 +130,11 @@ def test_masked_training_equals_training_a_physically_smaller_network(kind: str)
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=0.01, fused=True
     )
     for step in range(6):
-        tokens = some_tokens(4, seed=100 + step)
+        batch = some_batch(kind, 4, seed=100 + step)
         with torch.no_grad():
-            masked_loss = mean_loss(model(tokens), tokens)
+            masked_loss = label_loss(logits_of(model, batch), batch)
         train(model, masked, [step])
-        loss = mean_loss(smaller(input_ids=tokens, use_cache=False).logits, tokens)
+        loss = label_loss(smaller(**arguments_of(smaller, batch)).logits, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(smaller.parameters(), CLIP)
         plain.step()
@@ -308,7 +333,7 @@ def test_seeds_are_the_mean_of_peers_of_the_same_parameter_and_role(kind: str) -
     train(model, optimizer, range(3))
     before = head_map_without(model, *ABSENT[kind])
     optimizer.clear(absent_slices(model.sites, before))
-    slots = ABSENT[kind][:3] if kind == "llama-gqa" else ABSENT[kind][:1]
+    slots = ABSENT[kind][:3] if kind in GONE_GROUPS else ABSENT[kind][:1]
     new = grown_slices(model.sites, before, slots)
     peers = present_slices(model.sites, before)
     moments = {n: optimizer.adamw.state[p]["exp_avg_sq"] for n, p in model.network.named_parameters()}

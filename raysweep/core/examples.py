@@ -1,0 +1,116 @@
+"""What a trial learns from: the examples of a corpus as its task reads them, with the facts that its task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep import registry
+from raysweep.contracts import Examples, Facts, Task
+from raysweep.core.corpora import DIGITS
+from raysweep.core.data import TokenStore, prepare, windows_of
+from raysweep.core.images import load_images
+from raysweep.core.networks import task_of, tokenizer_source
+from raysweep.core.sentences import prepare_sentences
+from raysweep.errors import DataError
+from raysweep.plan import content_key
+from raysweep.spec import DataSpec, ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Examples to train on and to measure on, one a row."""
+
+    train: Examples
+    evaluation: Examples
+    """Those that every evaluation uses."""
+    facts: Facts
+    fingerprint: str
+    """Hash of the content and the tokenizer."""
+    content_sha256: str
+    tokenizer: Callable[[], Any] | None = None
+    """Loads the tokenizer of text."""
+
+
+def load_dataset(data: DataSpec, model: ModelSpec) -> Dataset:
+    """Return the examples that a model learns from; safe to call from every process of a node at once.
+
+    Raises:
+        DataError: no such corpus, or one that does not suit what the model learns.
+        ModelError: no such model.
+    """
+    name = task_of(model)
+    task = registry.load("tasks", name)
+    if data.name == DIGITS and task.reads != "images":
+        raise DataError(
+            f"data.name = {DIGITS!r} holds images, but model.name = {model.name!r} learns {name} from text. "
+            "Give a text, or a model that learns image_classification (`raysweep list models`)."
+        )
+    dataset = {"windows": _windows, "sentences": _sentences, "images": _images}[task.reads](data, model, task)
+    for fact in task.needs:
+        if getattr(dataset.facts, fact) is None:
+            what = fact.replace("_", " ")
+            raise DataError(
+                f"model.task = {name!r} needs a {what}, and the tokenizer {data.tokenizer or model.name!r} has none. "
+                "Name another one with data.tokenizer, or another model.task."
+            )
+    return dataset
+
+
+def build_task(model: ModelSpec, facts: Facts) -> Task:
+    """Return what a model learns, with what it must know of the data."""
+    return registry.load("tasks", task_of(model))(facts=facts)
+
+
+def check_enough(dataset: Dataset, data: DataSpec, batch_size: int) -> None:
+    """Check that the training split fills one batch and the probe.
+
+    Raises:
+        DataError: it does not.
+    """
+    count = len(dataset.train)
+    for key, needed in (("training.batch_size", batch_size), ("data.probe_windows", data.probe_windows)):
+        if count < needed:
+            raise DataError(
+                f"data.name = {data.name!r} is too short: {count} training examples at data.seq_len = {data.seq_len}, "
+                f"but {key} = {needed}. Give more data, or lower one of them."
+            )
+
+
+def _windows(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+    tokenizer, vocab_size = tokenizer_source(model, data)
+    store: TokenStore = prepare(data, tokenizer=tokenizer, vocab_size=vocab_size, special_tokens=not task.causal)
+    return Dataset(
+        train=windows_of(store.train, data.seq_len),
+        evaluation=windows_of(store.evaluation[: data.eval_tokens], data.seq_len),
+        facts=store.facts,
+        fingerprint=store.fingerprint,
+        content_sha256=store.text_sha256,
+        tokenizer=store.tokenizer,
+    )
+
+
+def _sentences(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+    tokenizer, vocab_size = tokenizer_source(model, data)
+    rows, facts, fingerprint, digest, built = prepare_sentences(data, tokenizer=tokenizer, vocab_size=vocab_size)
+    return Dataset(
+        train=rows["train"],
+        evaluation=rows["evaluation"][: max(1, data.eval_tokens // data.seq_len)],
+        facts=facts,
+        fingerprint=fingerprint,
+        content_sha256=digest,
+        tokenizer=lambda: built,
+    )
+
+
+def _images(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+    rows, facts = load_images(data)
+    digest = content_key([rows["train"].tolist(), rows["evaluation"].tolist()])
+    return Dataset(
+        train=rows["train"],
+        evaluation=rows["evaluation"],
+        facts=facts,
+        fingerprint=digest,
+        content_sha256=digest,
+    )

@@ -1,0 +1,35 @@
+"""RoBERTa: as BERT, with positions that are counted from the padding token's id on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raysweep.plasticity.sites import AttentionSite, encoder_sites
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    reserved_positions: ClassVar[int] = 2
+    """Rows of the position table before the first token's."""
+    tasks: ClassVar[tuple[str, ...]] = ("masked_lm", "sequence_classification")
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "roberta-nano": {"num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 128,
+                         "intermediate_size": 512, "vocab_size": 1024},
+    }  # fmt: skip
+
+    def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
+        from transformers import RobertaConfig
+
+        return RobertaConfig(
+            **{**self.sizes[size], "vocab_size": vocab_size},
+            max_position_embeddings=seq_len + self.reserved_positions,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0,
+            pad_token_id=1,  # where the data has another one, position 1 is wasted and nothing else
+        )  # fmt: skip
+
+    def sites(self, network: nn.Module) -> list[AttentionSite]:
+        return encoder_sites(network)

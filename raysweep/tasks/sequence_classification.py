@@ -1,0 +1,28 @@
+"""Tell the class of a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Batch, Examples, Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    reads: ClassVar[Literal["sentences"]] = "sentences"
+    needs: ClassVar[tuple[str, ...]] = ("num_classes", "pad_token", "vocab_size")
+    new_head: ClassVar[bool] = True
+    model_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    causal: ClassVar[bool] = False
+    even: ClassVar[bool] = True
+    facts: Facts = Facts()
+
+    def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
+        rows = torch.from_numpy(examples.astype(np.int64))
+        labels, lengths, tokens = rows[:, 0], rows[:, 1:2], rows[:, 2:]
+        return Batch(inputs=tokens, labels=labels, attention_mask=(torch.arange(tokens.shape[1]) < lengths).long())
