@@ -143,8 +143,8 @@ def test_prune_and_grow_store_slices_alone(tmp_path: Path) -> None:
         pass
     sizes = {p.kind: sum(f.stat().st_size for f in (tmp_path / p.key).glob("*.safetensors")) for p in plan.phases}
     head = 4 * (4 * 128 * 16 + 3 * 16)  # bytes of one
-    assert 10 * head <= sizes["prune"] < 10.2 * head  # names take a little
-    assert 4 * head <= sizes["grow"] < 4.2 * head + 4 * head / 4  # and the output weights of four donors
+    assert 10 * head <= sizes["prune"] < 10.5 * head  # names take a little
+    assert 4 * head <= sizes["grow"] < 4.5 * head + 4 * head / 4  # and the output weights of four donors
     assert sizes["learn"] > 10 * sizes["prune"] and sizes["measure"] == 0
     store = PhaseStore(tmp_path)
     assert all((store.tensors(p.key) is not None) == (p.kind in ("baseline", "learn")) for p in plan.phases)
