@@ -68,7 +68,7 @@ def logits_with_gates(kind: str, model: PlasticModel, gates: torch.Tensor, token
 def gate_gradients(
     kind: str, model: PlasticModel, head_map: HeadMap, tokens: torch.Tensor, signed: bool = False
 ) -> Array:
-    """Return |d(mean loss) / d(gate)|, or with its sign, of every window, (windows, layers, heads): one backward pass a window."""
+    """Return |d(mean loss) / d(gate)|, or with its sign, (windows, layers, heads): one backward pass a window."""
     found = []
     for window in tokens:
         gates = torch.from_numpy(head_map.present).double().requires_grad_()
