@@ -45,6 +45,7 @@ def main(small: bool) -> None:
     plain, taylor, probed = (times[1:] for times in seconds.values())
     leave_one_out = _seconds(lambda: contributions(model, [batch], whole))
     length = 256 if small else LENGTH
+    peaks = _peak("streamed", length) / _peak("maps", length)
     figures = [
         figure("Taylor scores of all heads", [t / p for t, p in zip(taylor, plain, strict=True)],
                asked="<= 2", unit="x", baseline="one plain forward and backward pass of the same batch"),
@@ -54,8 +55,8 @@ def main(small: bool) -> None:
                asked="(measured)", unit="x", baseline="one plain forward and backward pass of the same batch"),
         figure(f"streamed entropy, T = {length}, largest error", [_error(length)],
                asked="<= 1e-5", unit="", baseline="explicit maps in fp64"),
-        figure(f"streamed entropy, T = {length}, peak extra memory",
-               [_peak("streamed", length) / _peak("maps", length)], asked="<= 0.25", unit="x", baseline="entropy of explicit maps, fp32"),
+        figure(f"streamed entropy, T = {length}, peak extra memory", [peaks],
+               asked="<= 0.25", unit="x", baseline="entropy of explicit maps, fp32"),
     ]  # fmt: skip
     write("head_scores", figures)
     for one, limit in ((figures[0], 2.0), (figures[3], 1e-5), (figures[4], 0.25)):

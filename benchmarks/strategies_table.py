@@ -1,6 +1,6 @@
 """What each strategy's choice of heads costs two pretrained models, 10 to 50% removed at once, without retraining.
 
-    python -m benchmarks.strategies_table FOLDER [smollm2|minilm]   # FOLDER holds WikiText-2's test.txt and valid.txt
+    python -m benchmarks.strategies_table FOLDER [smollm2|minilm]   # a folder with WikiText-2's test.txt and valid.txt
 
 SmolLM2-135M (heads.md 2.5): consecutive 256-token windows from the start of each file, no special tokens; scores on
 the first 8 of test.txt, perplexity on the first 16 of valid.txt, 255 predictions each.

@@ -82,7 +82,7 @@ def test_smaller_groups_fill_what_whole_ones_would_overshoot() -> None:
     head_map = HeadMap.full(1, 9).without([(0, 8)])
     assert removed(scores, 5, head_map, unit="group", min_heads_per_layer=0) == [(0, 0), (0, 1), (0, 2), (0, 6), (0, 7)]
     with pytest.raises(TrialError, match="different sizes"):
-        removed(scores, 3, head_map, unit="group", budget="per_layer")
+        removed(scores, 3, head_map, unit="group", budget="per_layer", min_heads_per_layer=0)
 
 
 def test_uneven_groups_cannot_stay_equal() -> None:
