@@ -201,7 +201,7 @@ def test_a_text_file_too_short_for_one_batch() -> None:
     words = random.Random(0).choices(["head", "prunes", "grows", "learns", "attention", "again"], k=8_000)
     message = refused("run", corpus("\n".join(words).encode(), batch_size=4096))
     assert "training examples at data.seq_len = 128, but training.batch_size = 4096" in message
-    assert "Give a longer text, or lower one of them." in message
+    assert "Give more data, or lower one of them." in message
 
 
 def test_a_missing_text_file() -> None:

@@ -20,6 +20,12 @@ from raysweep.spec import DataSpec, ModelSpec
 SENTENCES = [(f"number {number} is {'odd' if number % 2 else 'even'}", number % 2) for number in range(400)]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built is built by these tests."""
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
+
+
 def write_table(path: Path, rows: list[tuple[str, Any]], header: str = "sentence\tlabel\n") -> Path:
     path.write_text(header + "".join(f"{sentence}\t{label}\n" for sentence, label in rows))
     return path
@@ -50,6 +56,11 @@ def text_of(dataset: Dataset, row: np.ndarray, tokenizer: Tokenizer) -> str:
 def test_a_table_is_read_with_a_header_or_as_sst2_and_cola_are(tmp_path: Path, file: str, content: str) -> None:
     (tmp_path / file).write_text(content)
     assert read_table(tmp_path / file) == [("good", 'a "b'), ("bad", "c, d")]
+
+
+def test_a_quotation_mark_of_a_tsv_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('"so" he said\t1\n"and\t0\n')
+    assert read_table(tmp_path / "a.tsv") == [("1", '"so" he said'), ("0", '"and')]
 
 
 @pytest.mark.parametrize(
