@@ -55,11 +55,25 @@ def _load(folder: Path) -> tuple[Any, Manifest, HeadMap]:
     try:
         if manifest.format == "compact":
             shrink(network, family, head_map)
-        load_weights(network, folder / WEIGHTS, strict=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
+            load_weights(network, folder / WEIGHTS, strict=True)
+        else:
+            network = _plain(folder, type(network), network.config)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"the weights {str(folder / WEIGHTS)!r} cannot be loaded: {reason}") from error
     return network.eval(), manifest, head_map
+
+
+def _plain(folder: Path, model_class: Any, config: Any) -> Any:
+    """Load a dense folder as transformers does; it may know weights by older names."""
+    network, report = model_class.from_pretrained(
+        folder, config=config, dtype=config.dtype, attn_implementation="sdpa", use_safetensors=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    wrong = {problem: sorted(map(str, names)) for problem, names in report.items() if names}
+    if wrong:
+        raise ValueError(str(wrong))
+    return network
 
 
 def _of_full_shape(folder: Path, manifest: Manifest) -> Any:

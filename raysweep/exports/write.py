@@ -44,7 +44,8 @@ def export(folder: SweepFolder, trial: int, out: Path, form: Format) -> Manifest
     finished = restore(folder, trial)
     manifest = _manifest(finished, form)
     with _appearing(out) as part:
-        _network(finished, form).save_pretrained(part)
+        # Dense: the names that other programs know. Compact: those of the network, which load_model fills by name.
+        _network(finished, form).save_pretrained(part, save_original_format=form == "dense")
         _save_tokenizer(finished, part)
         manifest.write(part)
         (part / "README.md").write_text(card(finished.plan, finished.records, manifest), encoding="utf-8")
