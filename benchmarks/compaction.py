@@ -15,7 +15,7 @@ import torch
 from benchmarks.reference import Figure, figure, write
 from raysweep import registry
 from raysweep.contracts import Facts
-from raysweep.core.networks import build_network, scratch_sizes
+from raysweep.core.networks import build_network, scratch_sizes, task_of
 from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.compaction import compact, compact_tensors
 from raysweep.plasticity.head_map import HeadMap
@@ -180,7 +180,9 @@ def one_size_a_family() -> list[str]:
 
 def pruned(size: str, seed: int, dtype: torch.dtype) -> tuple[PlasticModel, Any, HeadMap]:
     """Return a network behind the gates of a random plan; every layer keeps a head."""
-    network, family = build_network(ModelSpec(name=size), Facts(vocab_size=VOCABULARY), seq_len=SEQ_LEN, seed=seed)
+    sees = registry.load("tasks", task_of(ModelSpec(name=size))).reads == "images"
+    facts = Facts(image_shape=(1, 8, 8), num_classes=10) if sees else Facts(vocab_size=VOCABULARY)
+    network, family = build_network(ModelSpec(name=size), facts, seq_len=SEQ_LEN, seed=seed)
     model = PlasticModel(network.to(dtype).eval(), family.sites(network))
     generator = np.random.default_rng(seed)
     gone = generator.random(model.shape) < 0.5

@@ -1,4 +1,4 @@
-"""Commands that look into a model: analyze heads."""
+"""Commands that look into a model: analyze heads and analyze dynamic."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from raysweep.cli import dynamic
 from raysweep.cli.common import console, json_option, print_json
 
 
@@ -78,3 +79,6 @@ def heads(
     else:
         print_heads(content, console())
         click.echo(f"heat maps: {path}")
+
+
+analyze.add_command(dynamic.dynamic)

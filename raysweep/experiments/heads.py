@@ -18,6 +18,7 @@ from raysweep.core.examples import build_task
 from raysweep.core.networks import build_network, scratch_sizes, task_of
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DataError, ModelError, UsageError
+from raysweep.exports.load import is_export, load_whole
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.leave_one_out import bootstrap_interval, contributions
 from raysweep.plasticity.model import PlasticModel
@@ -104,8 +105,8 @@ def analyze_heads(
     task_of(spec)  # an unknown model is a fault of its name, not of its tokenizer
     tokenizer, facts = pretrained_tokenizer(model)
     examples = _windows(data, tokenizer, seq_len, windows)
-    plastic, task = _load(spec, facts, seq_len), build_task(spec, facts)
-    head_map = HeadMap.full(*plastic.shape).without(_checked(masked, plastic.shape))
+    plastic, whole = _load(spec, facts, seq_len)
+    task, head_map = build_task(spec, facts), whole.without(_checked(masked, whole))
     runtime = Runtime(device=torch.device("cpu"))
     batches = shared_batches(examples, BATCH, task, runtime)
     plastic.set_gates(head_map)
@@ -134,14 +135,20 @@ def _agreements(scores: dict[str, Array], truth: Array, statistics: HeadStatisti
     return {name: agreement(array, truth, statistics.present) for name, array in finite.items()}
 
 
-def _load(spec: ModelSpec, facts: Facts, seq_len: int) -> PlasticModel:
-    network, family = build_network(spec, facts, seq_len=1, seed=0)  # its length is checked here
+def _load(spec: ModelSpec, facts: Facts, seq_len: int) -> tuple[PlasticModel, HeadMap]:
+    """Return a model with the heads that it has: all, unless it is an export of a trial."""
+    exported: HeadMap | None = None
+    if is_export(spec.name):
+        network, family, exported = load_whole(spec.name)
+    else:
+        network, family = build_network(spec, facts, seq_len=1, seed=0)  # its length is checked here
     positions = getattr(network.config, "max_position_embeddings", None)
     if positions is not None and seq_len > positions:
         raise ModelError(f"model {spec.name!r} has {positions} positions, fewer than --seq-len {seq_len}.")
     if network.main_input_name != "input_ids":
         raise ModelError(f"model {spec.name!r} does not read text.")
-    return PlasticModel(network.eval(), family.sites(network))
+    model = PlasticModel(network.eval(), family.sites(network))
+    return model, exported or HeadMap.full(*model.shape)
 
 
 def _windows(data: Path, tokenizer: Any, seq_len: int, windows: int) -> Examples:
@@ -164,14 +171,16 @@ def _windows(data: Path, tokenizer: Any, seq_len: int, windows: int) -> Examples
     return windows_of(np.array(tokens[:needed], np.int64), seq_len)
 
 
-def _checked(masked: Sequence[Slot], shape: tuple[int, int]) -> set[Slot]:
-    layers, heads = shape
+def _checked(masked: Sequence[Slot], whole: HeadMap) -> set[Slot]:
+    layers, heads = whole.present.shape
     for layer, head in masked:
         if not (0 <= layer < layers and 0 <= head < heads):
             raise UsageError(
                 f"--mask {layer}.{head}: the model has {layers} layers of {heads} heads, "
                 f"0.0 to {layers - 1}.{heads - 1}."
             )
+        if not whole.present[layer, head]:
+            raise UsageError(f"--mask {layer}.{head}: that head was pruned already.")
     return set(masked)
 
 

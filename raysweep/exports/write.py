@@ -83,14 +83,18 @@ def _manifest(finished: FinishedTrial, form: Format) -> Manifest:
 
 
 def _save_tokenizer(finished: FinishedTrial, folder: Path) -> None:
-    """Write the tokenizer that the trial read its corpus with."""
+    """Write the tokenizer that the trial read its corpus with; images have none."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if finished.data.tokenizer is None:
-        return  # images
+    facts, load = finished.data.facts, finished.data.tokenizer
+    if load is None:
+        return
     name, _ = tokenizer_source(ModelSpec(**finished.plan.model), DataSpec(**finished.plan.data))
     if name is None:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=finished.data.tokenizer())
+        trained = load()
+        ids = {"mask_token": facts.mask_token, "pad_token": facts.pad_token}
+        special = {kind: trained.id_to_token(number) for kind, number in ids.items() if number is not None}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, **special)
     else:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
     tokenizer.save_pretrained(folder)

@@ -31,3 +31,6 @@ class Family:
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
         return encoder_sites(network)
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        attention.num_attention_heads, attention.all_head_size = heads, heads * attention.attention_head_size

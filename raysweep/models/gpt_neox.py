@@ -51,3 +51,6 @@ class Family:
             for name in [f"gpt_neox.layers.{layer}.attention"]
             for fused in [linear_rows(name, block.attention, "query_key_value")]
         ]
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        """Do nothing: its attention counts its heads by the width of what it projects."""

@@ -32,3 +32,6 @@ class Family:
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
         return decoder_sites(network)
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        attention.num_key_value_groups = heads // key_value_heads

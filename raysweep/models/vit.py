@@ -43,3 +43,6 @@ class Family:
             for layer, block in enumerate(base.layers)
             for name in [f"vit.layers.{layer}.attention"]
         ]
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        attention.num_attention_heads = heads

@@ -99,6 +99,7 @@ def _of_block(scores: torch.Tensor, hidden: torch.Tensor, first: torch.Tensor) -
     sink, rest = odds.sigmoid(), (-odds).sigmoid()
     entropy = torch.special.entr(sink) + torch.special.entr(rest) + rest * free
     visible = (~hidden).sum(-1).expand_as(sink)
+    sink = torch.where(visible >= 1, sink, 0.0)
     others = visible - to_first.isfinite().long()
     return _normalised(entropy, visible), sink, _normalised(free, others), visible, others
 
