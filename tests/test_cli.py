@@ -34,7 +34,9 @@ from raysweep.jobfile import check_job
 from raysweep.yamlfile import dump_mapping
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
-COMMANDS = ["run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "doctor", "analyze"]
+COMMANDS = [
+    "run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "export", "analyze", "doctor",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from helpers import causal, cpu, quick_plan, run_all, some_tokens, tiny_model
 
-from raysweep.core.acts import Examiner, prune
-from raysweep.core.phases import MEASURED
+from raysweep.core.acts import MEASURED, Examiner, prune
 from raysweep.errors import TrialError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.leave_one_out import contributions

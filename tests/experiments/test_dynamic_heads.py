@@ -134,7 +134,7 @@ def test_what_cannot_be_asked_is_refused(exported: dict[str, Path]) -> None:
         dynamic_heads("gpt2-nano", SMALL, question, cpu())
     with pytest.raises(ModelError, match="has 32 positions, fewer than"):
         dynamic_heads(str(exported["compact"]), DataSpec(seq_len=64), question, cpu())
-    with pytest.raises(DataError, match="too short: .* training.batch_size = 100000"):
+    with pytest.raises(DataError, match="too short: .* a batch takes 100000"):
         dynamic_heads(str(exported["compact"]), SMALL, Question(batch_size=100_000), cpu())
 
 

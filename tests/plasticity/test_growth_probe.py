@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, at, causal, head_map_without, head_places, mean_loss, some_tokens, tiny_model, weights_of
+from helpers import DECODERS, at, causal, head_map_without, head_places, mean_loss, some_tokens, tiny_model, weights_of
 
 from raysweep import registry
 from raysweep.contracts import HeadStatistics
@@ -41,7 +41,7 @@ def matrix_of(found: Directions) -> torch.Tensor:
     return found.vectors.T @ (found.gains[:, None] * found.vectors)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_the_directions_are_those_of_the_gradient_at_the_output_times_the_mean_of_what_came_before(kind: str) -> None:
     """By the definition, position by position, with gradients and inputs caught by hooks of our own."""
     model, tokens = tiny_model(kind), some_tokens(5, 7)
@@ -137,7 +137,8 @@ def test_the_heads_of_one_layer_compete_with_block_after_block() -> None:
     expected = [[65.0, 0.0, 40.0], [0.0, 130.0, 0.0], [6.5, 4.0, 1.5]]
     np.testing.assert_allclose(scores, expected)
     statistics = HeadStatistics(present=head_map.present, sensitivity=scores, **dict.fromkeys(
-        ("taylor", "entropy", "sink_mass", "output_norm", "magnitude"), np.zeros((3, 3))))  # fmt: skip
+        ("taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm", "magnitude",
+         "magnitude_ov", "magnitude_qk"), np.zeros((3, 3))))  # fmt: skip
     chosen = registry.build("grow", "gradient_sensitivity")(statistics, 4, np.random.default_rng(0))
     assert chosen == [(1, 1), (0, 0), (0, 2), (2, 0)]
 

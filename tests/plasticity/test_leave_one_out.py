@@ -5,28 +5,48 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, at, causal, head_map_without, head_places, mean_loss, some_tokens, tiny_model, weights_of
+from helpers import (
+    KINDS,
+    at,
+    causal,
+    head_map_without,
+    head_places,
+    label_loss,
+    parts_of,
+    some_batch,
+    some_tokens,
+    tiny_model,
+    weights_of,
+)
 
+from raysweep.contracts import Batch
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.leave_one_out import bootstrap_interval, contributions
+from raysweep.plasticity.model import PlasticModel
+from raysweep.plasticity.objective import logits_of
 
 ABSENT = ((0, 1), (2, 0))
 
 
+def losses(model: PlasticModel, batch: Batch) -> list[float]:
+    """Return each example's mean loss."""
+    return [float(label_loss(logits_of(model, example), example)) for example in parts_of(batch, 1)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_contribution_is_the_loss_with_zeroed_output_weights_minus_the_loss(kind: str) -> None:
-    model, tokens = tiny_model(kind), some_tokens(4)
+    model, batch = tiny_model(kind), some_batch(kind, 4)
     head_map = head_map_without(model, *ABSENT)
-    found = contributions(model, [causal(tokens[:3]), causal(tokens[3:])], head_map)
+    found = contributions(model, parts_of(batch, 3), head_map)
     assert found.shape == (4, *model.shape)
     model.set_gates(head_map)
     with torch.no_grad():
-        before = [float(mean_loss(model(window[None]), window[None])) for window in tokens]
+        before = losses(model, batch)
         for layer, head in np.ndindex(*model.shape):
             (place,) = head_places(kind, model, layer, head)["output"]
             held = at(model, place).clone()
             at(model, place).zero_()
-            after = [float(mean_loss(model(window[None]), window[None])) for window in tokens]
+            after = losses(model, batch)
             at(model, place).copy_(held)
             np.testing.assert_allclose(found[:, layer, head], np.subtract(after, before), atol=1e-6)
     assert all((found[:, layer, head] == 0).all() for layer, head in ABSENT)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, head_map_without, some_tokens, tiny_model
+from helpers import DECODERS, head_map_without, some_tokens, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from raysweep.plasticity.accounting import flops_per_token
@@ -29,7 +29,7 @@ def random_routers(model: PlasticModel, *absent: tuple[int, int]) -> HeadRouters
     return routers
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
 def test_open_gates_change_no_bit(kind: str) -> None:
     model = tiny_model(kind)
@@ -42,7 +42,7 @@ def test_open_gates_change_no_bit(kind: str) -> None:
     assert torch.equal(model(some_tokens()), plain) and all(gate.values is None for gate in model.gates)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
 def test_all_closed_is_no_attention_at_all(kind: str) -> None:
     model = tiny_model(kind)
@@ -53,7 +53,7 @@ def test_all_closed_is_no_attention_at_all(kind: str) -> None:
     assert torch.equal(closed, model(some_tokens())) and routers.open_share() == 0.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
 def test_a_gate_is_of_its_token_and_head(kind: str) -> None:
     """A router planted in the first layer closes head 1 exactly where it should: compare with gates set by hand."""
@@ -74,7 +74,7 @@ def test_a_gate_is_of_its_token_and_head(kind: str) -> None:
     assert torch.equal(gates[0], (routers.layers[0](inputs[0]) > 0).double())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
 def test_a_later_token_changes_no_earlier_logit(kind: str) -> None:
     model = tiny_model(kind)
@@ -108,7 +108,7 @@ def planted(model: PlasticModel) -> HeadRouters:
     return routers
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
 def test_the_account_of_a_planted_router_is_exact(kind: str) -> None:
     model = tiny_model(kind)
