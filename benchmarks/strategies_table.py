@@ -10,8 +10,8 @@ which of 32 pieces of text belong together. Windows of 128 tokens are cut into h
 of each half's partner among the 31 other halves of its batch, by cosine similarity x 20 of mean-pooled outputs
 (Reimers and Gurevych 2019). Scores on the first 128 halves of test.txt, loss on the first 256 of valid.txt.
 
-Every row is saved when it is measured, and kept by a later run; delete results/reference/strategies_table.json to
-begin anew.
+Contributions come last: they take a forward pass a head. Every row is saved when it is measured, and kept by a later
+run; delete results/reference/strategies_table.json to begin anew.
 """
 
 from __future__ import annotations
@@ -136,15 +136,15 @@ def main(data: Path, which: Sequence[str]) -> None:
         if _missing(figures, subject, base):
             value = subject.without(np.zeros(subject.model.shape), 0.0, "global")
             _add(figures, subject, base, [[value]], levels=(0.0,))
-        for row in _rows():
-            if _missing(figures, subject, row):
-                scores = subject.scores(row, seed=0)
-                _add(figures, subject, row, [[subject.without(scores, level, row.budget)] for level in LEVELS])
         for budget in ("global", "per_layer"):
             row = Row(name=f"random, {budget.replace('_', ' ')}", strategy="random", options={}, budget=budget)
             if _missing(figures, subject, row):
                 drawn = [subject.scores(row, seed) for seed in range(DRAWS)]
                 _add(figures, subject, row, [[subject.without(s, level, budget) for s in drawn] for level in LEVELS])
+        for row in _rows():
+            if _missing(figures, subject, row):
+                scores = subject.scores(row, seed=0)
+                _add(figures, subject, row, [[subject.without(scores, level, row.budget)] for level in LEVELS])
 
 
 def _add(
@@ -202,11 +202,16 @@ class PairedHalves(nn.Module):
     """A sentence encoder as a classifier: each piece of a batch is to find its partner, the one beside it."""
 
     main_input_name = "input_ids"
+    base_model_prefix = "bert"
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.bert = encoder
         self.config = encoder.config
+
+    @property
+    def base_model(self) -> Any:
+        return self.bert
 
     def set_attn_implementation(self, name: str) -> None:
         self.bert.set_attn_implementation(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -121,19 +122,37 @@ def build_network(
 
 
 def _pretrained_network(model: ModelSpec, config: Any) -> Any:
+    """Load a network; a classifier's head is drawn anew where none was saved, or one for another number of classes.
+
+    Weights of another shape are never replaced silently: what is loaded has the shapes that were saved.
+    """
+    new_head = registry.load("tasks", task_of(model)).new_head
+    saved = copy.deepcopy(config)
+    saved.num_labels = _pretrained_config(model.name).num_labels
+    network = _loaded(model, saved, new_head)
+    if not new_head or saved.num_labels == config.num_labels:
+        return network
+    fresh = _model_class(model).from_config(config, attn_implementation="sdpa")
+    shapes = {name: weights.shape for name, weights in fresh.state_dict().items()}
+    fresh.load_state_dict(
+        {name: weights for name, weights in network.state_dict().items() if shapes[name] == weights.shape}, strict=False
+    )
+    return fresh
+
+
+def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
     import torch
     from safetensors import SafetensorError
 
-    new_head = registry.load("tasks", task_of(model)).new_head
     try:
         network, report = _model_class(model).from_pretrained(
             model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
-            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=new_head,
+            use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing, unfit or damaged weights
         raise ModelError(f"model {model.name!r} cannot be loaded: {error}") from error
-    drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    lacking = sorted(key for key in drawn if not new_head or key.startswith(network.base_model_prefix))
+    missing = report["missing_keys"]
+    lacking = sorted(key for key in missing if not new_head or key.startswith(network.base_model_prefix))
     if lacking:
         raise ModelError(f"model {model.name!r} lacks weights: {', '.join(lacking[:5])}.")
     return network
