@@ -14,7 +14,8 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not pretrained and not slow"
+	$(BIN)/pytest -m "not pretrained and not slow and not ray" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "ray and not pretrained and not slow"
 
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks

@@ -70,6 +70,7 @@ def _rows() -> list[Row]:
     free = {**high, "sink_free": True}
     both = [
         ("taylor", "taylor", {}, (28.9, 36.0, 46.9, 180), (30.7, 41.5, 56.8, 141)),
+        ("random", "random", {}, (), ()),
         ("fisher", "fisher", {}, (), ()),
         ("entropy low", "entropy", low, (46, 91, 164, 439), (49, 137, 278, 976)),
         ("entropy high", "entropy", high, (709, 11849, 75873), (61, 226, 1300, 3849)),
@@ -135,15 +136,11 @@ def main(data: Path, which: Sequence[str]) -> None:
         if _missing(figures, subject, base):
             value = subject.without(np.zeros(subject.model.shape), 0.0, "global")
             _add(figures, subject, base, [[value]], levels=(0.0,))
-        for budget in ("global", "per_layer"):
-            row = Row(name=f"random, {budget.replace('_', ' ')}", strategy="random", options={}, budget=budget)
-            if _missing(figures, subject, row):
-                drawn = [subject.scores(row, seed) for seed in range(DRAWS)]
-                _add(figures, subject, row, [[subject.without(s, level, budget) for s in drawn] for level in LEVELS])
         for row in _rows():
             if _missing(figures, subject, row):
-                scores = subject.scores(row, seed=0)
-                _add(figures, subject, row, [[subject.without(scores, level, row.budget)] for level in LEVELS])
+                drawn = [subject.scores(row, seed) for seed in range(DRAWS if row.strategy == "random" else 1)]
+                values = [[subject.without(scores, level, row.budget) for scores in drawn] for level in LEVELS]
+                _add(figures, subject, row, values)
 
 
 def _add(

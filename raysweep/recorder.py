@@ -37,6 +37,7 @@ class _OpenTrial:
     started: float
     finished: set[str] = field(default_factory=set)
     """Keys of its finished phases."""
+    control_errors: dict[str, str] = field(default_factory=dict)
 
 
 class Recorder:
@@ -82,6 +83,9 @@ class Recorder:
     def _on_resumed(self, event: Event) -> None:
         self._observer.phase_resumed(event["trial"], event["phase"], event["step"], event["steps"])
 
+    def _on_control_failed(self, event: Event) -> None:
+        self._open[event["trial"]].control_errors[event["arm"]] = event["error"]
+
     def _on_progress(self, event: Event) -> None:
         trial = self._open[event["trial"]]
         if event["arm"] == "main":
@@ -113,7 +117,9 @@ class Recorder:
             controls={
                 arm: [phase.key for phase in phases if phase.key in trial.finished]
                 for arm, phases in trial.plan.controls.items()
+                if arm not in trial.control_errors
             },
+            control_errors=trial.control_errors,
             seconds=round(time.perf_counter() - trial.started, 3),
             error=event["error"],
         )

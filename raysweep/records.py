@@ -95,6 +95,8 @@ class TrialRecord:
     """Why it stopped before its last cycle: rule, cycle, kept (key of the phase that is its result), reason."""
     controls: dict[str, list[str]] = field(default_factory=dict)
     """Keys of each control arm's phases, in order; those that the trial's own phases share included."""
+    control_errors: dict[str, str] = field(default_factory=dict)
+    """Why a control arm could not be carried out."""
     error: str | None = None
     """Why it did not complete: phase, message, and for a crash the worker's traceback."""
     schema: int = SCHEMA

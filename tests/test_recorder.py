@@ -138,7 +138,7 @@ def test_a_trial_leaves_its_phases_and_how_it_ended(recorder: Recorder, folder: 
     assert record == {
         "trial": 1, "status": "COMPLETE", "values": VALUES, "seed": 7, "proposer": "tpe", "objective": 3.2,
         "attempts": 1, "phases": [part.key for part in plan.phases], "error": None, "schema": 1,
-        "halted": None, "controls": {},
+        "halted": None, "controls": {}, "control_errors": {},
     }  # fmt: skip
 
 

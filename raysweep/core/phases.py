@@ -21,6 +21,7 @@ from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
 from raysweep.core.trajectory import Trajectory
+from raysweep.errors import TrialError
 from raysweep.halting import reached, result, verdict
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
@@ -36,9 +37,10 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
     """Yield the record of each phase, run now or taken from the store; the same on every rank.
 
     First the trial's own phases, until the last or until it halts; then those that its control arms have beside them.
+    An arm that cannot be carried out says so, and ends no trial.
 
     Raises:
-        TrialError: a phase cannot be carried out as asked; DivergedError: a loss is not finite.
+        TrialError: a phase of its own cannot be carried out as asked; DivergedError: a loss is not finite.
     """
     trial = _Trial.of(plan, runtime, store)
     own: list[PhaseRecord] = []
@@ -51,11 +53,15 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
     seen = {record.key for record in own}
     for arm, phases in plan.controls.items():
         trial.begin(arm)
-        for phase in reached(arm, phases, kept.cycle):
-            if phase.key in seen:
-                trial.pass_over(phase)
-            else:
-                yield trial.record_of(phase)
+        try:
+            for phase in reached(arm, phases, kept.cycle):
+                if phase.key in seen:
+                    trial.pass_over(phase)
+                else:
+                    yield trial.record_of(phase)
+        except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
+            if runtime.rank == 0:
+                runtime.emit({"type": "control_failed", "trial": plan.trial, "arm": arm, "error": str(error)})
 
 
 @lru_cache(maxsize=4)

@@ -27,6 +27,7 @@ class TrialSummary:
     halted: dict[str, Any] | None = None
     controls: dict[str, list[PhaseRecord]] = field(default_factory=dict)
     """What each control arm ran beside the trial's own phases."""
+    control_errors: dict[str, str] = field(default_factory=dict)
     control_ends: dict[str, PhaseRecord] = field(default_factory=dict)
     """The last phase of each control arm, whoever ran it."""
 
@@ -62,6 +63,7 @@ class TrialSummary:
                 arm: {"loss": end.loss, "perplexity": end.perplexity, "active_heads": end.active_heads}
                 for arm, end in self.control_ends.items()
             },
+            "control_errors": self.control_errors,
             "recovery": self.recovery,
             "halted": self.halted,
             "active_heads": last.active_heads if last else None,
@@ -114,6 +116,7 @@ def _summary(
         phases=own,
         error=ended.error if ended else None,
         halted=ended.halted if ended else None,
+        control_errors=ended.control_errors if ended else {},
         controls={arm: [record for record in phases if record.arm == arm] for arm in arms},
         control_ends={arm: by_key[keys[-1]] for arm, keys in arms.items() if keys and keys[-1] in by_key},
     )

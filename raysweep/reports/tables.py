@@ -37,6 +37,8 @@ def print_sweep(state: Mapping[str, Any], console: Console) -> None:
     for trial in state["trials"]:
         if trial["error"]:
             _say(console, f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}")
+        for arm, error in trial["control_errors"].items():
+            _say(console, f"trial {trial['trial']}, control {arm}: {error}")
         if trial["halted"]:
             _say(console, f"trial {trial['trial']} {halt_text(trial['halted'])}")
     _say(console, f"{conclusion(state)}\n{work_done(state)}")

@@ -10,6 +10,7 @@ import torch
 from helpers import cpu, quick_plan, run_all
 
 from raysweep.core.phases import _Trial
+from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord
@@ -114,3 +115,20 @@ def test_the_state_after_an_arm_is_that_arms(trial: Trial) -> None:
     tensors = PhaseStore(folder).tensors(plan.controls["dense"][-1].key)
     assert tensors is not None
     assert all(torch.equal(p.data, tensors[f"model/{n}"]) for n, p in state.model.network.named_parameters())
+
+
+def test_an_arm_that_cannot_be_carried_out_ends_no_trial(tmp_path: Path) -> None:
+    """Three cycles of 40% without regrowth would need more heads than there are."""
+    told: list[dict[str, Any]] = []
+    runtime = Runtime(device=torch.device("cpu"), emit=told.append)
+    changes = {
+        "cycle__cycles": 3,
+        "cycle__prune__level": 0.4,
+        "cycle__grow__ratio": 1.0,
+        "cycle__prune__grace_cycles": 0,
+    }
+    records = run_all(quick_plan(**changes, search={"controls": ["no_regrow", "dense"]}), tmp_path, runtime)
+    (failure,) = [event for event in told if event["type"] == "control_failed"]
+    assert failure["arm"] == "no_regrow" and "may go" in failure["error"]
+    assert [record.phase for record in records if record.arm == "main"][-1] == "learn"
+    assert [record.arm for record in records][-1] == "dense"

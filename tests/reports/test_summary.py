@@ -32,7 +32,8 @@ SWEEP_FIELDS = {
 }  # fmt: skip
 TRIAL_FIELDS = {
     "trial", "status", "values", "objective", "perplexity", "reused", "active_heads", "head_slots", "params",
-    "flops_per_token", "attempts", "seconds", "error", "final_perplexity", "controls", "recovery", "halted",
+    "flops_per_token", "attempts", "seconds", "error", "final_perplexity", "controls", "control_errors",
+    "recovery", "halted",
 }  # fmt: skip
 PHASE_FIELDS = {
     "trial", "phase", "cycle", "key", "reused", "loss", "perplexity", "active_heads", "head_map", "params",
