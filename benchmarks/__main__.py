@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("optimizer_step", "model_efficiency", "head_scores", "training_step", "trial_overhead", "quickstart")
+BENCHMARKS = (
+    "optimizer_step",
+    "model_efficiency",
+    "head_scores",
+    "compaction",
+    "training_step",
+    "trial_overhead",
+    "compaction",
+    "head_scores",
+    "quickstart",
+)
 
 for benchmark in BENCHMARKS:
     print(f"== {benchmark}", file=sys.stderr)
