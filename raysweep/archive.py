@@ -4,7 +4,7 @@ job.yaml        the resolved job          plans.jsonl    trials as proposed
 env.json        versions, commit, machine phases.jsonl   phase records
 study.journal   Optuna's journal          trials.jsonl   how each trial ended
 checkpoints/    the phase store           tensorboard/   one run per trial
-lanes.jsonl     worker groups started
+lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from raysweep.contracts import Report
 from raysweep.errors import ArchiveError, known_names_hint
 from raysweep.jobfile import Job, check_job
 from raysweep.records import PhaseRecord, TrialRecord
@@ -35,9 +36,11 @@ class Proposal:
     trial: int
     values: dict[str, Any]
     proposer: str
-    optuna_number: int | None
     attempt: int
     """1, and one more for each time that a resumed sweep took it up again."""
+    seed: int
+    of: int | None = None
+    """The trial that this one replicates or confirms on another seed, or was forked from."""
 
 
 class SweepFolder:
@@ -143,6 +146,16 @@ class SweepFolder:
 
     def add_trial(self, record: TrialRecord) -> None:
         self._append("trials.jsonl", record.to_dict())
+
+    def reports(self) -> dict[int, list[Report]]:
+        """Return what each trial reported to its stopping rule, in order; a repeated one, by a later attempt, once."""
+        found: dict[int, dict[tuple[int, str, int], Report]] = {}
+        for report in self._read("reports.jsonl", lambda line: Report(**line)):
+            found.setdefault(report.trial, {})[report.cycle, report.phase, report.step] = report
+        return {trial: list(reports.values()) for trial, reports in found.items()}
+
+    def add_report(self, report: Report) -> None:
+        self._append("reports.jsonl", report.__dict__)
 
     def add_lane(self, entry: Mapping[str, Any]) -> None:
         self._append("lanes.jsonl", entry)

@@ -189,3 +189,52 @@ class Initializer(Protocol):
 
         Moments of the slice are zero, or seeded from its peers where `cycle.learn.seed_second_moments` says so.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How a trial stands at a held-out evaluation inside a training phase that is judged.
+
+    Judged are learn phases; in a job without them, the baseline. Never a phase right after a prune.
+    """
+
+    trial: int
+    phase: str
+    cycle: int
+    step: int
+    """Optimizer steps finished in the phase."""
+    flops: float
+    """Training FLOPs that the trial has spent in its judged phases, three forward passes' worth a token, absent heads
+    left out."""
+    share: float
+    """`flops` as a share of what all judged phases of the trial would take with every head there; a pruned model's
+    steps are cheaper, so its share is below 1 even at the end."""
+    loss: float
+    """Held-out loss; finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What becomes of a trial: `go` on, `stop` for good, or `pause` until its rule resumes it."""
+
+    action: Literal["go", "stop", "pause"]
+    reason: str = ""
+
+
+class StoppingRule(Protocol):
+    """Judges the trials of one sweep as they report. Told the same in the same order, it decides the same."""
+
+    def report(self, report: Report) -> Decision: ...
+
+    def ended(self, trial: int) -> None:
+        """Take note that a trial has ended, however: no report of it is to come."""
+
+    def decided(self) -> dict[int, Decision]:
+        """Return, once each, the paused trials that may now `go` on, and those that are to `stop`."""
+
+
+class Scheduler(Protocol):
+    """schedulers/<name>.py: a rule of early stopping, its options as fields."""
+
+    def build(self, trials: int) -> StoppingRule:
+        """Return the rule for a sweep of so many trials."""

@@ -23,6 +23,7 @@ STRATEGY_KEYS = {
     "cycle.prune": (("prune", "strategy"),),
     "cycle.grow": (("grow", "strategy"), ("init", "init")),
     "search.sampler": (("samplers", "name"),),
+    "search.stopping": (("schedulers", "name"),),
 }
 PATH_KEYS = ("model.name", "data.name", "data.tokenizer")
 TRIAL_SECTIONS = ("model", "data", "training", "cycle")
@@ -293,6 +294,10 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
     if get_path(raw, "cycle.continuous") is not None:
         yield from _continuous_faults(raw, has, number, fault)
     yield from _control_faults(raw, has, fault)
+    rule = get_path(raw, "search.stopping.name")
+    if rule not in (None, "none") and get_path(raw, "training.evaluate_every") is None:
+        way = "judges held-out losses inside training; say every how many steps with training.evaluate_every."
+        yield fault("search.stopping.name", rule, way)
     trials = number("search.trials", 1)
     if get_path(raw, "search.space") is None and trials > 1:
         yield fault("search.trials", trials, "all would be equal without search.space; add one, or leave trials out.")

@@ -41,7 +41,6 @@ class TrialPlan:
     trial: int
     values: dict[str, Any]
     seed: int
-    minimize: str
     model: dict[str, Any]
     data: dict[str, Any]
     training: dict[str, Any]
@@ -102,7 +101,6 @@ def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerpri
         trial=trial,
         values=dict(values),
         seed=spec.seed,
-        minimize=spec.search.minimize if spec.search else "loss",
         model=spec.model.model_dump(mode="json"),
         data=spec.data.model_dump(mode="json"),
         training=training,

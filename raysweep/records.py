@@ -36,12 +36,16 @@ class PhaseRecord:
     """Training tokens of the phase."""
     seconds: float
     """Wall time that this trial spent in the phase; for a reused phase, what fetching it took."""
+    training_flops: float = 0.0
+    """Floating-point operations of its training: three forward passes' worth a token, absent heads left out."""
     arm: str = "main"
     """`main`, or the control arm that the phase belongs to."""
     accuracy: float | None = None
     """Share of held-out labels that the largest logit hits."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """Held-out loss on the way: step, loss, training_flops; where training.evaluate_every asks for it."""
     decision: dict[str, Any] | None = None
     """What prune removed or grow added: strategy, heads as [layer, head], and the scores it ranked."""
     regrown: list[dict[str, Any]] | None = None
@@ -85,12 +89,22 @@ class TrialRecord:
     values: dict[str, Any]
     seed: int
     proposer: str
-    """Name of the sampler that proposed the values; `job` for a job without a search."""
+    """Name of the sampler that proposed the values; `job` for a job without a search; `replicate`, `confirmation` or
+    `fork` for a trial made from another one, `of`."""
     objective: float | None
+    """The first of `objectives`."""
     attempts: int
     phases: list[str]
     """Keys of its phases, in order."""
     seconds: float
+    objectives: dict[str, float] = field(default_factory=dict)
+    """What the search minimizes, by name, of the phase that is its result; empty where it did not complete."""
+    violations: dict[str, float] = field(default_factory=dict)
+    """By how much its result misses each constraint, at most 0 where it keeps to it."""
+    of: int | None = None
+    """The trial that it replicates or confirms on another seed, or was forked from; see `proposer`."""
+    stopped: str | None = None
+    """Why a stopping rule ended it."""
     halted: dict[str, Any] | None = None
     """Why it stopped before its last cycle: rule, cycle, kept (key of the phase that is its result), reason."""
     controls: dict[str, list[str]] = field(default_factory=dict)

@@ -23,6 +23,7 @@ CLASS_NAMES = {
     "models": "Family",
     "tasks": "Task",
     "samplers": "Sampler",
+    "schedulers": "Scheduler",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Control = Literal["dense", "no_regrow", "random_random", "rewind", "from_scratch_small"]
+Objective = Literal["loss", "perplexity", "flops_per_token", "params", "active_heads"]
 
 
 class Part(BaseModel):
@@ -68,6 +69,8 @@ class TrainingSpec(Part):
     """Share of a phase's steps in which the learning rate rises from 0."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 autocast on devices that have it, fp32 elsewhere."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between held-out evaluations inside a training phase, which stopping rules judge by. Default: none."""
 
 
 class BaselineSpec(Part):
@@ -182,14 +185,28 @@ class SamplerSpec(StrategyPart):
     """A file in raysweep/samplers/, or a dotted module."""
 
 
+class StoppingSpec(StrategyPart):
+    name: str = "none"
+    """A file in raysweep/schedulers/, or a dotted module."""
+
+
 class SearchSpec(Part):
     space: str | dict[str, Any] | None = None
     """A file (looked for from the working folder, the job's folder and the one above), or the space itself.
     Without it, there is a single trial."""
     trials: int = Field(default=1, ge=1)
-    minimize: Literal["loss", "perplexity"] = "loss"
-    """Held-out number after the last phase."""
+    minimize: Objective | tuple[Objective, ...] = "loss"
+    """What the search minimizes, of the phase that is a trial's result. Several: the best are a Pareto front."""
+    constraints: tuple[str, ...] = ()
+    """What a trial must keep to, such as `perplexity <= 1.1 * baseline.perplexity`: numbers of its result, and of its
+    last phase of a kind where one is named. A trial that does not is COMPLETE, but no best one."""
     sampler: SamplerSpec = SamplerSpec()
+    stopping: StoppingSpec = StoppingSpec()
+    seeds: int = Field(default=1, ge=1)
+    """Seeds of each point: the job's own for the search, then as many more, from it on, for the `top` points. The
+    winner is then run on as many fresh ones before it is called the winner."""
+    top: int | None = Field(default=None, ge=1)
+    """Points that are run on all seeds, the best of the search. Default: all of them."""
     controls: tuple[Control, ...] = ()
     """Arms that every trial runs beside its own phases, on the same data in the same order; what is equal is shared.
     `dense` trains on for the same steps without pruning; recovery is measured against it. `no_regrow` prunes only.
@@ -219,6 +236,17 @@ class ScaleSpec(Part):
     """Worker-group losses after which a trial is recorded as FAILED."""
 
 
+class BudgetSpec(Part):
+    """What a sweep may use, over all its sessions; when one is used up it stops at a step, resumable."""
+
+    hours: float | None = Field(default=None, gt=0)
+    """Wall time."""
+    flops: float | None = Field(default=None, gt=0)
+    """Training FLOPs, three forward passes' worth a token; what trials share counts once."""
+    disk_gb: float | None = Field(default=None, gt=0)
+    """Size of the sweep's folder, in 10^9 bytes."""
+
+
 class JobSpec(Part):
     """A job, resolved: every default filled in, the search space inlined."""
 
@@ -230,6 +258,7 @@ class JobSpec(Part):
     cycle: CycleSpec
     search: SearchSpec | None = None
     scale: ScaleSpec = ScaleSpec()
+    budget: BudgetSpec = BudgetSpec()
 
     def resolved(self) -> dict[str, Any]:
         """Return the job as a plain mapping that parses back to an equal job."""

@@ -24,7 +24,7 @@ def finished_sweep(
     fingerprints = preflight(job)
     folder = SweepFolder.create(results, job, name, {"fingerprints": fingerprints.__dict__, "sharing": True})
     plan = make_plan(job.spec, {}, trial=1, fingerprints=fingerprints)
-    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", optuna_number=None, attempt=1))
+    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", seed=0, attempt=1))
     for record, _ in zip(run_trial(plan, cpu(), PhaseStore(folder.store)), plan.phases[:phases], strict=False):
         folder.add_phase(record)
     folder.add_trial(

@@ -42,7 +42,7 @@ def sweep(tmp_path: Path) -> SweepFolder:
 
 
 def proposal(trial: int, attempt: int = 1, **values: Any) -> Proposal:
-    return Proposal(trial=trial, values=values, proposer="tpe", optuna_number=trial - 1, attempt=attempt)
+    return Proposal(trial=trial, values=values, proposer="tpe", seed=0, attempt=attempt)
 
 
 def phase(trial: int, key: str, loss: float = 1.0) -> PhaseRecord:

@@ -65,7 +65,7 @@ def recorder(folder: SweepFolder, job: Job, witness: Witness) -> Recorder:
 
 
 def start(recorder: Recorder, job: Job, trial: int = 1, attempt: int = 1) -> TrialPlan:
-    proposal = Proposal(trial=trial, values=VALUES, proposer="tpe", optuna_number=trial - 1, attempt=attempt)
+    proposal = Proposal(trial=trial, values=VALUES, proposer="tpe", seed=0, attempt=attempt)
     fingerprints = Fingerprints(model="m", data="d")
     plan = make_plan(job.with_values(VALUES), VALUES, trial=trial, fingerprints=fingerprints)
     recorder.start_trial(proposal, plan)

@@ -81,7 +81,7 @@ class SweepSearcher(Searcher):
         trial, self._next = self._next, self._next + 1
         search, space = self._job.spec.search, self._job.space
         if search is None or space is None or self._study is None:
-            return Proposal(trial=trial, values={}, proposer="job", optuna_number=None, attempt=1)
+            return Proposal(trial=trial, values={}, proposer="job", seed=0, attempt=1)
         # A sampler for each trial, seeded by its number: a resumed sweep draws what an uninterrupted one would have.
         seed = derived_seed(str(self._job.spec.seed), "sampler", trial) % 2**32
         self._study.sampler = registry.build("samplers", search.sampler.name, search.sampler.options).build(seed)
@@ -91,7 +91,7 @@ class SweepSearcher(Searcher):
         for parameter in space.parameters:
             if space.active(parameter, values, job):
                 values[parameter.path] = _suggest(asked, parameter)
-        return Proposal(trial=trial, values=values, proposer=search.sampler.name, optuna_number=asked.number, attempt=1)
+        return Proposal(trial=trial, values=values, proposer=search.sampler.name, seed=0, attempt=1)
 
 
 def _open_study(path: Path) -> optuna.Study:

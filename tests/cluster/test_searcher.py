@@ -200,7 +200,7 @@ def test_without_a_space_there_is_one_trial_that_the_job_proposes(tmp_path: Path
     folder = new_sweep(tmp_path, job)
     driver = Driver(folder, job)
     assert driver.searcher.remaining == 1
-    assert driver.run() == [Proposal(trial=1, values={}, proposer="job", optuna_number=None, attempt=1)]
+    assert driver.run() == [Proposal(trial=1, values={}, proposer="job", seed=0, attempt=1)]
     assert not (folder.path / "study.journal").exists()
     assert Driver(folder, job).searcher.remaining == 0
 

@@ -175,7 +175,7 @@ def test_where_all_failed_the_next_command_shows_why(tmp_path: Path) -> None:
 def controlled(tmp_path: Path, *, pruned: float, learned: float, dense: float) -> dict[str, Any]:
     """Return a trial with a dense arm, by its perplexities."""
     folder = make_sweep(tmp_path)
-    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", optuna_number=None, attempt=1))
+    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", seed=0, attempt=1))
     reached = {"baseline": 40.0, "prune": pruned, "measure": pruned, "grow": pruned, "learn": learned}
     own = [phase_record(1, label, perplexity) for label, perplexity in reached.items()]
     arm = replace(phase_record(1, "learn", dense), key="dense-learn", arm="dense", active_heads=8)
@@ -206,7 +206,7 @@ def test_where_pruning_helped_there_is_nothing_to_recover(tmp_path: Path) -> Non
 
 def test_a_halted_trial_is_told_by_the_phase_it_went_back_to(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path)
-    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", optuna_number=None, attempt=1))
+    folder.add_proposal(Proposal(trial=1, values={}, proposer="job", seed=0, attempt=1))
     perplexities = {"baseline": 40.0, "prune": 50.0, "measure": 50.0, "grow": 50.0, "learn": 60.0}
     own = [phase_record(1, label, perplexity) for label, perplexity in perplexities.items()]
     for record in own:

@@ -1,0 +1,1 @@
+"""One file per rule of early stopping: reports in, decisions out."""
