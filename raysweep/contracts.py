@@ -215,10 +215,17 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What becomes of a trial: `go` on, `stop` for good, or `pause` until its rule resumes it."""
+    """What a worker is told to do with its trial.
 
-    action: Literal["go", "stop", "pause"]
+    A stopping rule says `go` on, `stop` for good, or `pause` until it decides. Beside rules there are `wait`: another
+    trial is running the phase that comes next; and `leave`: the sweep ends here, to be resumed.
+    """
+
+    action: Literal["go", "stop", "pause", "wait", "leave"]
     reason: str = ""
+
+
+GO = Decision(action="go")
 
 
 class StoppingRule(Protocol):

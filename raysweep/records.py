@@ -38,6 +38,8 @@ class PhaseRecord:
     """Wall time that this trial spent in the phase; for a reused phase, what fetching it took."""
     training_flops: float = 0.0
     """Floating-point operations of its training: three forward passes' worth a token, absent heads left out."""
+    dense_training_flops: float = 0.0
+    """What its training would have taken with every head there."""
     arm: str = "main"
     """`main`, or the control arm that the phase belongs to."""
     accuracy: float | None = None

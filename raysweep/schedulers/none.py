@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysweep.contracts import Decision, Report
+from raysweep.contracts import GO, Decision, Report
 
 
 class Rule:
     """Lets all go on."""
 
     def report(self, report: Report) -> Decision:
-        return Decision(action="go")
+        return GO
 
     def ended(self, trial: int) -> None: ...
 
