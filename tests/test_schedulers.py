@@ -329,6 +329,21 @@ def test_a_survivor_that_fails_between_rungs_holds_nobody_up() -> None:
     assert verdicts(rule.decided()) == {2: "go"}
 
 
+def test_a_survivor_that_had_ended_before_its_rung_was_settled_holds_nobody_up() -> None:
+    rule = halving(4, reduction=2, first=0.25)
+    assert actions(rule, report(1, 0.25, 1.0), report(2, 0.25, 2.0), report(3, 0.25, 3.0)) == ["pause"] * 3
+    rule.ended(1)
+    assert actions(rule, report(4, 0.25, 4.0)) == ["stop"]
+    assert verdicts(rule.decided()) == {2: "go", 3: "stop"}
+    assert actions(rule, report(2, 0.5, 2.0)) == ["go"], "alone at the second rung"
+
+
+def test_only_the_first_report_at_a_rung_counts_there() -> None:
+    rule = halving(2)
+    assert actions(rule, report(1, 0.4, 5.0), report(1, 0.5, 1.0), report(2, 0.4, 3.0)) == ["pause", "pause", "go"]
+    assert verdicts(rule.decided()) == {1: "stop"}
+
+
 def test_cohorts_are_halved_apart_and_the_last_may_be_smaller() -> None:
     rule = halving(5, cohort=3)
     assert actions(rule, report(4, 0.4, 9.0), report(1, 0.4, 1.0), report(2, 0.4, 2.0)) == ["pause"] * 3
