@@ -13,6 +13,8 @@ from raysweep.spec import Control, CycleSpec, GrowSpec, JobSpec, PruneSpec
 
 PHASES = ("baseline", "prune", "measure", "grow", "learn")
 TRAINING_PHASES = ("baseline", "learn")
+LOG_EVERY = 10
+"""Training steps between two points of a phase's curve; its last step is always one."""
 
 
 @dataclass(frozen=True, kw_only=True)
