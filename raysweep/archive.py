@@ -62,10 +62,15 @@ class Retry:
 
 
 class SweepFolder:
-    """Reads and appends the records of one sweep."""
+    """Reads and appends the records of one sweep.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        durable: whether a line that was appended survives a crash of the machine, too, not of the process alone.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path.resolve()
+        self._durable = durable
         self.name = path.name
         self._phases_seen: set[tuple[int, str]] | None = None
 
@@ -205,7 +210,8 @@ class SweepFolder:
             _cut_partial_line(stream)
             stream.write(line)
             stream.flush()
-            os.fsync(stream.fileno())
+            if self._durable:
+                os.fsync(stream.fileno())
 
     def _read(
         self, file: str, parse: Callable[[dict[str, Any]], Record], load: Callable[[bytes], Any] = json.loads

@@ -96,7 +96,7 @@ def density(model: Model) -> float:
 
 
 def record(
-    plan: TrialPlan, phase: PhasePlan, arm: str, changed: Change, loss: float, trace: Trace, seconds: float
+    plan: TrialPlan, phase: PhasePlan, changed: Change, loss: float, trace: Trace, seconds: float
 ) -> PhaseRecord:
     """Return the record of a phase that is over."""
     after, steps = changed.after, phase.steps
@@ -117,7 +117,6 @@ def record(
         seconds=round(seconds, 3),
         training_flops=steps * step_flops(plan, density(after)),
         dense_training_flops=steps * step_flops(plan, 1.0),
-        arm=arm,
         curve=trace.curve,
         evaluations=trace.evaluations,
         decision=changed.decision,
