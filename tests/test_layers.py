@@ -16,16 +16,18 @@ PACKAGE = Path(raysweep.__file__).parent
 
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
-    {"errors"},
-    {"environment", "registry", "space", "spec", "yamlfile"},
+    {"errors", "statistics"},
+    {"environment", "expressions", "registry", "space", "spec", "yamlfile"},
     {"jobfile"},
     {"plan", "records"},
     {"halting"},
+    {"objectives"},
     {"contracts"},
     {"archive"},
+    {"points"},
     {"reports", "retries"},
-    {"recorder"},
     {"engine"},
+    {"recorder"},
     {"plasticity"},
     {"models", "tasks", "prune", "grow", "init", "samplers"},
     {"core"},
