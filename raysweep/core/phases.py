@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -95,7 +95,13 @@ class _Trial:
 
     @staticmethod
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
-        return _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
+        trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
+        store.warn = trial.warn
+        return trial
+
+    def warn(self, text: str) -> None:
+        if self.runtime.rank == 0:
+            self.runtime.emit({"type": "warning", "trial": self.plan.trial, "text": text})
 
     def begin(self, arm: str) -> None:
         """Stand before the first phase of a control arm."""
@@ -177,9 +183,37 @@ class _Trial:
         if self.state is None:
             if self.previous is None:
                 self.state = TrialState.first(self.plan, self.data.facts, self.runtime)
-            else:
+            elif self._can_restore(self.previous):
                 self.state = TrialState.restored(self.plan, self.previous, self.store, self.data.facts, self.runtime)
+            else:
+                self.state = self._again(self.previous)
         return self.state
+
+    def _can_restore(self, key: str) -> bool:
+        found: bool = self.runtime.from_rank_0(self.runtime.rank == 0 and self.store.can_restore(key))
+        return found
+
+    def _again(self, key: str) -> TrialState:
+        """Run a phase once more for the state after it, which the store does not hold any more.
+
+        Leases are taken from a phase to those before it only, so nobody waits in a circle.
+        """
+        chains = (self.plan.phases, *self.plan.controls.values())
+        chain, at = next(
+            (chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key
+        )  # fmt: skip
+        leads = self.runtime.rank == 0
+        with self.store.lease(key) if leads else nullcontext():
+            self.previous = chain[at - 1].key if at else None
+            if not self._can_restore(key):  # nobody else has run it meanwhile
+                self.warn(f"phase {chain[at].label} ({key}) is run again: its weights are no longer in the store.")
+                outcome = self._run(chain[at], time.perf_counter())
+                if leads:
+                    earlier = self.store.find(key)
+                    self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
+            self.runtime.barrier()
+        self.previous = key
+        return self._state()
 
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 
