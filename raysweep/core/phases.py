@@ -183,37 +183,34 @@ class _Trial:
         if self.state is None:
             if self.previous is None:
                 self.state = TrialState.first(self.plan, self.data.facts, self.runtime)
-            elif self._can_restore(self.previous):
-                self.state = TrialState.restored(self.plan, self.previous, self.store, self.data.facts, self.runtime)
             else:
-                self.state = self._again(self.previous)
+                while (lost := self._missing(self.previous)) is not None:
+                    self._run_again(lost)
+                self.state = TrialState.restored(self.plan, self.previous, self.store, self.data.facts, self.runtime)
         return self.state
 
-    def _can_restore(self, key: str) -> bool:
-        found: bool = self.runtime.from_rank_0(self.runtime.rank == 0 and self.store.can_restore(key))
+    def _missing(self, key: str) -> str | None:
+        found: str | None = self.runtime.from_rank_0(self.store.missing(key) if self.runtime.rank == 0 else None)
         return found
 
-    def _again(self, key: str) -> TrialState:
-        """Run a phase once more for the state after it, which the store does not hold any more.
+    def _run_again(self, key: str) -> None:
+        """Run a phase once more whose weights the store does not hold any more.
 
         Leases are taken from a phase to those before it only, so nobody waits in a circle.
         """
+        leads, before = self.runtime.rank == 0, self.previous
         chains = (self.plan.phases, *self.plan.controls.values())
-        chain, at = next(
-            (chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key
-        )  # fmt: skip
-        leads = self.runtime.rank == 0
+        chain, at = next((chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key)
         with self.store.lease(key) if leads else nullcontext():
-            self.previous = chain[at - 1].key if at else None
-            if not self._can_restore(key):  # nobody else has run it meanwhile
+            if self._missing(key) == key:  # nobody else has run it meanwhile
                 self.warn(f"phase {chain[at].label} ({key}) is run again: its weights are no longer in the store.")
+                self.previous = chain[at - 1].key if at else None
                 outcome = self._run(chain[at], time.perf_counter())
                 if leads:
                     earlier = self.store.find(key)
                     self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
             self.runtime.barrier()
-        self.previous = key
-        return self._state()
+        self.state, self.previous = None, before
 
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 

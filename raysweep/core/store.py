@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,35 +88,28 @@ class PhaseStore:
         folder = self.folder / key
         if not folder.is_dir():
             return None
-        try:
-            entries.check(folder, OUTCOME)
-        except DamagedError as error:
-            self._set_aside(folder, error)
+        if not self._as_written(folder, [OUTCOME]):
             return None
         return Outcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
 
-    def can_restore(self, key: str) -> bool:
-        """Whether all that makes up the state after a phase is there and as it was written."""
+    def missing(self, key: str) -> str | None:
+        """Return the last phase that must be run again before the state after a phase can be restored; None: it can.
+
+        Every file that makes up the state is checked.
+        """
         outcome = self.find(key)
         if outcome is None:
-            return False
+            return key
         trained = False  # whether a later phase's tensors are what the state is made of
         for done in reversed(outcome.history):
-            folder = self.folder / done
             if self.find(done) is None:
-                return False
-            held = entries.manifest(folder)
+                return done
+            held = entries.manifest(self.folder / done)
             wanted = [name for name in (SLICES, *(() if trained else (TENSORS,))) if name in held.sha256]
-            if any(name in held.collected for name in wanted):
-                return False
-            try:
-                for name in wanted:
-                    entries.check(folder, name)
-            except DamagedError as error:
-                self._set_aside(folder, error)
-                return False
+            if any(name in held.collected for name in wanted) or not self._as_written(self.folder / done, wanted):
+                return done
             trained = trained or TENSORS in wanted
-        return True
+        return None
 
     def save(
         self,
@@ -137,7 +130,7 @@ class PhaseStore:
         shutil.rmtree(self._partial(key), ignore_errors=True)
 
     def tensors(self, key: str) -> dict[str, torch.Tensor] | None:
-        """Return the tensors of an entry that `can_restore` found whole, None where the phase changed none."""
+        """Return the tensors of an entry that `missing` found whole, None where the phase changed none."""
         folder = self.folder / key
         if not folder.is_dir() or TENSORS not in entries.manifest(folder).sha256:
             return None
@@ -181,6 +174,16 @@ class PhaseStore:
 
     def _partial(self, key: str) -> Path:
         return self.folder / f"{key}.partial"
+
+    def _as_written(self, folder: Path, names: Sequence[str]) -> bool:
+        """Check files of an entry; one that is damaged is set aside whole."""
+        try:
+            for name in names:
+                entries.check(folder, name)
+        except DamagedError as error:
+            self._set_aside(folder, error)
+            return False
+        return True
 
     def _set_aside(self, folder: Path, error: DamagedError) -> None:
         aside = folder.with_name(f"{folder.name}.damaged")

@@ -247,17 +247,17 @@ def test_a_damaged_entry_is_set_aside_and_told_of(store: PhaseStore, name: str, 
     told: list[str] = []
     store.warn = told.append
     folder = saved(store, tensors=some_tensors(), slices=some_tensors())
-    assert store.can_restore(KEY) and told == []
+    assert store.missing(KEY) is None and told == []
     damage(folder / name)
-    assert not store.can_restore(KEY)
+    assert store.missing(KEY) is not None
     assert not folder.exists() and (store.folder / f"{KEY}.damaged").is_dir()
     assert not store.has(KEY) and store.find(KEY) is None
     (text,) = told
     assert str(folder) in text and (name in text or name == "manifest.json") and "run again" in text
     saved(store, tensors=some_tensors(), slices=some_tensors())
-    assert store.can_restore(KEY)
+    assert store.missing(KEY) is None
     damage(folder / name)
-    assert not store.can_restore(KEY) and len(told) == 2, "damage may happen twice"
+    assert store.missing(KEY) is not None and len(told) == 2, "damage may happen twice"
 
 
 @pytest.mark.parametrize("name", ["outcome.json", "manifest.json"])
@@ -272,13 +272,13 @@ def test_a_state_needs_its_slices_the_newest_tensors_and_every_record(store: Pha
         kind = "slices" if "prune" in key else "tensors"
         saved(store, key, keys[:number], **{kind: some_tensors()})
     flip(store.folder / "base" / "tensors.safetensors")
-    assert store.can_restore("prune2"), "the weights of learn took the place of those"
-    assert not store.can_restore("prune"), "set aside when it is needed"
-    assert not store.can_restore("prune2"), "its record is gone with it"
+    assert store.missing("prune2") is None, "the weights of learn took the place of those"
+    assert store.missing("prune") == "base", "set aside when it is needed"
+    assert store.missing("prune2") == "base", "its record is gone with it"
     saved(store, "base", keys[:1], tensors=some_tensors())
-    assert store.can_restore("prune2")
+    assert store.missing("prune2") is None
     flip(store.folder / "prune" / "slices.safetensors")
-    assert not store.can_restore("prune2") and store.can_restore("base")
+    assert store.missing("prune2") == "prune" and store.missing("base") is None
 
 
 def test_an_entry_that_was_collected_is_no_damage_but_cannot_be_restored(store: PhaseStore) -> None:
@@ -286,11 +286,11 @@ def test_an_entry_that_was_collected_is_no_damage_but_cannot_be_restored(store: 
     store.warn = told.append
     folder = saved(store, tensors=some_tensors())
     entries.collect(folder, "tensors.safetensors")
-    assert store.find(KEY) is not None and not store.can_restore(KEY) and told == []
+    assert store.find(KEY) is not None and store.missing(KEY) is not None and told == []
     with pytest.raises(FileNotFoundError):
         store.tensors(KEY)  # not None: an older phase's tensors must not take their place
     saved(store, tensors=some_tensors())
-    assert store.can_restore(KEY)
+    assert store.missing(KEY) is None
     assert_bitwise(store.tensors(KEY), some_tensors())
 
 
@@ -299,7 +299,7 @@ def test_a_kill_while_an_entry_is_collected_is_no_damage(store: PhaseStore, monk
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: os._exit(9))
     killed(lambda: entries.collect(folder, "tensors.safetensors"))
     monkeypatch.undo()
-    assert store.find(KEY) is not None and not store.can_restore(KEY)
+    assert store.find(KEY) is not None and store.missing(KEY) is not None
     entries.collect(folder, "tensors.safetensors")
     assert not (folder / "tensors.safetensors").exists()
 
@@ -364,7 +364,7 @@ def test_writers_of_one_key_leave_the_entry_of_one_of_them(store: PhaseStore) ->
         go(writer)
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     outcome, tensors = store.find("k"), store.tensors("k")
-    assert outcome is not None and tensors is not None and store.can_restore("k")
+    assert outcome is not None and tensors is not None and store.missing("k") is None
     assert {float(tensor.min()) for tensor in tensors.values()} == {float(outcome.trial)}
     assert {float(tensor.max()) for tensor in tensors.values()} == {float(outcome.trial)}
     assert sorted(path.name for path in store.folder.iterdir()) == ["k", "k1", "k2", "k3"]
@@ -383,7 +383,7 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_that_is_seen(store: PhaseS
         writer.wait(60)
         seen += len(entries.leftovers(store.folder))
         for key in ("k0", "k"):
-            assert not store.has(key) or store.can_restore(key)
+            assert not store.has(key) or store.missing(key) is None
         sweep_up(store.folder)
         assert entries.leftovers(store.folder) == []
     assert [text for text in told if "k0" not in text] == [], "k0 is also being removed, file by file"
@@ -414,7 +414,7 @@ def test_a_full_disk_leaves_what_was_there(store: PhaseStore, full_disk: Any) ->
     assert sorted(path.name for path in store.folder.iterdir()) == [f"{KEY}.partial", before.name]
     assert_partial(store.find_partial(KEY), 5)
     saved(store, tensors=some_tensors())
-    assert store.can_restore(KEY) and store.can_restore("before")
+    assert store.missing(KEY) is None and store.missing("before") is None
 
 
 @pytest.fixture(params=["tensors", "text"])
@@ -449,10 +449,10 @@ def test_a_disk_that_is_really_full_leaves_what_was_there(small_disk: Path) -> N
         store.save_partial(KEY, Partial(step=1, curve=[], structure={}, tensors=large))
     with pytest.raises(DiskFullError, match="no space is left"):
         saved(store, tensors=large)
-    assert store.can_restore("before") and not store.has(KEY) and store.find_partial(KEY) is None
+    assert store.missing("before") is None and not store.has(KEY) and store.find_partial(KEY) is None
     assert entries.leftovers(store.folder) == []
     saved(store, tensors=some_tensors())
-    assert store.can_restore(KEY)
+    assert store.missing(KEY) is None
 
 
 @pytest.fixture
