@@ -5,6 +5,7 @@ env.json        versions, commit, machine phases.jsonl   phase records
 study.journal   Optuna's journal          trials.jsonl   how each trial ended
 checkpoints/    the phase store           tensorboard/   one run per trial
 lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
+retries.jsonl   what lost workers cost
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +43,22 @@ class Proposal:
     seed: int
     of: int | None = None
     """The trial that this one replicates or confirms on another seed, or was forked from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """A trial whose workers were lost: how far it had come, and where it went on."""
+
+    trial: int
+    attempt: int
+    """The one that went on."""
+    phase: str
+    """The last training phase before the loss; empty: none had logged a step."""
+    cycle: int
+    reached: int
+    """Last step that the phase had logged."""
+    resumed_at: int
+    """Step from which it went on; `reached` where the phase had ended."""
 
 
 class SweepFolder:
@@ -109,6 +127,16 @@ class SweepFolder:
             raise ArchiveError(f"sweep {self.name!r} is being run by another process.") from None
         return lock
 
+    def running(self) -> bool:
+        """Whether a driver runs this sweep right now."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            self.lock().release()
+        except ArchiveError:
+            return True
+        return False
+
     @property
     def store(self) -> Path:
         return self.path / "checkpoints"
@@ -123,8 +151,9 @@ class SweepFolder:
         """Return every proposed trial, its latest attempt."""
         return {proposal.trial: proposal for proposal in self._read("plans.jsonl", lambda line: Proposal(**line))}
 
-    def phases(self) -> list[PhaseRecord]:
-        return list(self._read("phases.jsonl", PhaseRecord.from_dict))
+    def phases(self, stop: str | None = None) -> list[PhaseRecord]:
+        """Return all phase records; `stop` leaves out that field and those after it, for what need not read them."""
+        return list(self._read("phases.jsonl", PhaseRecord.from_dict, _skimming(stop)))
 
     def trials(self) -> dict[int, TrialRecord]:
         return {record.trial: record for record in self._read("trials.jsonl", TrialRecord.from_dict)}
@@ -139,7 +168,7 @@ class SweepFolder:
     def add_phase(self, record: PhaseRecord) -> None:
         """Append a phase record, unless an earlier attempt of the trial already did."""
         if self._phases_seen is None:
-            self._phases_seen = {(known.trial, known.key) for known in self.phases()}
+            self._phases_seen = {(known.trial, known.key) for known in self.phases(stop="curve")}
         if (record.trial, record.key) not in self._phases_seen:
             self._append("phases.jsonl", record.to_dict())
             self._phases_seen.add((record.trial, record.key))
@@ -157,18 +186,30 @@ class SweepFolder:
     def add_report(self, report: Report) -> None:
         self._append("reports.jsonl", report.__dict__)
 
+    def retries(self) -> list[Retry]:
+        return list(self._read("retries.jsonl", lambda line: Retry(**line)))
+
+    def add_retry(self, retry: Retry) -> None:
+        self._append("retries.jsonl", retry.__dict__)
+
+    def lines(self, file: str, stop: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield what the lines of one of its files hold, as they stand; `stop` as in `phases`."""
+        return self._read(file, dict, _skimming(stop))
+
     def add_lane(self, entry: Mapping[str, Any]) -> None:
         self._append("lanes.jsonl", entry)
 
     def _append(self, file: str, content: Mapping[str, Any]) -> None:
-        line = (json.dumps(content, sort_keys=True) + "\n").encode()
+        line = (json.dumps(content) + "\n").encode()
         with open(self.path / file, "ab+") as stream:
             _cut_partial_line(stream)
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
 
-    def _read(self, file: str, parse: Callable[[dict[str, Any]], Record]) -> Iterator[Record]:
+    def _read(
+        self, file: str, parse: Callable[[dict[str, Any]], Record], load: Callable[[bytes], Any] = json.loads
+    ) -> Iterator[Record]:
         """Yield what a file's lines hold.
 
         Raises:
@@ -177,13 +218,18 @@ class SweepFolder:
         path = self.path / file
         if not path.exists():
             return
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-            if line.endswith(b"\n"):  # the last line of a killed writer is no record yet
-                try:
-                    record = parse(json.loads(line))
-                except (AttributeError, TypeError, ValueError) as error:
-                    raise ArchiveError(f"{path}, line {number} cannot be read: {error}.") from error
-                yield record
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.endswith(b"\n"):  # the last line of a killed writer is no record yet
+                    try:
+                        record = parse(load(line))
+                    except (AttributeError, TypeError, ValueError) as error:
+                        raise ArchiveError(f"{path}, line {number} cannot be read: {error}.") from error
+                    yield record
+
+
+def _skimming(stop: str | None) -> Callable[[bytes], Any]:
+    return json.loads if stop is None else partial(PhaseRecord.skim, stop=stop)
 
 
 def list_sweeps(results: Path) -> list[str]:

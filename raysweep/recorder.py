@@ -12,6 +12,7 @@ from raysweep.jobfile import Job
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.reports.tensorboard import TrialWriter, write_experiment
+from raysweep.retries import RetryLog
 
 Event = dict[str, Any]
 
@@ -49,6 +50,7 @@ class Recorder:
         self._open: dict[int, _OpenTrial] = {}
         self._ended: set[int] = set()
         self._lock = threading.Lock()
+        self._retries = RetryLog(folder)
         self._tensorboard = folder.path / "tensorboard"
         write_experiment(self._tensorboard, job.space)
         self._space = job.space
@@ -71,6 +73,7 @@ class Recorder:
         handle = getattr(self, f"_on_{event['type']}")
         with self._lock:
             if event.get("trial") not in self._ended:  # else a worker that was given up for lost still tells of it
+                self._retries.note(event)
                 handle(event)
 
     def _on_group(self, event: Event) -> None:
