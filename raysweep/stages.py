@@ -114,9 +114,7 @@ def differences(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     varying = {
         stage.label: _varying([other.settings for other in stages if other.label == stage.label]) for stage in stages
     }
-    return [
-        {name: stage.settings[name] for name in varying[stage.label] if name in stage.settings} for stage in stages
-    ]
+    return [{name: stage.settings[name] for name in varying[stage.label] if name in stage.settings} for stage in stages]
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:

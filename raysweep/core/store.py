@@ -27,8 +27,8 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from raysweep.core import entries
-from raysweep.core.entries import DamagedError
+from raysweep import entries
+from raysweep.entries import DamagedError
 
 OUTCOME = "outcome.json"
 PROGRESS = "progress.json"
