@@ -78,9 +78,9 @@ class Recorder:
         self._ended: dict[int, TrialRecord] = {}
         self._left: set[int] = set()
         self._reports = {trial: list(reports) for trial, reports in folder.reports().items()}
+        self._retries = RetryLog(folder)
         self._failure: Exception | None = None
         self._changed = threading.Condition()
-        self._retries = RetryLog(folder)
         self._clock = clock
         self._tensorboard = folder.path / "tensorboard" if tensorboard else None
         if self._tensorboard is not None:

@@ -58,6 +58,9 @@ class RetryLog:
         self._goes_on(trial)
         self._reached.pop(trial, None)
 
+    def _on_left(self, trial: int, event: Mapping[str, Any]) -> None:
+        self._on_final(trial, event)
+
     def _goes_on(self, trial: int, where: Where | None = None, step: int = 0) -> None:
         """Settle a loss; anywhere but in the phase that was lost, nothing of it had to be done again."""
         lost = self._lost.pop(trial, None)

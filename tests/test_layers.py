@@ -17,7 +17,7 @@ PACKAGE = Path(raysweep.__file__).parent
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
     {"errors", "statistics"},
-    {"environment", "expressions", "registry", "space", "spec", "yamlfile"},
+    {"entries", "environment", "expressions", "registry", "space", "spec", "yamlfile"},
     {"jobfile"},
     {"plan", "records"},
     {"halting"},
@@ -26,8 +26,8 @@ LAYERS = (
     {"archive", "judged", "rungs", "stopping"},
     {"points"},
     {"reports", "retries"},
-    {"recorder"},
     {"engine"},
+    {"recorder"},
     {"plasticity"},
     {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers"},
     {"core"},

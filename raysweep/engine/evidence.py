@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from raysweep import points
 from raysweep.archive import Proposal, Retry, SweepFolder
 from raysweep.jobfile import Job
 from raysweep.plan import LOG_EVERY, TRAINING_PHASES
@@ -100,8 +101,7 @@ class Evidence:
 
     @property
     def planned(self) -> int:
-        """Trials that the job asks for, and forks, which are made on demand."""
-        return self.job.spec.planned_trials + sum(p.proposer == "fork" for p in self.proposals.values())
+        return points.planned(self.job.spec, self.proposals, self.ended)
 
     @property
     def finished(self) -> bool:

@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from raysweep import points
 from raysweep.archive import SweepFolder
 from raysweep.engine.checkpoints import broken_parts
 from raysweep.engine.evidence import Act, Evidence, Phase
 from raysweep.engine.processes import left_over
-from raysweep.records import TrialRecord
 
-NOT_SEARCHED = ("job", "replicate", "confirmation", "fork")
-"""Proposers that are no sampler, so none is told."""
 TOLD_AS = {"COMPLETE": "COMPLETE", "STOPPED": "PRUNED"}
 """State in the study for each status; FAIL for the others."""
 CLOCK_S = 1.0
@@ -40,15 +38,17 @@ def examine(folder: SweepFolder) -> dict[str, Any]:
 
 
 def _counts(evidence: Evidence) -> Iterator[str]:
-    ended, open_trials = len(evidence.ended), len(evidence.open_trials)
-    if len(evidence.proposals) > evidence.planned:
-        yield f"{len(evidence.proposals)} trials were proposed, but {evidence.planned} planned"
+    search = evidence.job.spec.search
+    planned = search.trials if search else 1
+    searched = sum(map(points.is_search, evidence.proposals.values()))
+    if searched > planned:
+        yield f"the search proposed {searched} trials, but {planned} were planned"
     cancelled = [trial for trial, record in evidence.ended.items() if record.status == "CANCELLED"]
     if cancelled and evidence.finished:
         yield f"trials {_some(cancelled)} were cancelled, and the sweep ended without them"
     missing = _missing_numbers(evidence.proposals)
     if missing:
-        yield f"trials {_some(missing)} were passed over: {ended} ended, {open_trials} are open"
+        yield f"trials {_some(missing)} were passed over"
 
 
 def _missing_numbers(trials: Sequence[int] | dict[int, Any]) -> list[int]:
@@ -102,7 +102,7 @@ def _told_once(evidence: Evidence) -> Iterator[str]:
     """Judge the study's journal; only a sweep under way may not have told its last results yet."""
     told = Counter(trial for trial, _ in evidence.told)
     results: Counter[int | None] = Counter(
-        ending.record.trial for ending in evidence.endings if _searched(evidence, ending.record)
+        ending.record.trial for ending in evidence.endings if _searched(evidence, ending.record.trial)
     )
     for trial, state in evidence.told:
         if trial not in results:
@@ -124,8 +124,9 @@ def _told_once(evidence: Evidence) -> Iterator[str]:
         yield f"the sampler was never told of trials {_some(untold)}"
 
 
-def _searched(evidence: Evidence, record: TrialRecord) -> bool:
-    return evidence.job.space is not None and record.proposer not in NOT_SEARCHED
+def _searched(evidence: Evidence, trial: int) -> bool:
+    proposal = evidence.proposals.get(trial)
+    return evidence.job.space is not None and proposal is not None and points.is_search(proposal)
 
 
 def _heads(evidence: Evidence) -> Iterator[str]:
@@ -178,20 +179,13 @@ def _equal_outcomes(evidence: Evidence) -> Iterator[str]:
 
 
 def _best_on_disk(evidence: Evidence) -> Iterator[str]:
-    best = _best(list(evidence.ended.values()))
-    if best is None:
-        return
-    store = evidence.folder.store if evidence.sharing else evidence.folder.store / f"trial-{best.trial}"
-    kept = best.halted["kept"] if best.halted else best.phases[-1]
-    missing = list(broken_parts(store, kept))
-    if missing:
-        yield f"of the best trial, {best.trial}, the store lacks {_some(missing)}"
-
-
-def _best(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    complete = [record for record in records if record.status == "COMPLETE" and record.objective is not None]
-    kept = [record for record in complete if max(record.violations.values(), default=0) <= 0]
-    return min(kept, key=lambda record: (record.objective, record.trial), default=None)
+    for point in points.front(points.gather(evidence.proposals, evidence.ended)):
+        best = point.searched
+        store = evidence.folder.store if evidence.sharing else evidence.folder.store / f"trial-{best.trial}"
+        kept = best.halted["kept"] if best.halted else best.phases[-1]
+        missing = list(broken_parts(store, kept))
+        if missing:
+            yield f"of the best trial, {best.trial}, the store lacks {_some(missing)}"
 
 
 def _waste(evidence: Evidence) -> Iterator[str]:
