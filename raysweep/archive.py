@@ -123,8 +123,10 @@ class SweepFolder:
         """Return the taken lock that one driver at a time holds; the system frees it when the driver dies.
 
         Raises:
-            ArchiveError: another process runs this sweep.
+            ArchiveError: another process runs this sweep, or nobody ever can.
         """
+        if self.simulated:
+            raise ArchiveError(f"sweep {self.name!r} is simulated: it has no models to go on with.")
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -151,6 +153,11 @@ class SweepFolder:
 
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing in it was ever trained; see simulation/."""
+        return bool(self.environment().get("simulated"))
 
     def proposals(self) -> dict[int, Proposal]:
         """Return every proposed trial, its latest attempt."""

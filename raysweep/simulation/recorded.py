@@ -6,13 +6,15 @@ step took. Trials that share a phase follow the same recorded trial through it.
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raysweep.archive import SweepFolder
 from raysweep.errors import UsageError
-from raysweep.plan import PhasePlan, derived_seed
+from raysweep.jobfile import Job
+from raysweep.plan import Fingerprints, PhasePlan, derived_seed, make_plan
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.records import PhaseRecord
 from raysweep.simulation.curves import SHAPE, Model
@@ -41,19 +43,20 @@ class Recorded:
     """Curves of a sweep's complete trials.
 
     Args:
-        kinds: the kinds of phases that will be simulated.
+        job: what will be simulated.
 
     Raises:
-        UsageError: no trial is complete and has phases of all these kinds.
+        UsageError: no trial of the sweep is complete and has phases of all the kinds that the job's have.
     """
 
-    def __init__(self, folder: SweepFolder, kinds: Collection[str]) -> None:
+    def __init__(self, folder: SweepFolder, job: Job) -> None:
+        kinds = _kinds(job)
         chains = [_chain(records) for records in _complete(folder)]
         self._trials = [chain for chain in chains if {phase.kind for phase in chain} >= set(kinds)]
         if not self._trials:
             raise UsageError(
-                f"--from {folder.name}: the sweep has no complete trial with the phases {', '.join(kinds)}; name another, "
-                "or leave --from out to simulate modelled curves."
+                f"--from {folder.name}: the sweep has no complete trial with the phases {', '.join(kinds)} of the job; "
+                "name another sweep, or leave --from out to simulate made-up curves."
             )
 
     def begin(self, phase: PhasePlan, before: Model | None) -> Model:
@@ -80,6 +83,13 @@ class Recorded:
         return next((known for known in reversed(same) if known.cycle <= phase.cycle), same[0])
 
 
+def _kinds(job: Job) -> list[str]:
+    values = job.space.draw(job.spec.resolved(), random.Random(0)) if job.space else {}
+    nowhere = Fingerprints(model="", data="")
+    plan = make_plan(job.with_values(values), values, trial=1, fingerprints=nowhere)
+    return list(dict.fromkeys(phase.kind for phase in plan.every_phase()))
+
+
 def _complete(folder: SweepFolder) -> list[list[PhaseRecord]]:
     """Return the records of each complete trial's own phases; of shared ones those of the trial that ran them."""
     ran = {record.key: record for record in folder.phases() if not record.reused}
@@ -93,26 +103,20 @@ def _chain(records: Sequence[PhaseRecord]) -> list[_Phase]:
 
 
 def _phase(record: PhaseRecord, start: float | None) -> _Phase:
-    points = record.evaluations or record.curve
-    if start is None:  # of a new model: nobody measured it
-        start = points[0]["loss"] if points and record.steps else record.loss
-    shares, changes = [0.0], [0.0]
-    # Where nothing was measured on held-out text, training losses tell the form of the curve, but not its ends.
-    span = 1.0 if record.evaluations or not points else _ratio(record.loss - start, points[-1]["loss"] - points[0]["loss"])
-    origin = start if record.evaluations or not points else points[0]["loss"]
-    for point in points:
-        if 0 < point["step"] < record.steps:
-            shares.append(point["step"] / record.steps)
-            changes.append((point["loss"] - origin) * span)
+    points = [point for point in record.evaluations or record.curve if point["step"] < record.steps]
+    if start is None:  # a new model: nobody measured it
+        start = points[0]["loss"] if points else record.loss
+    change = record.loss - start
+    changes = [point["loss"] - start for point in points]
+    if points and not record.evaluations:
+        # Training losses tell the form of the curve alone: its ends were measured on held-out text.
+        first, last = record.curve[0]["loss"], record.curve[-1]["loss"]
+        changes = [change * (point["loss"] - first) / (last - first or 1.0) for point in points]
     return _Phase(
         kind=record.phase,
         cycle=record.cycle,
         start=start,
-        shares=[*shares, 1.0],
-        changes=[*changes, record.loss - start],
+        shares=[0.0, *(point["step"] / record.steps for point in points), 1.0],
+        changes=[0.0, *changes, change],
         seconds=record.seconds / max(1, record.steps),
     )
-
-
-def _ratio(of: float, to: float) -> float:
-    return of / to if to else 0.0

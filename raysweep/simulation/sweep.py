@@ -156,7 +156,9 @@ class Simulation:
 
     def _take(self, event: Event) -> None:
         self._recorder.handle(event)
-        trial = event.get("trial")
+        if event["type"] not in ("final", "paused", "resumed_by_rule"):
+            return
+        trial: int = event["trial"]
         if event["type"] == "final":
             self._out.discard(trial)
             self._ended += 1
@@ -165,7 +167,7 @@ class Simulation:
         elif event["type"] == "paused":
             self._out.discard(trial)
             self._agenda.paused(trial)
-        elif event["type"] == "resumed_by_rule":
+        else:
             self._agenda.resumed(trial)
 
     def _submit(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,9 +52,12 @@ class Store:
 class Counts:
     """What workers did."""
 
-    phases_run: int = 0
+    runs: Counter[str] = field(default_factory=Counter)
+    """How often each phase was run to its end, by key."""
     steps: int = 0
     """Executed, those that a kill made vain included."""
+    wasted: int = 0
+    """Executed since the last checkpoint when a worker was killed."""
     busy_s: float = 0.0
     """Of all lanes."""
 
@@ -213,7 +217,7 @@ class _Phase:
         outcome = record(self.trial.plan, phase, self.changed, loss, self.trace, seconds)
         worker.store.outcomes[phase.key] = outcome, replace(self.changed.after, loss=loss)
         worker.store.partial.pop(phase.key, None)
-        worker.counts.phases_run += 1
+        worker.counts.runs[phase.key] += 1
 
     def _train(self, step_seconds: float, death: float | None) -> Time:
         counts, start, steps = self.trial.worker.counts, self.trace.step, self.phase.steps
@@ -226,6 +230,8 @@ class _Phase:
             counts.steps += done - self.trace.step
             self.trace.step = done
             if done < step:
+                kept = self.trial.worker.store.partial.get(self.phase.key, Trace()).step
+                counts.wasted += done - kept
                 raise Killed
             self._after_step(step)
 
