@@ -85,9 +85,7 @@ def add_trial(
 ) -> None:
     """Add a trial with a phase for each label (`prune@2`: of cycle 2); without a status it has not ended."""
     for attempt in range(1, attempts + 1):
-        folder.add_proposal(
-            Proposal(trial=trial, values=dict(values), proposer="tpe", seed=0, attempt=attempt)
-        )
+        folder.add_proposal(Proposal(trial=trial, values=dict(values), proposer="tpe", seed=0, attempt=attempt))
     phases = [phase_record(trial, label, value, label in reused) for label, value in perplexities.items()]
     for phase in phases:
         folder.add_phase(phase)

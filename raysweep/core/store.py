@@ -53,6 +53,8 @@ class Partial:
     """What events inside a continuous phase have changed so far."""
     tensors: dict[str, torch.Tensor]
     trajectory: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    flops: float = 0.0
 
 
 class PhaseStore:
@@ -61,6 +63,9 @@ class PhaseStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, key: str) -> bool:
+        return (self.folder / key / "outcome.json").is_file()
 
     def find(self, key: str) -> Outcome | None:
         path = self.folder / key / "outcome.json"
@@ -101,7 +106,10 @@ class PhaseStore:
         self._partial(key).mkdir(exist_ok=True)
         with self._appearing(target) as folder:
             save_file(_contiguous(partial.tensors), folder / TENSORS)
-            progress = {name: getattr(partial, name) for name in ("step", "curve", "structure", "trajectory")}
+            progress = {
+                name: getattr(partial, name)
+                for name in ("step", "curve", "structure", "trajectory", "evaluations", "flops")
+            }
             (folder / "progress.json").write_text(json.dumps(progress))
         for old in previous:
             shutil.rmtree(old, ignore_errors=True)
