@@ -18,6 +18,8 @@ from raysweep.plan import PhasePlan, TrialPlan
 Event = dict[str, Any]
 LEAVE: Literal["leave"] = "leave"
 IDLE: Literal["idle"] = "idle"
+ENDINGS = ("final", "paused", "left")
+"""Events that say that a trial is on no lane any more, and waits for none."""
 
 
 @dataclass(kw_only=True)
