@@ -132,7 +132,7 @@ def test_a_fault_is_reported_alone_with_its_key_value_and_way_out(
     ("changes", "key", "value", "said"),
     [
         ({"search.trials": 0}, "search.trials", 0, "greater than or equal to 1"),
-        ({"search.minimize": "accuracy"}, "search.minimize", "accuracy", "'loss' or 'perplexity'"),
+        ({"search.minimize": "accuracy"}, "search.minimize", "accuracy", "'loss', 'perplexity', 'flops_per_token'"),
         ({"search.sampler.name": "tpee"}, "search.sampler.name", "tpee", "Did you mean 'tpe'?"),
         ({"search.sampler": "tpe"}, "search.sampler", "tpe", "must be a mapping"),
         ({"search.sampler.startup_trialz": 2}, "search.sampler.startup_trialz", 2, "Did you mean 'startup_trials'?"),
@@ -226,7 +226,7 @@ scale: {workers: 3}
 
 def test_all_faults_of_a_job_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "spaces").mkdir()
-    (tmp_path / "spaces" / "heads.yaml").write_text("cycle.prune.level: {unifrom: [0, 1]}\ncycle.learn.lr: 3\n")
+    (tmp_path / "spaces" / "heads.yaml").write_text("cycle.prune.level: {unifrom: [0, 1]}\ncycle.learn.lr: [3]\n")
     path = tmp_path / "job.yaml"
     path.write_text(FAULTY)
     with pytest.raises(SpecError) as refused:

@@ -17,7 +17,9 @@ PACKAGE = Path(raysweep.__file__).parent
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
     {"errors"},
-    {"environment", "expressions", "registry", "space", "spec", "yamlfile"},
+    {"environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
+    {"space"},
+    {"spacefile"},
     {"jobfile"},
     {"plan", "records"},
     {"halting"},
