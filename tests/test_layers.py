@@ -20,7 +20,7 @@ LAYERS = (
     {"entries", "environment", "expressions", "registry", "space", "spec", "yamlfile"},
     {"jobfile"},
     {"plan", "records"},
-    {"halting"},
+    {"halting", "stages"},
     {"objectives"},
     {"contracts"},
     {"archive"},
