@@ -46,6 +46,7 @@ OWNERS = {
     "transformers": {"models", "plasticity", "core", "init", "exports", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
+    "scipy": {"statistics"},
     "click": {"cli"},
 }
 
