@@ -17,13 +17,13 @@ PACKAGE = Path(raysweep.__file__).parent
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
     {"errors"},
-    {"environment", "registry", "space", "spec", "yamlfile"},
+    {"disk", "environment", "registry", "space", "spec", "yamlfile"},
     {"jobfile"},
     {"plan", "records"},
     {"halting"},
     {"contracts"},
     {"archive"},
-    {"reports", "retries"},
+    {"lifecycle", "reports", "retries"},
     {"recorder"},
     {"engine"},
     {"plasticity"},
