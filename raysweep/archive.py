@@ -326,7 +326,7 @@ def _skimming(stop: str | None) -> Callable[[bytes], Any]:
 
 def plan_of(job: Job, proposal: Proposal, fingerprints: Fingerprints) -> TrialPlan:
     """Resolve a proposed trial, on its own seed."""
-    spec = job.with_values(proposal.values).model_copy(update={"seed": proposal.seed})
+    spec = job.with_values(proposal.values, proposal.seed)
     return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pydantic
 
-from raysweep import registry
+from raysweep import expressions, registry
 from raysweep.errors import Fault, SpecError, known_names_hint
 from raysweep.space import Space, get_path, parse_space, set_path
-from raysweep.spec import JobSpec
+from raysweep.spec import MEASURED, JobSpec
 from raysweep.yamlfile import load_mapping, parse_scalar
 
 STRATEGY_KEYS = {
@@ -25,7 +25,11 @@ STRATEGY_KEYS = {
     "search.sampler": (("samplers", "name"),),
     "search.stopping": (("schedulers", "name"),),
 }
+MADE_BY = {"baseline": None, "prune": "prune", "measure": "prune", "grow": "grow", "learn": "learn"}
+"""Kind of phase -> the part of a cycle that brings it; a baseline there always is."""
 PATH_KEYS = ("model.name", "data.name", "data.tokenizer")
+FORMS_OF_VALUES = ("str", "dict[str,any]", "one", "several")
+"""What pydantic adds to a key that takes values of several forms."""
 TRIAL_SECTIONS = ("model", "data", "training", "cycle")
 RANDOM_POINTS = 64
 Number = Callable[[str, int], int]
@@ -42,13 +46,17 @@ class Job:
     space: Space | None
     source: str
 
-    def with_values(self, values: Mapping[str, Any]) -> JobSpec:
-        """Return the spec of one trial: the job with a point of the space filled in.
+    def with_values(self, values: Mapping[str, Any], seed: int | None = None) -> JobSpec:
+        """Return the spec of one trial: the job with a point of the space, and the trial's seed, filled in.
+
+        Args:
+            seed: None: the job's own.
 
         Raises:
             SpecError: the values break a rule of the job.
         """
-        return _parse_spec(apply_values(self.spec.resolved(), values), self.source)
+        spec = _parse_spec(apply_values(self.spec.resolved(), values), self.source)
+        return spec if seed is None else spec.model_copy(update={"seed": seed})
 
 
 def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
@@ -160,7 +168,7 @@ def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:
 
 
 def _to_fault(detail: Any, source: str) -> Fault:
-    location = [str(part) for part in detail["loc"] if part not in ("str", "dict[str,any]")]
+    location = [str(part) for part in detail["loc"] if part not in FORMS_OF_VALUES]
     value = None if isinstance(detail["input"], dict) else detail["input"]
     message = _sentence(detail["msg"].removeprefix("Value error, "))
     if detail["type"] == "extra_forbidden":
@@ -300,6 +308,8 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
     if get_path(raw, "cycle.continuous") is not None:
         yield from _continuous_faults(raw, has, number, fault)
     yield from _control_faults(raw, has, fault)
+    yield from _constraint_faults(raw, has, fault)
+    yield from _goal_faults(raw, number, fault)
     rule = get_path(raw, "search.stopping.name")
     if rule not in (None, "none") and get_path(raw, "training.evaluate_every") is None:
         way = "judges held-out losses inside training; say every how many steps with training.evaluate_every."
@@ -317,6 +327,46 @@ def _control_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault)
             yield fault("search.controls", arm, f"would be the trial itself without cycle.{needed}; leave it out.")
         if arm == "from_scratch_small" and "baseline" not in has and "learn" not in has:
             yield fault("search.controls", arm, "has no steps to train for; add cycle.baseline or cycle.learn.")
+
+
+def _goal_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Iterable[Fault]:
+    """Check what a search minimizes, and that what it says of seeds has an effect."""
+    minimize = get_path(raw, "search.minimize")
+    if isinstance(minimize, list | tuple) and (not minimize or len(set(map(str, minimize))) < len(minimize)):
+        yield fault("search.minimize", minimize, "name at least one objective, and none twice.")
+    top = get_path(raw, "search.top")
+    if top is not None and number("search.seeds", 1) == 1:
+        yield fault("search.top", top, "says which points are run on more seeds; add search.seeds, or leave it out.")
+
+
+def _constraint_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault) -> Iterable[Fault]:
+    """Check that every constraint can be read, and names numbers that a trial will have."""
+    constraints = get_path(raw, "search.constraints")
+    inside = ("prune", "measure", "grow") if get_path(raw, "cycle.continuous") is not None else ()
+    kinds = [kind for kind, part in MADE_BY.items() if (part is None or part in has) and kind not in inside]
+    for text in constraints if isinstance(constraints, list | tuple) else ():
+        if not isinstance(text, str):
+            continue
+        try:
+            rule = expressions.parse(text)
+        except ValueError as error:
+            yield fault("search.constraints", text, _sentence(str(error)))
+            continue
+        if any(quote in rule.text for quote in "\"'"):
+            yield fault("search.constraints", text, "compares numbers only; leave the quoted text out.")
+        for name in sorted(rule.names):
+            if message := _misnamed(name, kinds):
+                yield fault("search.constraints", text, message)
+
+
+def _misnamed(name: str, kinds: Sequence[str]) -> str | None:
+    """Say what is wrong with a name in a constraint: it should be a number, of the result or of a kind of phase."""
+    kind, _, number = name.rpartition(".")
+    if kind in MADE_BY and kind not in kinds:
+        return f"the cycle has no {kind} phase; it has {', '.join(kinds)}."
+    if kind and kind not in kinds:
+        return f"{name!r} names no phase: {known_names_hint(kind, kinds)}"
+    return None if number in MEASURED else known_names_hint(number, MEASURED)
 
 
 def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Number, fault: ToFault) -> Iterable[Fault]:

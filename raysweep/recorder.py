@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from raysweep import objectives
 from raysweep.archive import Proposal, SweepFolder
+from raysweep.contracts import Report
+from raysweep.errors import RunError
 from raysweep.jobfile import Job
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord, TrialRecord
@@ -15,6 +19,7 @@ from raysweep.reports.tensorboard import TrialWriter, write_experiment
 from raysweep.retries import RetryLog
 
 Event = dict[str, Any]
+NOTHING = objectives.Outcome(objectives={}, violations={}, halt=None)
 
 
 class Observer(Protocol):
@@ -24,8 +29,16 @@ class Observer(Protocol):
     def lane_started(self, pids: list[int]) -> None: ...
     def trial_started(self, plan: TrialPlan) -> None: ...
     def trial_retried(self, trial: int, attempt: int) -> None: ...
+    def trial_waiting(self, trial: int, phase: str, cycle: int) -> None: ...
+    def trial_released(self, trial: int) -> None: ...
+    def trial_paused(self, trial: int) -> None: ...
+    def trial_resumed(self, trial: int) -> None: ...
+    def trial_left(self, trial: int) -> None: ...
+    def sweep_interrupted(self, reason: str) -> None: ...
     def phase_resumed(self, trial: int, phase: str, step: int, steps: int) -> None: ...
+    def warned(self, trial: int, text: str) -> None: ...
     def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None: ...
+    def reported(self, report: Report) -> None: ...
     def phase_finished(self, record: PhaseRecord) -> None: ...
     def trial_finished(self, record: TrialRecord) -> None: ...
 
@@ -36,8 +49,8 @@ class _OpenTrial:
     plan: TrialPlan
     writer: TrialWriter
     started: float
-    finished: set[str] = field(default_factory=set)
-    """Keys of its finished phases."""
+    phases: dict[str, PhaseRecord] = field(default_factory=dict)
+    """Its finished phases by key, in order; each attempt tells of all that it finds finished, too."""
     control_errors: dict[str, str] = field(default_factory=dict)
 
 
@@ -46,39 +59,78 @@ class Recorder:
 
     def __init__(self, folder: SweepFolder, job: Job, observer: Observer) -> None:
         self._folder = folder
+        self._search = job.spec.search
+        self._space = job.space
         self._observer = observer
         self._open: dict[int, _OpenTrial] = {}
-        self._ended: set[int] = set()
-        self._lock = threading.Lock()
         self._retries = RetryLog(folder)
+        self._ended: dict[int, TrialRecord] = {}
+        self._left: set[int] = set()
+        self._reports = {trial: list(reports) for trial, reports in folder.reports().items()}
+        self._failure: Exception | None = None
+        self._changed = threading.Condition()
         self._tensorboard = folder.path / "tensorboard"
         write_experiment(self._tensorboard, job.space)
-        self._space = job.space
 
     @property
     def open_trials(self) -> int:
-        with self._lock:
+        with self._changed:
             return len(self._open)
 
     def start_trial(self, proposal: Proposal, plan: TrialPlan) -> None:
-        with self._lock:
-            writer = TrialWriter(self._tensorboard, plan.trial, proposal.values, self._space)
-            self._open[plan.trial] = _OpenTrial(
-                proposal=proposal, plan=plan, writer=writer, started=time.perf_counter()
-            )
+        """Open the record of a trial that is about to run; one that was paused goes on with its own."""
+        with self._changed:
+            self._left.discard(plan.trial)
+            if plan.trial not in self._open:
+                writer = TrialWriter(self._tensorboard, plan.trial, proposal.values, self._space)
+                started = time.perf_counter()
+                self._open[plan.trial] = _OpenTrial(proposal=proposal, plan=plan, writer=writer, started=started)
             self._observer.trial_started(plan)
 
     def handle(self, event: Event) -> None:
-        """Take in one event of the mailbox."""
+        """Take in one event of the sweep."""
         handle = getattr(self, f"_on_{event['type']}")
-        with self._lock:
-            if event.get("trial") not in self._ended:  # else a worker that was given up for lost still tells of it
+        with self._changed:
+            # A worker that was given up for lost may still tell of a trial that is over.
+            if event.get("trial") in self._ended or event.get("trial") in self._left:
+                return
+            try:
                 self._retries.note(event)
                 handle(event)
+            except Exception as error:
+                self.fail(error)
+                raise
+            self._changed.notify_all()
+
+    def fail(self, error: Exception) -> None:
+        """Take note that no more events will be recorded: whoever waits for one must not wait for ever."""
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    def record_of(self, trial: int) -> TrialRecord:
+        """Return a trial's final record; wait for it where its last event is still on its way.
+
+        Raises:
+            RunError: it will never come; see `fail`.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: trial in self._ended or self._failure is not None)
+            if trial not in self._ended:
+                raise RunError(f"trial {trial} ended, but that could not be recorded: {self._failure}")
+            return self._ended[trial]
+
+    def reports_of(self, trial: int) -> Sequence[Report]:
+        """Return what a trial has reported to its stopping rule, in earlier sessions too."""
+        with self._changed:
+            return tuple(self._reports.get(trial, ()))
 
     def _on_group(self, event: Event) -> None:
         self._folder.add_lane({name: event[name] for name in ("lane", "group", "pids")})
         self._observer.lane_started(event["pids"])
+
+    def _on_warning(self, event: Event) -> None:
+        self._observer.warned(event["trial"], event["text"])
 
     def _on_retry(self, event: Event) -> None:
         self._observer.trial_retried(event["trial"], event["attempt"])
@@ -88,6 +140,33 @@ class Recorder:
 
     def _on_control_failed(self, event: Event) -> None:
         self._open[event["trial"]].control_errors[event["arm"]] = event["error"]
+
+    def _on_parked(self, event: Event) -> None:
+        self._observer.trial_waiting(event["trial"], event["phase"], event["cycle"])
+
+    def _on_released(self, event: Event) -> None:
+        self._observer.trial_released(event["trial"])
+
+    def _on_paused(self, event: Event) -> None:
+        self._observer.trial_paused(event["trial"])
+
+    def _on_resumed_by_rule(self, event: Event) -> None:
+        self._observer.trial_resumed(event["trial"])
+
+    def _on_left(self, event: Event) -> None:
+        """Let go of a trial that another session will take up."""
+        self._open.pop(event["trial"]).writer.close()
+        self._left.add(event["trial"])
+        self._observer.trial_left(event["trial"])
+
+    def _on_interrupted(self, event: Event) -> None:
+        self._observer.sweep_interrupted(event["reason"])
+
+    def _on_report(self, event: Event) -> None:
+        report = Report(**event["report"])
+        self._folder.add_report(report)
+        self._reports.setdefault(report.trial, []).append(report)
+        self._observer.reported(report)
 
     def _on_progress(self, event: Event) -> None:
         trial = self._open[event["trial"]]
@@ -99,26 +178,41 @@ class Recorder:
     def _on_phase(self, event: Event) -> None:
         record = PhaseRecord.from_dict(event["record"])
         self._folder.add_phase(record)
-        self._open[record.trial].finished.add(record.key)
-        self._open[record.trial].writer.phase(record)
+        trial = self._open[record.trial]
+        trial.phases[record.key] = record
+        trial.writer.phase(record)
         self._observer.phase_finished(record)
 
     def _on_final(self, event: Event) -> None:
         trial = self._open.pop(event["trial"])
-        self._ended.add(event["trial"])
-        halted = event.get("halted")
-        record = TrialRecord(
-            trial=event["trial"],
+        record = self._final_record(trial, event)
+        self._folder.add_trial(record)
+        self._ended[record.trial] = record
+        trial.writer.finish(record.status, record.objectives)
+        self._observer.trial_finished(record)
+
+    def _final_record(self, trial: _OpenTrial, event: Event) -> TrialRecord:
+        own = [record for record in trial.phases.values() if record.arm == "main"]
+        outcome = NOTHING
+        if event["status"] == "COMPLETE":
+            outcome = objectives.judge(self._search, own, trial.plan.halting)
+        halt = outcome.halt
+        return TrialRecord(
+            trial=trial.plan.trial,
             status=event["status"],
             values=trial.proposal.values,
             seed=trial.plan.seed,
             proposer=trial.proposal.proposer,
-            objective=event["objective"],
+            of=trial.proposal.of,
+            objective=next(iter(outcome.objectives.values()), None),
+            objectives=outcome.objectives,
+            violations=outcome.violations,
             attempts=trial.proposal.attempt - 1 + event["attempts"],
-            phases=[phase.key for phase in trial.plan.phases if not halted or phase.cycle <= halted["cycle"]],
-            halted=halted,
+            phases=[phase.key for phase in trial.plan.phases if halt is None or phase.cycle <= halt.cycle],
+            stopped=event.get("stopped"),
+            halted=asdict(halt) if halt else None,
             controls={
-                arm: [phase.key for phase in phases if phase.key in trial.finished]
+                arm: [phase.key for phase in phases if phase.key in trial.phases]
                 for arm, phases in trial.plan.controls.items()
                 if arm not in trial.control_errors
             },
@@ -126,6 +220,3 @@ class Recorder:
             seconds=round(time.perf_counter() - trial.started, 3),
             error=event["error"],
         )
-        self._folder.add_trial(record)
-        trial.writer.finish(record.status, record.objective)
-        self._observer.trial_finished(record)

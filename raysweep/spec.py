@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Control = Literal["dense", "no_regrow", "random_random", "rewind", "from_scratch_small"]
 Objective = Literal["loss", "perplexity", "flops_per_token", "params", "active_heads"]
+Objectives = Annotated[
+    Annotated[Objective, Tag("one")] | Annotated[tuple[Objective, ...], Tag("several")],
+    Discriminator(lambda given: "several" if isinstance(given, list | tuple) else "one"),
+]
+MEASURED = (*get_args(Objective), "accuracy")
+"""Numbers of every phase record that a constraint may name."""
 
 
 class Part(BaseModel):
@@ -195,7 +201,7 @@ class SearchSpec(Part):
     """A file (looked for from the working folder, the job's folder and the one above), or the space itself.
     Without it, there is a single trial."""
     trials: int = Field(default=1, ge=1)
-    minimize: Objective | tuple[Objective, ...] = "loss"
+    minimize: Objectives = "loss"
     """What the search minimizes, of the phase that is a trial's result. Several: the best are a Pareto front."""
     constraints: tuple[str, ...] = ()
     """What a trial must keep to, such as `perplexity <= 1.1 * baseline.perplexity`: numbers of its result, and of its

@@ -132,7 +132,11 @@ def test_a_fault_is_reported_alone_with_its_key_value_and_way_out(
     ("changes", "key", "value", "said"),
     [
         ({"search.trials": 0}, "search.trials", 0, "greater than or equal to 1"),
-        ({"search.minimize": "accuracy"}, "search.minimize", "accuracy", "'loss' or 'perplexity'"),
+        ({"search.minimize": "accuracy"}, "search.minimize", "accuracy", "'loss', 'perplexity'"),
+        ({"search.minimize": ["loss", "lost"]}, "search.minimize.1", "lost", "'loss', 'perplexity'"),
+        ({"search.minimize": []}, "search.minimize", [], "at least one objective"),
+        ({"search.minimize": ["loss", "loss"]}, "search.minimize", ["loss", "loss"], "none twice"),
+        ({"search.top": 2}, "search.top", 2, "add search.seeds"),
         ({"search.sampler.name": "tpee"}, "search.sampler.name", "tpee", "Did you mean 'tpe'?"),
         ({"search.sampler": "tpe"}, "search.sampler", "tpe", "must be a mapping"),
         ({"search.sampler.startup_trialz": 2}, "search.sampler.startup_trialz", 2, "Did you mean 'startup_trials'?"),
@@ -144,6 +148,45 @@ def test_a_fault_is_reported_alone_with_its_key_value_and_way_out(
 def test_a_fault_of_the_search_is_reported_alone(changes: dict[str, Any], key: str, value: Any, said: str) -> None:
     [fault] = faults_of(job_with(changes, LEVEL))
     assert (fault.key, fault.value) == (key, value) and said in fault.message
+
+
+@pytest.mark.parametrize(
+    ("constraint", "changes", "said"),
+    [
+        ("perplexity", {}, "compares nothing"),
+        ("perplexity <= 1.1 *", {}, "cannot be read"),
+        ("perplexiti <= 40", {}, "Did you mean 'perplexity'?"),
+        ("perplexity == 'low'", {}, "compares numbers only"),
+        ("baseline.lost <= 3", {}, "Did you mean 'loss'?"),
+        ("base.loss <= 3", {}, "Did you mean 'baseline'?"),
+        ("cycle.learn.loss <= 3", {}, "'cycle.learn.loss' names no phase"),
+        ("grow.loss <= 3", {"cycle.grow": None}, "no grow phase; it has baseline, prune, measure, learn."),
+        ("measure.loss <= 3", {"cycle.prune": None, "cycle.grow": None}, "no measure phase; it has baseline, learn."),
+        ("prune.loss <= 3", {"cycle.continuous": {"every": 5}}, "no prune phase; it has baseline, learn."),
+    ],
+)
+def test_a_constraint_that_no_trial_could_be_held_to_is_refused(
+    constraint: str, changes: dict[str, Any], said: str
+) -> None:
+    [fault] = faults_of(job_with({**changes, "search.constraints": ["loss <= 9", constraint]}))
+    assert (fault.key, fault.value) == ("search.constraints", constraint) and said in fault.message
+
+
+def test_constraints_name_numbers_of_the_result_and_of_phases() -> None:
+    rules = ["perplexity <= 1.1 * baseline.perplexity", "measure.loss - learn.loss >= 0", "accuracy > 0.1"]
+    raw = job_with({"search.constraints": rules, "search.minimize": ["loss", "params"], "cycle.baseline": None})
+    search = check_job(raw, "job.yaml").spec.search
+    assert search is not None and search.constraints == tuple(rules) and search.minimize == ("loss", "params")
+    assert check_job(search_resolved := check_job(raw, "job.yaml").spec.resolved(), "job.yaml").spec.search == search
+    assert search_resolved["search"]["minimize"] == ["loss", "params"]
+
+
+def test_a_trial_may_have_a_seed_of_its_own() -> None:
+    job = check_job(BASE, "job.yaml")
+    assert job.with_values({}, seed=5).seed == 5 and job.with_values({}).seed == job.spec.seed == 0
+    assert (
+        job.with_values({"cycle.prune.level": 0.4}, seed=5).cycle == job.with_values({"cycle.prune.level": 0.4}).cycle
+    )
 
 
 def test_entropy_in_no_direction_that_exists_is_refused() -> None:

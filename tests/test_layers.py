@@ -16,13 +16,15 @@ PACKAGE = Path(raysweep.__file__).parent
 
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
-    {"errors"},
-    {"disk", "environment", "registry", "space", "spec", "yamlfile"},
+    {"errors", "statistics"},
+    {"disk", "environment", "expressions", "registry", "space", "spec", "yamlfile"},
     {"jobfile"},
     {"plan", "records"},
     {"halting"},
+    {"objectives"},
     {"contracts"},
     {"archive"},
+    {"points"},
     {"lifecycle", "reports", "retries"},
     {"recorder"},
     {"engine"},
@@ -44,6 +46,7 @@ OWNERS = {
     "transformers": {"models", "plasticity", "core", "init", "exports", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
+    "scipy": {"statistics"},
     "click": {"cli"},
 }
 

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from raysweep.archive import Proposal, SweepFolder
+from raysweep.errors import RunError
 from raysweep.jobfile import Job, check_job
 from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.recorder import Event, Recorder
@@ -64,8 +65,8 @@ def recorder(folder: SweepFolder, job: Job, witness: Witness) -> Recorder:
     return Recorder(folder, job, witness)
 
 
-def start(recorder: Recorder, job: Job, trial: int = 1, attempt: int = 1) -> TrialPlan:
-    proposal = Proposal(trial=trial, values=VALUES, proposer="tpe", seed=0, attempt=attempt)
+def start(recorder: Recorder, job: Job, trial: int = 1, attempt: int = 1, of: int | None = None) -> TrialPlan:
+    proposal = Proposal(trial=trial, values=VALUES, proposer="tpe", seed=7, attempt=attempt, of=of)
     fingerprints = Fingerprints(model="m", data="d")
     plan = make_plan(job.with_values(VALUES), VALUES, trial=trial, fingerprints=fingerprints)
     recorder.start_trial(proposal, plan)
@@ -93,9 +94,13 @@ def phase(plan: TrialPlan, index: int, loss: float = 3.0, *, seconds: float = 0.
     return {"type": "phase", "trial": plan.trial, "record": record}
 
 
-def final(trial: int, status: str = "COMPLETE", objective: float | None = 1.5, **changes: Any) -> Event:
-    content = {"status": status, "objective": objective, "error": None, "attempts": 1} | changes
-    return {"type": "final", "trial": trial} | content
+def final(trial: int, status: str = "COMPLETE", **changes: Any) -> Event:
+    return {"type": "final", "trial": trial, "status": status, "error": None, "attempts": 1} | changes
+
+
+def report(trial: int, step: int, loss: float = 3.0) -> Event:
+    told = {"trial": trial, "phase": "learn", "cycle": 1, "step": step, "flops": 5.0, "share": 0.5, "loss": loss}
+    return {"type": "report", "trial": trial, "report": told}
 
 
 def whole_trial(plan: TrialPlan) -> Iterator[Event]:
@@ -106,7 +111,7 @@ def whole_trial(plan: TrialPlan) -> Iterator[Event]:
     yield phase(plan, 2, 3.9)
     yield progress(plan.trial, "learn", 10, 10, 3.1)
     yield phase(plan, 3, 3.2)
-    yield final(plan.trial, objective=3.2)
+    yield final(plan.trial)
 
 
 def lines(folder: SweepFolder, file: str) -> list[dict[str, Any]]:
@@ -138,14 +143,15 @@ def test_a_trial_leaves_its_phases_and_how_it_ended(recorder: Recorder, folder: 
     assert record == {
         "trial": 1, "status": "COMPLETE", "values": VALUES, "seed": 7, "proposer": "tpe", "objective": 3.2,
         "attempts": 1, "phases": [part.key for part in plan.phases], "error": None, "schema": 1,
-        "halted": None, "controls": {}, "control_errors": {},
+        "halted": None, "controls": {}, "control_errors": {}, "objectives": {"loss": 3.2}, "violations": {},
+        "of": None, "stopped": None,
     }  # fmt: skip
 
 
 def test_a_failed_trial_is_also_a_record_and_says_why(recorder: Recorder, folder: SweepFolder, job: Job) -> None:
     plan = start(recorder, job)
     recorder.handle(phase(plan, 0))
-    recorder.handle(final(1, "DIVERGED", None, error="at step 10 the loss is nan."))
+    recorder.handle(final(1, "DIVERGED", error="at step 10 the loss is nan."))
     assert len(folder.phases()) == 1
     record = folder.trials()[1]
     assert (record.status, record.objective, record.error) == ("DIVERGED", None, "at step 10 the loss is nan.")
@@ -168,7 +174,7 @@ def test_attempts_are_those_of_earlier_drivers_and_those_on_the_lane(
     recorder: Recorder, folder: SweepFolder, job: Job, proposed: int, on_the_lane: int, attempts: int
 ) -> None:
     start(recorder, job, attempt=proposed)
-    recorder.handle(final(1, attempts=on_the_lane))
+    recorder.handle(final(1, "FAILED", attempts=on_the_lane))
     assert folder.trials()[1].attempts == attempts
 
 
@@ -217,7 +223,7 @@ def test_open_trials_are_those_that_have_not_ended(recorder: Recorder, job: Job)
     start(recorder, job, 1)
     start(recorder, job, 2)
     assert recorder.open_trials == 2
-    recorder.handle(final(2))
+    recorder.handle(final(2, "CANCELLED"))
     assert recorder.open_trials == 1
 
 
@@ -237,7 +243,7 @@ def test_whoever_watches_hears_everything_in_order(recorder: Recorder, witness: 
     assert witness.of("trial_retried") == [(1, 2)]
     assert witness.of("phase_resumed") == [(1, "baseline", 5, 20)]
     assert [(record.phase, record.trial) for (record,) in witness.of("phase_finished")] == [("baseline", 1)]
-    assert [(record.status, record.objective) for (record,) in witness.of("trial_finished")] == [("COMPLETE", 1.5)]
+    assert [(record.status, record.objective) for (record,) in witness.of("trial_finished")] == [("COMPLETE", 3.0)]
 
 
 def test_whoever_watches_is_told_after_the_archive(folder: SweepFolder, job: Job) -> None:
@@ -281,18 +287,20 @@ def test_what_a_lost_worker_tells_of_an_ended_trial_changes_nothing(
 ) -> None:
     """Ray gave its group up, a new one finished the trial, and then its node came back."""
     plan = start(recorder, job)
-    recorder.handle(final(1))
+    for event in whole_trial(plan):
+        recorder.handle(event)
     before = len(witness.news)
     late: list[Event] = [
         progress(1, "baseline", 10, 20),
         phase(plan, 0),
         {"type": "resumed", "trial": 1, "phase": "baseline", "cycle": 0, "step": 5, "steps": 20},
-        final(1, "FAILED", None),
+        report(1, 5),
+        final(1, "FAILED"),
     ]
     for event in late:
         recorder.handle(event)
     assert len(witness.news) == before
-    assert folder.phases() == []
+    assert len(folder.phases()) == 4 and folder.reports() == {}
     assert [record["status"] for record in lines(folder, "trials.jsonl")] == ["COMPLETE"]
 
 
@@ -357,9 +365,198 @@ def test_control_arms_are_recorded_and_stay_out_of_the_trials_own_curve(
     assert len(events.Scalars("train/loss")) == 3
 
 
-def test_a_halted_trial_lists_the_phases_that_it_ran(folder: SweepFolder, recorder: Recorder, job: Job) -> None:
+def changed(job: Job, **parts: Any) -> Job:
+    """Return the job with keys of its sections changed: `search__minimize`."""
+    raw = job.spec.resolved()
+    for path, value in parts.items():
+        section, key = path.split("__")
+        raw[section][key] = value
+    return check_job(raw, "job.yaml")
+
+
+def test_a_halted_trial_lists_the_phases_that_it_ran_and_goes_back(folder: SweepFolder, job: Job) -> None:
+    job = changed(job, cycle__regression={"ratio": 1.1, "margin": 1.0}, cycle__cycles=2)
+    recorder = Recorder(folder, job, Witness())
     plan = start(recorder, job)
-    halted = {"rule": "regression", "cycle": 0, "kept": plan.phases[0].key, "reason": "worse"}
-    recorder.handle(phase(plan, 0, 3.5))
-    recorder.handle(final(1, objective=3.5, halted=halted))
-    assert folder.trials()[1].halted == halted and folder.trials()[1].phases == [plan.phases[0].key]
+    losses = (3.5, 3.9, 3.9, 3.8)
+    for index, loss in enumerate(losses):
+        event = phase(plan, index, loss)
+        event["record"]["perplexity"] = 10 * loss
+        recorder.handle(event)
+    recorder.handle(final(1))
+    ended = folder.trials()[1]
+    assert ended.halted is None and ended.objective == 3.8  # 38 is not 10% above 35
+    plan = start(recorder, job, trial=2)
+    for index, loss in enumerate((3.5, 3.9, 3.9, 3.95)):
+        event = phase(plan, index, loss)
+        event["record"]["perplexity"] = 10 * loss
+        recorder.handle(event)
+    recorder.handle(final(2))
+    ended = folder.trials()[2]
+    assert ended.halted is not None
+    assert (ended.halted["rule"], ended.halted["kept"], ended.objective) == ("regression", plan.phases[0].key, 3.5)
+    assert ended.phases == [part.key for part in plan.phases[:4]]  # none of the second cycle
+
+
+# What a trial came to.
+
+
+def test_a_trial_leaves_all_objectives_and_what_it_misses(folder: SweepFolder, job: Job) -> None:
+    rule = "perplexity <= 0.5 * baseline.perplexity"
+    job = changed(job, search__minimize=["flops_per_token", "loss"], search__constraints=[rule])
+    recorder = Recorder(folder, job, Witness())
+    for event in whole_trial(start(recorder, job, of=1)):
+        recorder.handle(event)
+    ended = folder.trials()[1]
+    assert (ended.objective, ended.objectives) == (10.0, {"flops_per_token": 10.0, "loss": 3.2})
+    assert ended.violations == {rule: 10.0} and ended.of == 1
+    values = tensorboard_values(folder, 1)
+    assert [values[tag][0][1] for tag in ("hparam/objective", "objective/flops_per_token", "objective/loss")] == [
+        10.0, 10.0, 3.2,
+    ]  # fmt: skip
+
+
+def test_a_later_attempt_that_finds_its_phases_finished_is_judged_by_all_of_them(folder: SweepFolder, job: Job) -> None:
+    first = Recorder(folder, job, Witness())
+    first.handle(phase(start(first, job), 0))
+    second = Recorder(folder, job, Witness())
+    plan = start(second, job, attempt=2)
+    for index in range(4):
+        second.handle(phase(plan, index, 3.0 + index))
+    second.handle({"type": "retry", "trial": 1, "attempt": 2})
+    for index in range(4):
+        second.handle(phase(plan, index, 3.0 + index, reused=True))
+    second.handle(final(1))
+    assert folder.trials()[1].objective == 6.0
+    assert len(folder.phases()) == 4
+
+
+def test_a_stopped_trial_says_why_and_has_no_objective(recorder: Recorder, folder: SweepFolder, job: Job) -> None:
+    plan = start(recorder, job)
+    for index in range(3):
+        recorder.handle(phase(plan, index))
+    recorder.handle(final(1, "STOPPED", stopped="worse than the median"))
+    ended = folder.trials()[1]
+    assert (ended.status, ended.stopped, ended.objective, ended.objectives) == (
+        "STOPPED", "worse than the median", None, {},
+    )  # fmt: skip
+
+
+def test_reports_are_recorded_told_and_kept_with_those_of_earlier_sessions(folder: SweepFolder, job: Job) -> None:
+    first = Recorder(folder, job, Witness())
+    start(first, job)
+    first.handle(report(1, 5, 3.5))
+    witness = Witness()
+    recorder = Recorder(folder, job, witness)
+    start(recorder, job, attempt=2)
+    recorder.handle(report(1, 10, 3.4))
+    assert [(told.step, told.loss) for told in recorder.reports_of(1)] == [(5, 3.5), (10, 3.4)]
+    assert list(recorder.reports_of(1)) == folder.reports()[1]
+    assert [told.step for (told,) in witness.of("reported")] == [10]
+    assert recorder.reports_of(2) == ()
+
+
+def test_held_out_losses_on_the_way_are_in_the_tensorboard_run(
+    recorder: Recorder, folder: SweepFolder, job: Job
+) -> None:
+    plan = start(recorder, job)
+    event = phase(plan, 0, 3.5)
+    on_the_way = {10: 4.5, 20: 3.5}
+    event["record"]["evaluations"] = [
+        {"step": float(step), "loss": loss, "training_flops": 1.0} for step, loss in on_the_way.items()
+    ]
+    recorder.handle(event)
+    assert tensorboard_values(folder, 1)["eval/loss"] == [(10, 4.5), (20, 3.5)]
+
+
+def test_whoever_watches_hears_of_trials_that_wait_and_go_on(recorder: Recorder, witness: Witness, job: Job) -> None:
+    start(recorder, job)
+    for event in (
+        {"type": "parked", "trial": 1, "phase": "baseline", "cycle": 0},
+        {"type": "released", "trial": 1},
+        {"type": "paused", "trial": 1},
+        {"type": "resumed_by_rule", "trial": 1},
+        {"type": "interrupted", "reason": "the budget is used up"},
+        {"type": "left", "trial": 1},
+    ):
+        recorder.handle(event)
+    assert witness.news[1:] == [
+        ("trial_waiting", 1, "baseline", 0),
+        ("trial_released", 1),
+        ("trial_paused", 1),
+        ("trial_resumed", 1),
+        ("sweep_interrupted", "the budget is used up"),
+        ("trial_left", 1),
+    ]
+
+
+def test_a_paused_trial_goes_on_with_the_record_that_it_has(recorder: Recorder, folder: SweepFolder, job: Job) -> None:
+    plan = start(recorder, job)
+    recorder.handle(progress(1, "baseline", 10, 20, 4.0))
+    recorder.handle(phase(plan, 0))
+    recorder.handle({"type": "paused", "trial": 1})
+    assert recorder.open_trials == 1
+    recorder.handle({"type": "resumed_by_rule", "trial": 1})
+    start(recorder, job)
+    for index in range(4):
+        recorder.handle(phase(plan, index))
+    recorder.handle(final(1))
+    assert tensorboard_values(folder, 1)["train/loss"] == [(10, 4.0)]
+    assert [loss for _, loss in tensorboard_values(folder, 1)["eval/loss"]] == [3.0] * 4
+
+
+def test_a_trial_that_is_left_for_another_session_is_open_no_more(
+    recorder: Recorder, folder: SweepFolder, job: Job
+) -> None:
+    start(recorder, job)
+    recorder.handle({"type": "left", "trial": 1})
+    recorder.handle(progress(1, "baseline", 10, 20))  # of a worker that has not heard of it yet
+    assert recorder.open_trials == 0 and folder.trials() == {}
+    for event in whole_trial(start(recorder, job, attempt=2)):
+        recorder.handle(event)
+    assert folder.trials()[1].status == "COMPLETE"
+
+
+# Who waits for a record.
+
+
+def waiting_for(recorder: Recorder, trial: int) -> tuple[threading.Thread, list[Any]]:
+    found: list[Any] = []
+
+    def wait() -> None:
+        try:
+            found.append(recorder.record_of(trial))
+        except RunError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread, found
+
+
+def test_whoever_asks_for_a_record_waits_until_it_is_there(recorder: Recorder, folder: SweepFolder, job: Job) -> None:
+    plan = start(recorder, job)
+    thread, found = waiting_for(recorder, 1)
+    for event in whole_trial(plan):
+        assert found == []
+        recorder.handle(event)
+    thread.join()
+    assert found == [folder.trials()[1]] and recorder.record_of(1) == found[0]
+
+
+def test_whoever_waits_for_a_record_that_cannot_come_is_told_why(recorder: Recorder, job: Job) -> None:
+    event = phase(start(recorder, job), 0)
+    event["record"]["schema"] = 2
+    thread, found = waiting_for(recorder, 1)
+    with pytest.raises(ValueError, match="schema 2"):
+        recorder.handle(event)
+    thread.join()
+    assert "trial 1 ended, but that could not be recorded" in str(found[0]) and "schema 2" in str(found[0])
+
+
+def test_nobody_waits_for_events_once_they_have_ceased(recorder: Recorder, job: Job) -> None:
+    start(recorder, job)
+    thread, found = waiting_for(recorder, 1)
+    recorder.fail(ConnectionError("the cluster is gone"))
+    thread.join()
+    assert "the cluster is gone" in str(found[0])

@@ -90,6 +90,9 @@ class TrialWriter:
             return
         for point in record.curve:
             self._add_point(record.phase, record.cycle, point)
+        for point in record.evaluations:
+            if point["step"] < record.steps:  # the last step's is the end of the phase
+                self._events.add(self._start + int(point["step"]), _scalar("eval/loss", point["loss"]))
         for looked in record.trajectory:
             self._events.add(self._start + looked["step"], *_new_head_values(looked["heads"]))
         self._start += max(record.steps, 1)
@@ -109,12 +112,16 @@ class TrialWriter:
         )
         self._events.flush()
 
-    def finish(self, status: Status, objective: float | None) -> None:
+    def finish(self, status: Status, objectives: Mapping[str, float]) -> None:
         """Write how the trial ended, and close. The other metrics are those of its last phase."""
         values = [_session_end(status), _text("trial/status", status)]
-        if objective is not None:
-            values.append(_scalar("hparam/objective", objective))
+        values += [_scalar("hparam/objective", value) for value in list(objectives.values())[:1]]
+        if len(objectives) > 1:
+            values += [_scalar(f"objective/{name}", value) for name, value in objectives.items()]
         self._events.add(self._start + self._trained, *values)
+        self.close()
+
+    def close(self) -> None:
         self._events.close()
 
     def _add_point(self, phase: str, cycle: int, point: Mapping[str, float]) -> None:

@@ -89,7 +89,7 @@ def write_trial(folder: Path, trial: int = 0, status: Any = "COMPLETE", objectiv
     writer = TrialWriter(folder, trial, VALUES, SPACE)
     for phase in whole_trial():
         writer.phase(phase)
-    writer.finish(status, objective)
+    writer.finish(status, {} if objective is None else {"loss": objective})
 
 
 def read(run: Path) -> EventAccumulator:
@@ -218,7 +218,7 @@ def test_new_heads_have_curves_of_their_own_on_the_axis_of_the_phase(tmp_path: P
     writer = TrialWriter(tmp_path, 0, {}, None)
     writer.phase(record("baseline", steps=30))
     writer.phase(record("learn", 1, steps=20, trajectory=[look(0, 0.25), look(20, 1.0)]))
-    writer.finish("COMPLETE", 1.0)
+    writer.finish("COMPLETE", {"loss": 1.0})
     assert scalars(tmp_path / "0", "heads/new/3.1/gate") == [(30, 0.25), (50, 1.0)]
     assert scalars(tmp_path / "0", "heads/new/0.12/gate") == [(30, 1.0), (50, 1.0)]
     for name, value in (("weight_norm", 2.0), ("update", 0.5), ("entropy", 0.75), ("output_norm", 0.25)):
@@ -336,7 +336,7 @@ def test_a_trial_has_metrics_however_it_ended(tmp_path: Path, status: Any, shown
 
 def test_a_trial_that_failed_before_its_first_phase_is_listed(tmp_path: Path) -> None:
     write_experiment(tmp_path, SPACE)
-    TrialWriter(tmp_path, 7, VALUES, SPACE).finish("FAILED", None)
+    TrialWriter(tmp_path, 7, VALUES, SPACE).finish("FAILED", {})
     table = Table(tmp_path)
     assert table.status("7") == "STATUS_FAILURE" and table.metrics("7") == {}
 
@@ -476,7 +476,7 @@ def test_the_server_shows_every_phase_of_a_sweep(tmp_path: Path) -> None:
         for phase in ("prune", "measure", "grow"):
             writer.phase(record(phase, cycle))
         writer.phase(record("learn", cycle, steps=20))
-    writer.finish("COMPLETE", 2.9)
+    writer.finish("COMPLETE", {"loss": 2.9})
     phases, port = 1 + 4 * cycles, free_port()
     with serve_folder({"sweep": tmp_path}) as logdir:
         process = serve(logdir, port)

@@ -1,0 +1,185 @@
+"""Rules in a file, such as `cycle.learn.steps * 2 <= cycle.baseline.steps`: one comparison each.
+
+A side is made of numbers, dotted names, + - * / and parentheses, or is one quoted text, to be compared by == or !=
+(`cycle.prune.strategy != "random"`). Nothing in it is ever executed: Python's parser reads it, a whitelist judges it.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Lookup = Callable[[str], Any]
+"""Returns what a dotted name stands for, None where it stands for nothing: `{...}.get`, for one."""
+
+LONGEST = 500
+"""Characters; far more than a rule needs, far less than makes a parser run out of stack."""
+TOLERANCE = 1e-9
+"""Relative difference below which numbers are equal: 0.1 * 3 is 0.3 here."""
+ARITHMETIC: dict[type[ast.AST], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+COMPARISONS: dict[type[ast.AST], str] = {
+    ast.LtE: "<=",
+    ast.Lt: "<",
+    ast.GtE: ">=",
+    ast.Gt: ">",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One parsed rule; two are equal if they were written alike."""
+
+    text: str
+    names: frozenset[str]
+    """Every dotted name that it reads."""
+    sign: str = field(compare=False)
+    left: ast.expr = field(compare=False, repr=False)
+    right: ast.expr = field(compare=False, repr=False)
+
+    def holds(self, lookup: Lookup) -> bool:
+        """Return whether the rule is kept.
+
+        Raises:
+            ValueError: a name stands for nothing, or for text where a number is needed.
+        """
+        return self.violation(lookup) <= 0
+
+    def violation(self, lookup: Lookup) -> float:
+        """Return by how much the rule is missed, at most 0 where it is kept.
+
+        The amount is the difference of the two sides; just above 0 where a strict comparison meets equality; 1 where
+        texts, or != of numbers, are missed; infinite where a side is no number, as after a division by zero.
+
+        Raises:
+            ValueError: as `holds`.
+        """
+        left, right = _value(self.left, lookup), _value(self.right, lookup)
+        if isinstance(left, str) or isinstance(right, str):
+            return self._miss_of_text(left, right)
+        return _miss(self.sign, left, right)
+
+    def _miss_of_text(self, left: str | float, right: str | float) -> float:
+        if self.sign not in ("==", "!="):
+            raise ValueError(f"{self.text!r}: text can only be compared by == or !=")
+        return float((left == right) != (self.sign == "=="))
+
+
+def parse(text: str) -> Comparison:
+    """Parse one rule.
+
+    Raises:
+        ValueError: it is anything but one comparison of the kind described above.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("a rule is text, such as 'a.b * 2 <= c.d'")
+    text = " ".join(text.split())
+    if len(text) > LONGEST:
+        raise ValueError(f"a rule has at most {LONGEST} characters")
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{text!r} cannot be read near character {error.offset}") from None
+    if not isinstance(node, ast.Compare):
+        raise ValueError(f"{text!r} compares nothing; write it with one of {' '.join(COMPARISONS.values())}")
+    if len(node.ops) > 1:
+        raise ValueError(f"{text!r} compares more than once; write two rules")
+    sign = COMPARISONS.get(type(node.ops[0]))
+    if sign is None:
+        raise ValueError(f"{text!r} compares by none of {' '.join(COMPARISONS.values())}")
+    left, right = node.left, node.comparators[0]
+    names = frozenset((*_names(left), *_names(right)))
+    if not names:
+        raise ValueError(f"{text!r} names nothing that could change")
+    if sign not in ("==", "!=") and any(map(_is_text, (left, right))):
+        raise ValueError(f"{text!r}: text can only be compared by == or !=")
+    return Comparison(text=text, names=names, sign=sign, left=left, right=right)
+
+
+def _names(side: ast.expr) -> Iterator[str]:
+    """Yield the names in one side of a comparison.
+
+    Raises:
+        ValueError: it holds something that no rule may hold.
+    """
+    if not _is_text(side):
+        yield from _names_in_sum(side)
+
+
+def _names_in_sum(node: ast.expr) -> Iterator[str]:
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        yield from (*_names_in_sum(node.left), *_names_in_sum(node.right))
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        yield from _names_in_sum(node.operand)
+    elif name := _dotted(node):
+        yield name
+    elif not _is_number(node):
+        raise ValueError(f"{ast.unparse(node)!r} has no place in a rule; use numbers, dotted names, + - * / and ( )")
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _is_number(node: ast.expr) -> bool:
+    value = node.value if isinstance(node, ast.Constant) else None
+    return isinstance(value, int | float) and not isinstance(value, bool) and value <= sys.float_info.max
+
+
+def _dotted(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (start := _dotted(node.value)):
+        return f"{start}.{node.attr}"
+    return None
+
+
+def _value(node: ast.expr, lookup: Lookup) -> str | float:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else float(node.value)  # type: ignore[arg-type]
+    if isinstance(node, ast.BinOp):
+        left, right = _number(node.left, lookup), _number(node.right, lookup)
+        try:
+            return ARITHMETIC[type(node.op)](left, right)
+        except ArithmeticError:
+            return math.nan
+    if isinstance(node, ast.UnaryOp):
+        value = _number(node.operand, lookup)
+        return -value if isinstance(node.op, ast.USub) else value
+    name = _dotted(node)
+    assert name is not None
+    found = lookup(name)
+    if not isinstance(found, str | int | float):
+        raise ValueError(f"{name!r} stands for no number or text")
+    return found if isinstance(found, str) else float(found)
+
+
+def _number(node: ast.expr, lookup: Lookup) -> float:
+    value = _value(node, lookup)
+    if isinstance(value, str):
+        raise ValueError(f"{ast.unparse(node)!r} is the text {value!r}, not a number")
+    return value
+
+
+def _miss(sign: str, left: float, right: float) -> float:
+    if math.isnan(left) or math.isnan(right):
+        return math.inf
+    close = math.isclose(left, right, rel_tol=TOLERANCE, abs_tol=1e-300)
+    difference = 0.0 if close else left - right
+    if sign == "==":
+        return abs(difference)
+    if sign == "!=":
+        return -abs(difference) if difference else 1.0
+    missed = difference if sign.startswith("<") else -difference
+    return TOLERANCE if sign in ("<", ">") and missed == 0 else missed
