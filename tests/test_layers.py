@@ -17,7 +17,7 @@ PACKAGE = Path(raysweep.__file__).parent
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
     {"errors", "statistics"},
-    {"entries", "environment", "expressions", "registry", "space", "spec", "yamlfile"},
+    {"disk", "entries", "environment", "expressions", "registry", "space", "spec", "yamlfile"},
     {"jobfile"},
     {"plan", "records"},
     {"halting", "stages"},
@@ -25,7 +25,7 @@ LAYERS = (
     {"contracts"},
     {"archive"},
     {"points"},
-    {"reports", "retries"},
+    {"lifecycle", "reports", "retries"},
     {"engine"},
     {"recorder"},
     {"plasticity"},
