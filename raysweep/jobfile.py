@@ -74,14 +74,7 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     """
     source = "job" if isinstance(job, Mapping) else str(job)
     raw = job if isinstance(job, Mapping) else load_mapping(Path(job))
-    faults: list[Fault] = []
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if separator and key.strip():
-            values[key.strip()] = parse_scalar(value)
-        else:
-            faults.append(Fault(file="--set", key=override, message="write it as key=value."))
+    values, faults = parse_settings(overrides)
     raw = apply_values(raw, values)
     for path in PATH_KEYS:
         value = get_path(raw, path)
@@ -102,6 +95,19 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     if faults:
         raise SpecError(faults)
     return checked
+
+
+def parse_settings(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault]]:
+    """Read settings given as `key=value`; return those, and the faults of the others."""
+    values: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if separator and key.strip():
+            values[key.strip()] = parse_scalar(value)
+        else:
+            faults.append(Fault(file="--set", key=override, message="write it as key=value."))
+    return values, faults
 
 
 def check_job(raw: Mapping[str, Any], source: str) -> Job:

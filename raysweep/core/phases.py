@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -115,7 +115,13 @@ class _Trial:
 
     @staticmethod
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
-        return _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
+        trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
+        store.warn = trial.warn
+        return trial
+
+    def warn(self, text: str) -> None:
+        if self.runtime.rank == 0:
+            self.runtime.emit({"type": "warning", "trial": self.plan.trial, "text": text})
 
     def begin(self, arm: str) -> None:
         """Stand before the first phase of a control arm."""
@@ -222,8 +228,33 @@ class _Trial:
             if self.previous is None:
                 self.state = TrialState.first(self.plan, self.data.facts, self.runtime)
             else:
+                while (lost := self._missing(self.previous)) is not None:
+                    self._run_again(lost)
                 self.state = TrialState.restored(self.plan, self.previous, self.store, self.data.facts, self.runtime)
         return self.state
+
+    def _missing(self, key: str) -> str | None:
+        found: str | None = self.runtime.from_rank_0(self.store.missing(key) if self.runtime.rank == 0 else None)
+        return found
+
+    def _run_again(self, key: str) -> None:
+        """Run a phase once more whose weights the store does not hold any more.
+
+        Leases are taken from a phase to those before it only, so nobody waits in a circle.
+        """
+        leads, before = self.runtime.rank == 0, self.previous
+        chains = (self.plan.phases, *self.plan.controls.values())
+        chain, at = next((chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key)
+        with self.store.lease(key) if leads else nullcontext():
+            if self._missing(key) == key:  # nobody else has run it meanwhile
+                self.warn(f"phase {chain[at].label} ({key}) is run again: its weights are no longer in the store.")
+                self.previous = chain[at - 1].key if at else None
+                outcome = self._run(chain[at], time.perf_counter())
+                if leads:
+                    earlier = self.store.find(key)
+                    self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
+            self.runtime.barrier()
+        self.state, self.previous = None, before
 
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 

@@ -17,9 +17,8 @@ from raysweep.core.evaluation import to_device
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import DivergedError
+from raysweep.plan import LOG_EVERY
 from raysweep.plasticity.objective import label_count, label_losses, logits_of
-
-LOG_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
