@@ -5,7 +5,8 @@ env.json        versions, commit, machine phases.jsonl   phase records
 study.journal   Optuna's journal          trials.jsonl   how each trial ended
 checkpoints/    the phase store           tensorboard/   one run per trial
 lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
-retries.jsonl   what lost workers cost
+retries.jsonl   what lost workers cost     sessions.jsonl when drivers were at work
+exports.jsonl   what was exported         stop           there while somebody asks the driver to stop
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from raysweep.contracts import Report
+from raysweep.disk import refuse_when_full
 from raysweep.errors import ArchiveError, known_names_hint
 from raysweep.jobfile import Job, check_job
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.yamlfile import dump_mapping, load_mapping
 
 Record = TypeVar("Record")
+LOOK_S = 0.2
+"""How long a driver waits for the lock: whoever looks if the sweep is running holds it for a moment."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -59,6 +64,25 @@ class Retry:
     """Last step that the phase had logged."""
     resumed_at: int
     """Step from which it went on; `reached` where the phase had ended."""
+    interval: int
+    """Steps between two checkpoints at that time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A driver at work on a sweep."""
+
+    session: str
+    host: str
+    pid: int
+    started: float
+    """Unix time."""
+    seconds: float = 0.0
+    """How long it has been seen at work."""
+    ended: str | None = None
+    """Why it ended; None: it has not, or it was killed."""
+    limit: str | None = None
+    """The setting of the budget that was used up."""
 
 
 class SweepFolder:
@@ -129,7 +153,7 @@ class SweepFolder:
             raise ArchiveError(f"sweep {self.name!r} is simulated: it has no models to go on with.")
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOOK_S)
         except Timeout:
             raise ArchiveError(f"sweep {self.name!r} is being run by another process.") from None
         return lock
@@ -148,8 +172,21 @@ class SweepFolder:
     def store(self) -> Path:
         return self.path / "checkpoints"
 
+    def store_of(self, trial: int) -> Path:
+        """Return the folder of the phase store that a trial uses."""
+        return self.store if self.environment()["sharing"] else self.store / f"trial-{trial}"
+
     def job(self) -> Job:
         return check_job(load_mapping(self.path / "job.yaml"), str(self.path / "job.yaml"))
+
+    def replace_job(self, job: Job) -> None:
+        """Write a job with other limits in the place of the sweep's own. It stays as old as it was: sweeps are listed
+        by that."""
+        path = self.path / "job.yaml"
+        before = path.stat()
+        with refuse_when_full(path):
+            _write_text(path, dump_mapping(job.spec.resolved()))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
@@ -167,8 +204,26 @@ class SweepFolder:
         """Return all phase records; `stop` leaves out that field and those after it, for what need not read them."""
         return list(self._read("phases.jsonl", PhaseRecord.from_dict, _skimming(stop)))
 
+    def phases_since(self, byte: int, stop: str | None = None) -> tuple[list[PhaseRecord], int]:
+        """Return the phase records from a byte of their file on, and the byte to go on from."""
+        path = self.path / "phases.jsonl"
+        if not path.exists():
+            return [], byte
+        with path.open("rb") as stream:
+            stream.seek(byte)
+            new = stream.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        load = _skimming(stop)
+        return [PhaseRecord.from_dict(load(line)) for line in whole.splitlines()], byte + len(whole)
+
     def trials(self) -> dict[int, TrialRecord]:
-        return {record.trial: record for record in self._read("trials.jsonl", TrialRecord.from_dict)}
+        """Return how each trial ended that has ended, and was not reopened since."""
+        ended: dict[int, TrialRecord] = {}
+        for line in self._read("trials.jsonl", _ending):
+            ended.pop(line.trial, None)
+            if isinstance(line, TrialRecord):
+                ended[line.trial] = line
+        return ended
 
     def lanes(self) -> list[dict[str, Any]]:
         """Return one entry for each worker group that was started."""
@@ -187,6 +242,35 @@ class SweepFolder:
 
     def add_trial(self, record: TrialRecord) -> None:
         self._append("trials.jsonl", record.to_dict())
+
+    def reopen(self, trial: int) -> None:
+        """Let a trial that has ended count as unfinished; what it has finished of its phases stays."""
+        self._append("trials.jsonl", _Reopened(trial=trial, reopened=True).__dict__)
+
+    def sessions(self) -> list[Session]:
+        """Return the sessions of all drivers, oldest first, each as it was last seen."""
+        seen = {session.session: session for session in self._read("sessions.jsonl", lambda line: Session(**line))}
+        return list(seen.values())
+
+    def add_session(self, session: Session) -> None:
+        self._append("sessions.jsonl", session.__dict__)
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Return one entry for each model that was exported: trial, key of its last phase, and where it went."""
+        return list(self._read("exports.jsonl", dict))
+
+    def add_export(self, trial: int, key: str, out: Path) -> None:
+        self._append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
+
+    def request_stop(self) -> None:
+        """Ask the driver, on whatever machine it runs, to stop."""
+        (self.path / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        return (self.path / "stop").exists()
+
+    def withdraw_stop(self) -> None:
+        (self.path / "stop").unlink(missing_ok=True)
 
     def reports(self) -> dict[int, list[Report]]:
         """Return what each trial reported to its stopping rule, in order; a repeated one, by a later attempt, once."""
@@ -213,7 +297,7 @@ class SweepFolder:
 
     def _append(self, file: str, content: Mapping[str, Any]) -> None:
         line = (json.dumps(content) + "\n").encode()
-        with open(self.path / file, "ab+") as stream:
+        with refuse_when_full(self.path / file), open(self.path / file, "ab+") as stream:
             _cut_partial_line(stream)
             stream.write(line)
             stream.flush()
@@ -241,8 +325,24 @@ class SweepFolder:
                     yield record
 
 
+@dataclass(frozen=True)
+class _Reopened:
+    trial: int
+    reopened: bool
+
+
+def _ending(line: dict[str, Any]) -> TrialRecord | _Reopened:
+    return _Reopened(**line) if "reopened" in line else TrialRecord.from_dict(line)
+
+
 def _skimming(stop: str | None) -> Callable[[bytes], Any]:
     return json.loads if stop is None else partial(PhaseRecord.skim, stop=stop)
+
+
+def plan_of(job: Job, proposal: Proposal, fingerprints: Fingerprints) -> TrialPlan:
+    """Resolve a proposed trial, on its own seed."""
+    spec = job.with_values(proposal.values, proposal.seed)
+    return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints)
 
 
 def list_sweeps(results: Path) -> list[str]:

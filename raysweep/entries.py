@@ -16,13 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from raysweep.errors import DiskFullError
+from raysweep.disk import refuse_when_full
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".part-"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DamagedError(Exception):
@@ -48,24 +46,16 @@ def appearing(target: Path, within: Path) -> Iterator[Path]:
     Raises:
         DiskFullError: there is no space left; nothing has changed.
     """
-    temporary: Path | None = None
-    try:
+    with refuse_when_full(target):
         temporary = Path(tempfile.mkdtemp(dir=within, prefix=UNFINISHED))
-        yield temporary
-        _write(temporary, Manifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
-        os.chmod(temporary, 0o755)  # mkdtemp makes it private; a sweep's folder is read by others
-        if not is_complete(target):
-            remove(target)
-            _rename(temporary, target)
-    except Exception as error:
-        if _is_full(error):
-            raise DiskFullError(
-                f"no space is left for {str(target)!r}. What was written before is whole: free some space "
-                "('raysweep gc' finds checkpoints that nothing needs), then resume the sweep."
-            ) from error
-        raise
-    finally:
-        if temporary is not None:
+        try:
+            yield temporary
+            _write(temporary, Manifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
+            os.chmod(temporary, 0o755)  # mkdtemp makes it private; a sweep's folder is read by others
+            if not is_complete(target):
+                remove(target)
+                _rename(temporary, target)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -128,20 +118,6 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{UNFINISHED}*"))
 
 
-def size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder; what is removed meanwhile counts nothing."""
-    if path.is_file():
-        return path.stat().st_size
-    total = 0
-    for inner, _, names in os.walk(path):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(inner, name)).st_size
-            except FileNotFoundError:
-                continue
-    return total
-
-
 def _write(folder: Path, content: Manifest) -> None:
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(asdict(content), sort_keys=True), encoding="utf-8")
@@ -159,8 +135,3 @@ def _rename(temporary: Path, target: Path) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _is_full(error: Any) -> bool:
-    """Whether the system said that there is no space; safetensors passes that on as text."""
-    return getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL)

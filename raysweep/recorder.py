@@ -36,6 +36,7 @@ class Observer(Protocol):
     def trial_left(self, trial: int) -> None: ...
     def sweep_interrupted(self, reason: str) -> None: ...
     def phase_resumed(self, trial: int, phase: str, step: int, steps: int) -> None: ...
+    def warned(self, trial: int, text: str) -> None: ...
     def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None: ...
     def reported(self, report: Report) -> None: ...
     def phase_finished(self, record: PhaseRecord) -> None: ...
@@ -78,7 +79,7 @@ class Recorder:
         self._ended: dict[int, TrialRecord] = {}
         self._left: set[int] = set()
         self._reports = {trial: list(reports) for trial, reports in folder.reports().items()}
-        self._retries = RetryLog(folder)
+        self._retries = RetryLog(folder, job.spec.scale.checkpoint_every_steps)
         self._failure: Exception | None = None
         self._changed = threading.Condition()
         self._clock = clock
@@ -147,6 +148,9 @@ class Recorder:
     def _on_group(self, event: Event) -> None:
         self._folder.add_lane({name: event[name] for name in ("lane", "group", "pids")})
         self._observer.lane_started(event["pids"])
+
+    def _on_warning(self, event: Event) -> None:
+        self._observer.warned(event["trial"], event["text"])
 
     def _on_retry(self, event: Event) -> None:
         self._observer.trial_retried(event["trial"], event["attempt"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -45,7 +45,7 @@ def _modules(path: tuple[str, ...]) -> list[str]:
 
 
 @lru_cache
-def _adapter(strategy: type) -> pydantic.TypeAdapter[Any]:
+def _adapter(strategy: Hashable) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(strategy)
 
 

@@ -22,15 +22,6 @@ class Stage:
     """Trials that need it, in order; the first runs it."""
     next: list[Stage] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "phase": self.label,
-            "key": self.key,
-            "steps": self.steps,
-            "trials": len(self.trials),
-            "next": [stage.to_dict() for stage in self.next],
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
@@ -47,10 +38,11 @@ class Saving:
 
     def __str__(self) -> str:
         if not self.reusing:
-            return f"none of {self.trials} trials begins like another"
+            return "no trial begins like another"
         spared = f": {1 - self.steps_shared / self.steps:.0%} fewer steps" if self.steps else ""
         prefixes = "1 prefix" if self.prefixes == 1 else f"{self.prefixes} prefixes"
-        return f"{self.reusing} of {self.trials} trials reuse {prefixes}{spared}"
+        reuse = "reuses" if self.reusing == 1 else "reuse"
+        return f"{self.reusing} of {self.trials} trials {reuse} {prefixes}{spared}"
 
 
 @dataclass(kw_only=True)
@@ -90,13 +82,6 @@ class StageTree:
             steps_shared=sum(stage.steps for stage in self.by_key.values()),
         )
 
-    def levels(self) -> Iterator[list[Stage]]:
-        """Yield the stages of each depth, from the roots on."""
-        level = self.roots
-        while level:
-            yield level
-            level = [stage for before in level for stage in before.next]
-
     def _stage(self, phase: PhasePlan, plan: TrialPlan, before: Stage | None) -> Stage:
         stage = self.by_key.get(phase.key)
         if stage is None:
@@ -107,6 +92,25 @@ class StageTree:
         if plan.trial not in stage.trials[-1:]:
             stage.trials.append(plan.trial)
         return stage
+
+
+def as_dicts(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Return stages after one parent, and what follows them, as plain data, those of most trials first.
+
+    Of its settings each holds those that set it apart from its siblings of the same label.
+    """
+    described = [
+        {
+            "phase": stage.label,
+            "settings": apart,
+            "steps": stage.steps,
+            "trials": len(stage.trials),
+            "key": stage.key,
+            "next": as_dicts(stage.next),
+        }
+        for stage, apart in zip(stages, differences(stages), strict=True)
+    ]
+    return sorted(described, key=lambda stage: -stage["trials"])
 
 
 def differences(stages: Sequence[Stage]) -> list[dict[str, Any]]:

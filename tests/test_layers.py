@@ -17,15 +17,17 @@ PACKAGE = Path(raysweep.__file__).parent
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
     {"errors", "statistics"},
-    {"entries", "environment", "expressions", "registry", "space", "spec", "yamlfile"},
+    {"disk", "entries", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
+    {"space"},
+    {"spacefile"},
     {"jobfile"},
     {"plan", "records"},
-    {"halting"},
+    {"halting", "stages"},
     {"objectives"},
     {"contracts"},
     {"archive", "judged", "rungs", "stopping"},
     {"points"},
-    {"reports", "retries"},
+    {"lifecycle", "reports", "retries"},
     {"engine"},
     {"recorder"},
     {"plasticity"},
@@ -46,6 +48,7 @@ OWNERS = {
     "transformers": {"models", "plasticity", "core", "init", "exports", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
+    "scipy": {"statistics"},
     "click": {"cli"},
 }
 

@@ -61,6 +61,8 @@ class Evidence:
     folder: SweepFolder
     job: Job
     sharing: bool
+    hosts: set[str]
+    """Machines from which the sweep was driven."""
     running: bool
     """Whether a driver runs the sweep right now."""
     told: list[tuple[int | None, str]]
@@ -86,6 +88,7 @@ class Evidence:
             folder=folder,
             job=folder.job(),
             sharing=folder.environment()["sharing"],
+            hosts={session.host for session in folder.sessions()},
             running=running,
             told=told,
             endings=endings,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from raysweep import points
@@ -99,7 +100,7 @@ def _attempts(evidence: Evidence) -> Iterator[str]:
 
 
 def _told_once(evidence: Evidence) -> Iterator[str]:
-    """Judge the study's journal; only a sweep under way may not have told its last results yet."""
+    """Judge the study's journal against the results of the search; one that was reopened has several."""
     told = Counter(trial for trial, _ in evidence.told)
     results: Counter[int | None] = Counter(
         ending.record.trial for ending in evidence.endings if _searched(evidence, ending.record.trial)
@@ -108,20 +109,23 @@ def _told_once(evidence: Evidence) -> Iterator[str]:
         if trial not in results:
             yield f"the sampler knows a trial as {state} that is no result of its search: {trial}"
     for trial, times in told.items():
-        if results[trial] and times > results[trial]:
+        if trial in results and times > results[trial]:
             yield f"the sampler was told {times} times of trial {trial}"
-    for trial, state in dict(evidence.told).items():
-        record = evidence.ended.get(trial) if trial is not None else None
-        if record and told[trial] == results[trial] and TOLD_AS.get(record.status, "FAIL") != state:
-            yield f"the sampler was told {state} of trial {trial}, which is {record.status}"
-    untold = [trial for trial in results if trial not in told]
-    if not evidence.finished:
-        order = list(results)
-        while order and untold and order[-1] == untold[-1]:
-            order.pop()
-            untold.pop()
+    latest = dict(evidence.told)
+    for trial, record in evidence.ended.items():
+        as_expected = latest.get(trial) == TOLD_AS.get(record.status, "FAIL")
+        if trial in results and told[trial] == results[trial] and not as_expected:
+            yield f"the sampler was told {latest[trial]} of trial {trial}, which is {record.status}"
+    untold = [trial for trial in _due(evidence, list(results), told) if trial not in told]
     if untold:
         yield f"the sampler was never told of trials {_some(untold)}"
+
+
+def _due(evidence: Evidence, results: list[int | None], told: Container[int | None]) -> list[int | None]:
+    """Return the results that must have been told: all but the last ones of a sweep that is under way."""
+    while results and not evidence.finished and results[-1] not in told:
+        results.pop()
+    return results
 
 
 def _searched(evidence: Evidence, trial: int) -> bool:
@@ -181,28 +185,26 @@ def _equal_outcomes(evidence: Evidence) -> Iterator[str]:
 def _best_on_disk(evidence: Evidence) -> Iterator[str]:
     for point in points.front(points.gather(evidence.proposals, evidence.ended)):
         best = point.searched
-        store = evidence.folder.store if evidence.sharing else evidence.folder.store / f"trial-{best.trial}"
         kept = best.halted["kept"] if best.halted else best.phases[-1]
-        missing = list(broken_parts(store, kept))
+        missing = list(broken_parts(evidence.folder.store_of(best.trial), kept))
         if missing:
             yield f"of the best trial, {best.trial}, the store lacks {_some(missing)}"
 
 
 def _waste(evidence: Evidence) -> Iterator[str]:
-    limit = evidence.job.spec.scale.checkpoint_every_steps
     for retry in evidence.retries:
         wasted = retry.reached - retry.resumed_at
-        if wasted > limit:
-            where = f"{retry.phase} at step {retry.reached}"
+        if wasted > retry.interval:
             yield (
-                f"trial {retry.trial} lost its workers in {where} and went on from step {retry.resumed_at}: "
-                f"{wasted} steps were wasted, but scale.checkpoint_every_steps is {limit}"
+                f"trial {retry.trial} lost its workers in {retry.phase} at step {retry.reached} and went on from step "
+                f"{retry.resumed_at}: {wasted} steps were wasted, with a checkpoint every {retry.interval}"
             )
 
 
 def _no_process_left(evidence: Evidence) -> Iterator[str]:
     lanes = evidence.folder.lanes()
-    if evidence.running or not lanes:
+    elsewhere = evidence.hosts and socket.gethostname() not in evidence.hosts
+    if evidence.running or elsewhere or not lanes:
         return
     known_since = (evidence.folder.path / "lanes.jsonl").stat().st_mtime + CLOCK_S
     alive = left_over((pid for lane in lanes for pid in lane["pids"]), started_before=known_since)

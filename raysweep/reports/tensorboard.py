@@ -33,8 +33,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from raysweep.errors import ArchiveError
+from raysweep.parameter import Parameter, Scalar
 from raysweep.records import PhaseRecord, Status
-from raysweep.space import Parameter, Scalar, Space
+from raysweep.space import Space
 
 EVENT_FILES = "events.out.tfevents.*"
 NOT_APPLICABLE = "n/a"

@@ -19,9 +19,10 @@ import pytest
 import torch
 from helpers import causal, cpu, quick_plan, run_all
 
+from raysweep.contracts import Decision
 from raysweep.core.acts import MEASURED
 from raysweep.core.phases import _Trial, run_trial, trial_data
-from raysweep.core.runtime import Interrupted, Runtime, go_on
+from raysweep.core.runtime import Runtime, go_on
 from raysweep.core.state import TrialState
 from raysweep.core.store import Partial, PhaseStore
 from raysweep.errors import DivergedError, TrialError

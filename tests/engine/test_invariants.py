@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 from sweeps import DECISIONS, ENTROPY, TAYLOR, job_mapping, make_sweep, phase_record, trial_record
 
 from raysweep import entries
-from raysweep.archive import Proposal, Retry, SweepFolder
+from raysweep.archive import Proposal, Retry, Session, SweepFolder
 from raysweep.engine.invariants import INVARIANTS, check, examine
 from raysweep.plan import LOG_EVERY
 from raysweep.records import PhaseRecord, TrialRecord
@@ -84,7 +85,7 @@ def sound(results: Path, **search: Any) -> SweepFolder:
     end(folder, 2, whole(2), values=ENTROPY, attempts=2, objective=3.5)
     end(folder, 3, [phase(3, "baseline")], "DIVERGED", error="loss is nan")
     end(folder, 4, [phase(4, "baseline"), phase(4, "prune")], "STOPPED")
-    folder.add_retry(Retry(trial=2, attempt=2, phase="learn", cycle=1, reached=30, resumed_at=20))
+    folder.add_retry(Retry(trial=2, attempt=2, phase="learn", cycle=1, reached=30, resumed_at=20, interval=20))
     folder.add_lane({"lane": "lane-0", "group": "g", "pids": [os.getpid()]})  # alive, but no worker of Ray
     store(folder, whole(1))
     return folder
@@ -165,7 +166,7 @@ def test_a_trial_counted_twice(tmp_path: Path) -> None:
 
 def test_a_trial_that_was_opened_again_may_end_again(tmp_path: Path) -> None:
     folder = sound(tmp_path)
-    rewrite(folder, "trials.jsonl", lambda lines: lines.append({"trial": 3, "reopened": True, "schema": 1}))
+    folder.reopen(3)
     assert check(folder) == []
     assert examine(folder)["open"] == [3]
     propose(folder, 3, attempt=2)
@@ -418,7 +419,7 @@ def test_more_steps_wasted_than_between_two_checkpoints(tmp_path: Path) -> None:
     found = only(folder, "a lost worker costs at most a checkpoint interval")
     assert found == (
         "trial 2 lost its workers in learn at step 30 and went on from step 0: "
-        "30 steps were wasted, but scale.checkpoint_every_steps is 20"
+        "30 steps were wasted, with a checkpoint every 20"
     )
 
 
@@ -447,6 +448,9 @@ def test_a_worker_that_outlives_its_sweep(tmp_path: Path) -> None:
         assert only(folder, LEFT_OVER) == f"nobody runs the sweep, but its workers are alive: processes {pid}"
         with folder.lock():
             assert check(folder) == []
+        for host in ("another-machine", socket.gethostname()):
+            folder.add_session(Session(session=host, host=host, pid=1, started=0.0))
+            assert bool(check(folder)) == (host == socket.gethostname())  # there, the numbers name other processes
         lanes = folder.path / "lanes.jsonl"
         earlier = lanes.stat().st_mtime - 60
         os.utime(lanes, (earlier, earlier))
