@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -70,7 +70,7 @@ class PhaseRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in their order: what tables need comes first, what is bulky last; see `skim`."""
-        return asdict(self)
+        return dict(vars(self))  # nothing in it is a dataclass
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> PhaseRecord:
@@ -131,7 +131,7 @@ class TrialRecord:
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # nothing in it is a dataclass
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> TrialRecord:

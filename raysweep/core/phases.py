@@ -16,7 +16,6 @@ from raysweep.core.continuous import Events
 from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import Measured, evaluate, shared_batches, write_samples
 from raysweep.core.examples import Dataset, build_task, load_dataset
-from raysweep.core.judged import Judged
 from raysweep.core.runtime import Interrupted, Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
@@ -24,6 +23,7 @@ from raysweep.core.training import Schedule, Training
 from raysweep.core.trajectory import Trajectory
 from raysweep.errors import TrialError
 from raysweep.halting import reached, result, verdict
+from raysweep.judged import Judged
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
 from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameters, flops_per_token, positions
 from raysweep.plasticity.head_map import HeadMap
@@ -46,7 +46,7 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
         Interrupted: the sweep says that the trial shall not go on, or not here.
     """
     trial = _Trial.of(plan, runtime, store)
-    judged = Judged(plan=plan, runtime=runtime)
+    judged = Judged(plan=plan, ask=runtime.ask)
     own: list[PhaseRecord] = []
     for phase in plan.phases:
         own.append(trial.record_of(phase, judged))

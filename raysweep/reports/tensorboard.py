@@ -59,6 +59,15 @@ HEAD_MAP_LEGEND = (
 )
 
 
+class NoWriter:
+    """Writes nothing, where nobody will look."""
+
+    def progress(self, phase: str, cycle: int, point: Mapping[str, float]) -> None: ...
+    def phase(self, record: PhaseRecord) -> None: ...
+    def finish(self, status: Status, objectives: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
 class TrialWriter:
     """One TensorBoard run of one trial, under <folder>/<trial>, written from scratch when the trial (re)starts."""
 

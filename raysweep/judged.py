@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from raysweep.contracts import GO, Decision, Report
-from raysweep.core.runtime import Runtime
 from raysweep.plan import PhasePlan, TrialPlan
 from raysweep.records import PhaseRecord
 
@@ -15,7 +16,8 @@ class Judged:
     """Reports held-out losses of a trial's learn phases; of its baseline, where there are none."""
 
     plan: TrialPlan
-    runtime: Runtime
+    ask: Callable[[dict[str, Any]], Decision]
+    """Tells the sweep of a report, and returns what becomes of the trial."""
     spent: float = 0.0
     """Training FLOPs of its judged phases that are over."""
 
@@ -44,7 +46,7 @@ class Judged:
             share=(self.spent + flops) / (dense_flops_per_step * planned),
             loss=loss,
         )
-        return self.runtime.ask({"type": "report", "trial": report.trial, "report": asdict(report)})
+        return self.ask({"type": "report", "trial": report.trial, "report": asdict(report)})
 
     def finished(self, phase: PhasePlan, record: PhaseRecord) -> Decision:
         """Report the end of a phase, run by whichever trial."""
