@@ -22,7 +22,7 @@ from raysweep.engine.study import Study
 from raysweep.environment import usable_cores
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.jobfile import Job
-from raysweep.plan import Fingerprints, make_plan
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.recorder import Observer, Recorder
 from raysweep.spec import ScaleSpec
 
@@ -168,7 +168,7 @@ class _Session:
         self.observer.sweep_started(self.folder, self.job, remaining)
         if not remaining:
             return None
-        with _connected(address, self.job):
+        with self.limits, _connected(address, self.job):
             self._run(remaining)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self.stopped
@@ -186,8 +186,8 @@ class _Session:
             .options(name=self.name, namespace=NAMESPACE, num_cpus=0)
             .remote(self.scale.max_attempts, self._rule(), self.sharing)
         )
-        for trial in ray.get(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))):
-            self.agenda.paused(trial)
+        paused = mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))
+        self._take_up_paused(ray.get(paused))
         ray.get(mailbox.settle.remote())
         listener = _Listener(mailbox, self)
         listener.start()
@@ -230,6 +230,17 @@ class _Session:
         ray.get(mailbox.close.remote())
         ray.get([lane.join.remote() for lane in lanes])
 
+    def _take_up_paused(self, paused: set[int]) -> None:
+        """Leave what an earlier session paused to its rule, which may end it before it ever runs again."""
+        for trial, proposal in self.folder.proposals().items():
+            if trial in paused:
+                self.recorder.start_trial(proposal, self._plan(proposal))
+                self.agenda.paused(trial)
+
+    def _plan(self, proposal: Proposal) -> TrialPlan:
+        spec = self.job.with_values(proposal.values, seed=proposal.seed)
+        return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints)
+
     def _rule(self) -> StoppingRule:
         search = self.job.spec.search
         if search is None:
@@ -266,8 +277,7 @@ class _Session:
             return self.stopped is not None or self.agenda.finished
 
     def _start(self, proposal: Proposal) -> dict[str, Any]:
-        spec = self.job.with_values(proposal.values, proposal.seed)
-        plan = make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints)
+        plan = self._plan(proposal)
         with self.news:
             self.recorded.discard(proposal.trial)
             self.recorder.start_trial(proposal, plan)
@@ -293,7 +303,8 @@ class _Session:
         with self.news:
             self.recorder.handle(event)
             if event["type"] == "final":
-                self.agenda.ended(self.recorder.record_of(event["trial"]))
+                record = self.recorder.record_of(event["trial"])
+                self.agenda.ended(record, self.recorder.reports_of(record.trial))
             elif event["type"] == "paused":
                 self.agenda.paused(event["trial"])
             elif event["type"] == "resumed_by_rule":
