@@ -38,7 +38,7 @@ from raysweep.yamlfile import dump_mapping
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
 COMMANDS = [
-    "run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "export", "analyze", "doctor",
+    "run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "export", "analyze", "simulate", "doctor",
 ]  # fmt: skip
 
 
