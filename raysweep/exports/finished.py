@@ -61,13 +61,8 @@ def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
             )
     job, about = folder.job(), folder.environment()
     check_unchanged(job, about, folder.name)
-    proposal = folder.proposals()[trial]
-    plan = make_plan(
-        job.with_values(proposal.values, proposal.seed),
-        proposal.values,
-        trial=trial,
-        fingerprints=Fingerprints(**about["fingerprints"]),
-    )
+    values = folder.proposals()[trial].values
+    plan = make_plan(job.with_values(values), values, trial=trial, fingerprints=Fingerprints(**about["fingerprints"]))
     data = trial_data(plan)
     state = TrialState.restored(plan, records[-1].key, store, data.facts, _runtime())
     state.model.eval()
