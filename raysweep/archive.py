@@ -5,6 +5,8 @@ env.json        versions, commit, machine phases.jsonl   phase records
 study.journal   Optuna's journal          trials.jsonl   how each trial ended
 checkpoints/    the phase store           tensorboard/   one run per trial
 lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
+retries.jsonl   what lost workers cost     sessions.jsonl when drivers were at work
+exports.jsonl   what was exported         stop           there while somebody asks the driver to stop
 """
 
 from __future__ import annotations
@@ -14,18 +16,23 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from raysweep.contracts import Report
+from raysweep.disk import refuse_when_full
 from raysweep.errors import ArchiveError, known_names_hint
 from raysweep.jobfile import Job, check_job
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.yamlfile import dump_mapping, load_mapping
 
 Record = TypeVar("Record")
+LOOK_S = 0.2
+"""How long a driver waits for the lock: whoever looks if the sweep is running holds it for a moment."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -43,11 +50,51 @@ class Proposal:
     """The trial that this one replicates or confirms on another seed, or was forked from."""
 
 
-class SweepFolder:
-    """Reads and appends the records of one sweep."""
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """A trial whose workers were lost: how far it had come, and where it went on."""
 
-    def __init__(self, path: Path) -> None:
+    trial: int
+    attempt: int
+    """The one that went on."""
+    phase: str
+    """The last training phase before the loss; empty: none had logged a step."""
+    cycle: int
+    reached: int
+    """Last step that the phase had logged."""
+    resumed_at: int
+    """Step from which it went on; `reached` where the phase had ended."""
+    interval: int
+    """Steps between two checkpoints at that time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A driver at work on a sweep."""
+
+    session: str
+    host: str
+    pid: int
+    started: float
+    """Unix time."""
+    seconds: float = 0.0
+    """How long it has been seen at work."""
+    ended: str | None = None
+    """Why it ended; None: it has not, or it was killed."""
+    limit: str | None = None
+    """The setting of the budget that was used up."""
+
+
+class SweepFolder:
+    """Reads and appends the records of one sweep.
+
+    Args:
+        durable: whether a line that was appended survives a crash of the machine, too, not of the process alone.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path.resolve()
+        self._durable = durable
         self.name = path.name
         self._phases_seen: set[tuple[int, str]] | None = None
 
@@ -100,34 +147,83 @@ class SweepFolder:
         """Return the taken lock that one driver at a time holds; the system frees it when the driver dies.
 
         Raises:
-            ArchiveError: another process runs this sweep.
+            ArchiveError: another process runs this sweep, or nobody ever can.
         """
+        if self.simulated:
+            raise ArchiveError(f"sweep {self.name!r} is simulated: it has no models to go on with.")
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOOK_S)
         except Timeout:
             raise ArchiveError(f"sweep {self.name!r} is being run by another process.") from None
         return lock
+
+    def running(self) -> bool:
+        """Whether a driver runs this sweep right now."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            self.lock().release()
+        except ArchiveError:
+            return True
+        return False
 
     @property
     def store(self) -> Path:
         return self.path / "checkpoints"
 
+    def store_of(self, trial: int) -> Path:
+        """Return the folder of the phase store that a trial uses."""
+        return self.store if self.environment()["sharing"] else self.store / f"trial-{trial}"
+
     def job(self) -> Job:
         return check_job(load_mapping(self.path / "job.yaml"), str(self.path / "job.yaml"))
 
+    def replace_job(self, job: Job) -> None:
+        """Write a job with other limits in the place of the sweep's own. It stays as old as it was: sweeps are listed
+        by that."""
+        path = self.path / "job.yaml"
+        before = path.stat()
+        with refuse_when_full(path):
+            _write_text(path, dump_mapping(job.spec.resolved()))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing in it was ever trained; see simulation/."""
+        return bool(self.environment().get("simulated"))
 
     def proposals(self) -> dict[int, Proposal]:
         """Return every proposed trial, its latest attempt."""
         return {proposal.trial: proposal for proposal in self._read("plans.jsonl", lambda line: Proposal(**line))}
 
-    def phases(self) -> list[PhaseRecord]:
-        return list(self._read("phases.jsonl", PhaseRecord.from_dict))
+    def phases(self, stop: str | None = None) -> list[PhaseRecord]:
+        """Return all phase records; `stop` leaves out that field and those after it, for what need not read them."""
+        return list(self._read("phases.jsonl", PhaseRecord.from_dict, _skimming(stop)))
+
+    def phases_since(self, byte: int, stop: str | None = None) -> tuple[list[PhaseRecord], int]:
+        """Return the phase records from a byte of their file on, and the byte to go on from."""
+        path = self.path / "phases.jsonl"
+        if not path.exists():
+            return [], byte
+        with path.open("rb") as stream:
+            stream.seek(byte)
+            new = stream.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        load = _skimming(stop)
+        return [PhaseRecord.from_dict(load(line)) for line in whole.splitlines()], byte + len(whole)
 
     def trials(self) -> dict[int, TrialRecord]:
-        return {record.trial: record for record in self._read("trials.jsonl", TrialRecord.from_dict)}
+        """Return how each trial ended that has ended, and was not reopened since."""
+        ended: dict[int, TrialRecord] = {}
+        for line in self._read("trials.jsonl", _ending):
+            ended.pop(line.trial, None)
+            if isinstance(line, TrialRecord):
+                ended[line.trial] = line
+        return ended
 
     def lanes(self) -> list[dict[str, Any]]:
         """Return one entry for each worker group that was started."""
@@ -139,13 +235,42 @@ class SweepFolder:
     def add_phase(self, record: PhaseRecord) -> None:
         """Append a phase record, unless an earlier attempt of the trial already did."""
         if self._phases_seen is None:
-            self._phases_seen = {(known.trial, known.key) for known in self.phases()}
+            self._phases_seen = {(known.trial, known.key) for known in self.phases(stop="curve")}
         if (record.trial, record.key) not in self._phases_seen:
             self._append("phases.jsonl", record.to_dict())
             self._phases_seen.add((record.trial, record.key))
 
     def add_trial(self, record: TrialRecord) -> None:
         self._append("trials.jsonl", record.to_dict())
+
+    def reopen(self, trial: int) -> None:
+        """Let a trial that has ended count as unfinished; what it has finished of its phases stays."""
+        self._append("trials.jsonl", _Reopened(trial=trial, reopened=True).__dict__)
+
+    def sessions(self) -> list[Session]:
+        """Return the sessions of all drivers, oldest first, each as it was last seen."""
+        seen = {session.session: session for session in self._read("sessions.jsonl", lambda line: Session(**line))}
+        return list(seen.values())
+
+    def add_session(self, session: Session) -> None:
+        self._append("sessions.jsonl", session.__dict__)
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Return one entry for each model that was exported: trial, key of its last phase, and where it went."""
+        return list(self._read("exports.jsonl", dict))
+
+    def add_export(self, trial: int, key: str, out: Path) -> None:
+        self._append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
+
+    def request_stop(self) -> None:
+        """Ask the driver, on whatever machine it runs, to stop."""
+        (self.path / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        return (self.path / "stop").exists()
+
+    def withdraw_stop(self) -> None:
+        (self.path / "stop").unlink(missing_ok=True)
 
     def reports(self) -> dict[int, list[Report]]:
         """Return what each trial reported to its stopping rule, in order; a repeated one, by a later attempt, once."""
@@ -157,18 +282,31 @@ class SweepFolder:
     def add_report(self, report: Report) -> None:
         self._append("reports.jsonl", report.__dict__)
 
+    def retries(self) -> list[Retry]:
+        return list(self._read("retries.jsonl", lambda line: Retry(**line)))
+
+    def add_retry(self, retry: Retry) -> None:
+        self._append("retries.jsonl", retry.__dict__)
+
+    def lines(self, file: str, stop: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield what the lines of one of its files hold, as they stand; `stop` as in `phases`."""
+        return self._read(file, dict, _skimming(stop))
+
     def add_lane(self, entry: Mapping[str, Any]) -> None:
         self._append("lanes.jsonl", entry)
 
     def _append(self, file: str, content: Mapping[str, Any]) -> None:
-        line = (json.dumps(content, sort_keys=True) + "\n").encode()
-        with open(self.path / file, "ab+") as stream:
+        line = (json.dumps(content) + "\n").encode()
+        with refuse_when_full(self.path / file), open(self.path / file, "ab+") as stream:
             _cut_partial_line(stream)
             stream.write(line)
             stream.flush()
-            os.fsync(stream.fileno())
+            if self._durable:
+                os.fsync(stream.fileno())
 
-    def _read(self, file: str, parse: Callable[[dict[str, Any]], Record]) -> Iterator[Record]:
+    def _read(
+        self, file: str, parse: Callable[[dict[str, Any]], Record], load: Callable[[bytes], Any] = json.loads
+    ) -> Iterator[Record]:
         """Yield what a file's lines hold.
 
         Raises:
@@ -177,13 +315,34 @@ class SweepFolder:
         path = self.path / file
         if not path.exists():
             return
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-            if line.endswith(b"\n"):  # the last line of a killed writer is no record yet
-                try:
-                    record = parse(json.loads(line))
-                except (AttributeError, TypeError, ValueError) as error:
-                    raise ArchiveError(f"{path}, line {number} cannot be read: {error}.") from error
-                yield record
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.endswith(b"\n"):  # the last line of a killed writer is no record yet
+                    try:
+                        record = parse(load(line))
+                    except (AttributeError, TypeError, ValueError) as error:
+                        raise ArchiveError(f"{path}, line {number} cannot be read: {error}.") from error
+                    yield record
+
+
+@dataclass(frozen=True)
+class _Reopened:
+    trial: int
+    reopened: bool
+
+
+def _ending(line: dict[str, Any]) -> TrialRecord | _Reopened:
+    return _Reopened(**line) if "reopened" in line else TrialRecord.from_dict(line)
+
+
+def _skimming(stop: str | None) -> Callable[[bytes], Any]:
+    return json.loads if stop is None else partial(PhaseRecord.skim, stop=stop)
+
+
+def plan_of(job: Job, proposal: Proposal, fingerprints: Fingerprints) -> TrialPlan:
+    """Resolve a proposed trial, on its own seed."""
+    spec = job.with_values(proposal.values, proposal.seed)
+    return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints)
 
 
 def list_sweeps(results: Path) -> list[str]:

@@ -9,7 +9,8 @@ RaysweepError
 └── RunError            the run failed: exit 1
     ├── TrialError      one trial cannot go on (recorded as FAILED)
     │   └── DivergedError   its loss is no number any more (recorded as DIVERGED)
-    └── ClusterError    Ray could not give or keep what the sweep needs
+    ├── ClusterError    Ray could not give or keep what the sweep needs
+    └── DiskFullError   no space is left; what was written is whole, and the sweep can be resumed
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class DivergedError(TrialError):
 
 
 class ClusterError(RunError):
+    pass
+
+
+class DiskFullError(RunError):
     pass
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +14,8 @@ from raysweep.spec import Control, CycleSpec, GrowSpec, JobSpec, PruneSpec
 
 PHASES = ("baseline", "prune", "measure", "grow", "learn")
 TRAINING_PHASES = ("baseline", "learn")
+LOG_EVERY = 10
+"""Training steps between two points of a phase's curve; its last step is always one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,7 @@ def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerpri
     training = spec.training.model_dump(mode="json")
     root = content_key(
         {
-            "raysweep": version("raysweep"),
-            "torch": version("torch").partition("+")[0],
-            "transformers": version("transformers"),
+            **_versions(),
             "model": {**spec.model.model_dump(mode="json"), "fingerprint": fingerprints.model},
             "data": {**spec.data.model_dump(mode="json"), "fingerprint": fingerprints.data},
             "seed": spec.seed,
@@ -109,6 +110,16 @@ def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerpri
         halting=spec.cycle.model_dump(mode="json", include={"regression", "plateau"}, exclude_none=True),
         controls={arm: _control(arm, root, spec.cycle, phases, training) for arm in controls},
     )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions that decide on outcomes; looked up once a process, which takes milliseconds."""
+    return {
+        "raysweep": version("raysweep"),
+        "torch": version("torch").partition("+")[0],
+        "transformers": version("transformers"),
+    }
 
 
 def _chain(root: str, cycle: CycleSpec, training: dict[str, Any]) -> tuple[PhasePlan, ...]:

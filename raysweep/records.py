@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -38,10 +39,16 @@ class PhaseRecord:
     """Wall time that this trial spent in the phase; for a reused phase, what fetching it took."""
     training_flops: float = 0.0
     """Floating-point operations of its training: three forward passes' worth a token, absent heads left out."""
+    dense_training_flops: float = 0.0
+    """What its training would have taken with every head there."""
     arm: str = "main"
     """`main`, or the control arm that the phase belongs to."""
     accuracy: float | None = None
     """Share of held-out labels that the largest logit hits."""
+    events: list[dict[str, Any]] | None = None
+    """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
+    data_sha256: str = ""
+    schema: int = SCHEMA
     curve: list[dict[str, float]] = field(default_factory=list)
     """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -58,19 +65,27 @@ class PhaseRecord:
     agreement: dict[str, dict[str, float | None]] | None = None
     """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`, from
     measure where the job asks for contributions."""
-    events: list[dict[str, Any]] | None = None
-    """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
     samples: list[dict[str, Any]] | None = None
     """Greedy continuations of fixed held-out prompts: prompt, text, repetition (share of repeated 3-grams)."""
-    data_sha256: str = ""
-    schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return all fields in their order: what tables need comes first, what is bulky last; see `skim`."""
+        return dict(vars(self))  # nothing in it is a dataclass
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> PhaseRecord:
         return PhaseRecord(**_known(PhaseRecord, content))
+
+    @staticmethod
+    def skim(line: bytes, stop: str) -> dict[str, Any]:
+        """Parse a record's line without the field `stop` and those after it, which may be most of its bytes."""
+        head, found, _ = line.partition(f', "{stop}": '.encode())
+        try:
+            content = json.loads(head + b"}" if found else line)
+        except ValueError:  # the name stands inside an earlier field, such as events
+            return json.loads(line)
+        # Where fields once stood in another order, a needed one may be behind the cut.
+        return content if "trial" in content and "schema" in content else json.loads(line)
 
     def outcome(self) -> dict[str, Any]:
         """Return what must be equal between two runs of the same phase: all but where and how long it ran."""
@@ -116,7 +131,7 @@ class TrialRecord:
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # nothing in it is a dataclass
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> TrialRecord:

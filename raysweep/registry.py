@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import pydantic
@@ -34,7 +35,18 @@ class UnknownNameError(UsageError):
 def available(kind: str) -> list[str]:
     """Return the names of one kind, sorted, without importing them."""
     folder = importlib.import_module(f"raysweep.{kind}")
-    return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+    return list(_modules(tuple(folder.__path__)))
+
+
+@lru_cache
+def _modules(path: tuple[str, ...]) -> list[str]:
+    """Look into folders once a process: checking a sweep's trials asks thousands of times."""
+    return sorted(module.name for module in pkgutil.iter_modules(path))
+
+
+@lru_cache
+def _adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(strategy)
 
 
 def load(kind: str, name: str) -> Any:
@@ -70,7 +82,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
             faults.append((option, value, f"unknown option; {own}"))
     known = {option: value for option, value in options.items() if option in fields}
     try:
-        pydantic.TypeAdapter(strategy).validate_python(known)
+        _adapter(strategy).validate_python(known)
     except pydantic.ValidationError as error:
         for detail in error.errors():
             option = str(detail["loc"][0]) if detail["loc"] else ""
@@ -85,4 +97,5 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
     """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
     written = load(kind, name)(**(options or {}))
-    return pydantic.TypeAdapter(type(written)).validate_python(dataclasses.asdict(written))
+    strategy: Any = type(written)
+    return _adapter(strategy).validate_python(dataclasses.asdict(written))

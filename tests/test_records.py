@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from sweeps import phase_record
 
 from raysweep.records import SCHEMA, PhaseRecord, TrialRecord, perplexity
 
@@ -119,3 +120,25 @@ def test_perplexity_is_the_exponential_of_the_loss_and_infinite_where_that_overf
 
 def test_the_perplexity_of_no_number_is_no_number() -> None:
     assert math.isnan(perplexity(math.nan))
+
+
+def test_skimming_a_line_leaves_out_a_field_and_those_after_it() -> None:
+    whole = phase_record(3, "prune", 50.0)
+    line = json.dumps(whole.to_dict()).encode()
+    skimmed = PhaseRecord.from_dict(PhaseRecord.skim(line, stop="curve"))
+    assert skimmed == replace(whole, decision=None, samples=None)
+    assert PhaseRecord.skim(line, stop="samples")["decision"] == whole.decision
+
+
+def test_skimming_reads_a_line_whole_where_cutting_it_would_lose_more() -> None:
+    event = {"step": 1, "phase": "measure", "statistics": {"taylor": [[0.5]]}}
+    whole = replace(phase_record(3, "learn", 50.0), events=[event])
+    assert PhaseRecord.skim(json.dumps(whole.to_dict()).encode(), stop="statistics")["events"] == [event]
+    ordered_by_name = json.dumps(whole.to_dict(), sort_keys=True).encode()
+    assert PhaseRecord.from_dict(PhaseRecord.skim(ordered_by_name, stop="curve")) == whole
+
+
+def test_every_field_that_a_table_needs_stands_before_the_curve() -> None:
+    names = [item.name for item in fields(PhaseRecord)]
+    bulky = {"curve", "evaluations", "decision", "regrown", "trajectory", "statistics", "agreement", "samples"}
+    assert set(names[names.index("curve") :]) == bulky

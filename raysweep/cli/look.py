@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,9 @@ from raysweep.cli.common import (
     results_option,
 )
 
+if TYPE_CHECKING:
+    from raysweep.archive import SweepFolder
+
 
 @click.command("list")
 @click.argument("kind", required=False)
@@ -27,7 +31,7 @@ from raysweep.cli.common import (
 def list_command(kind: str | None, results: Path, as_json: bool) -> None:
     """List what can be named in a job, and sweeps.
 
-    KIND is one of prune, grow, init, samplers, models, data and sweeps; without it, all are listed.
+    KIND is one of prune, grow, init, samplers, schedulers, models, data and sweeps; without it, all are listed.
     """
     from raysweep.listing import listing
     from raysweep.reports.tables import print_listing
@@ -43,14 +47,32 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("sweep")
+@click.option("--check", is_flag=True, help="Instead, judge the invariants of its records, store and processes.")
 @results_option
 @json_option
-def status(sweep: str, results: Path, as_json: bool) -> None:
+def status(sweep: str, check: bool, results: Path, as_json: bool) -> None:
     """Show how far a sweep has come.
 
-    Read-only: any sweep can be looked at, running or not.
+    Read-only: any sweep can be looked at, running or not. With --check, exits with 1 where an invariant is broken.
     """
-    report_sweep(open_sweep(results, sweep), as_json)
+    folder = open_sweep(results, sweep)
+    if check:
+        _check(folder, as_json)
+    else:
+        report_sweep(folder, as_json)
+
+
+def _check(folder: SweepFolder, as_json: bool) -> None:
+    from raysweep.engine.invariants import examine
+    from raysweep.reports.invariants import print_invariants
+
+    found = examine(folder)
+    if as_json:
+        print_json(found)
+    else:
+        print_invariants(found, console())
+        print_next(f"raysweep status {folder.name}")
+    sys.exit(1 if any(found["invariants"].values()) else 0)
 
 
 @click.command()

@@ -19,7 +19,6 @@ from raysweep.reports.conclusions import (
     stopped_lines,
     work_done,
 )
-from raysweep.reports.progress import count, duration
 
 SHOWN_TOGETHER = {
     # heading: the settings that one column shows
@@ -314,32 +313,6 @@ def decision_text(phase: Mapping[str, Any]) -> str:
 def _name(phase: Mapping[str, Any]) -> str:
     arm = "" if phase["arm"] == "main" else f"{phase['arm']}: "
     return arm + phase["phase"] + (f" {phase['cycle']}" if phase["cycle"] else "")
-
-
-def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console: Console) -> None:
-    """Print what a job would do and take."""
-    lanes, workers = count(job["scale"]["lanes"], "lane"), count(job["scale"]["workers"], "worker")
-    phases, shared = estimate["phases"], estimate["phases_shared"]
-    steps, steps_shared = estimate["steps"], estimate["steps_shared"]
-    saved = f" instead of {steps:,} ({1 - steps_shared / steps:.0%} fewer by sharing)" if steps_shared < steps else ""
-    seconds, source = estimate["seconds"], estimate["seconds_from"]
-    rows = {
-        "model": f"{job['model']['name']}, {estimate['parameters']:,} parameters",
-        "data": f"{job['data']['name']}, windows of {job['data']['seq_len']} tokens",
-        "trials": f"{estimate['trials']} on {lanes} of {workers}",
-        "phases of a trial": " → ".join(phase["phase"] for phase in estimate["example"]),
-        "phases": f"{phases}" + (f", of which {shared} are run and the others reused" if shared < phases else ""),
-        "training steps": f"{steps_shared:,}{saved}",
-        "time": f"unknown ({source})" if seconds is None else f"about {duration(seconds)} (judged by {source})",
-        "memory": f"about {estimate['worker_memory_bytes'] / 2**30:.1f} GiB a worker",
-        "disk": f"about {estimate['disk_bytes'] / 2**30:.2f} GiB of checkpoints",
-    }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in rows.items():
-        table.add_row(name, Text(text))
-    console.print(table)
-    if estimate["trials"] > 1:
-        _say(console, "sharing is counted on values drawn at random; the sampler may draw others.")
 
 
 def print_listing(content: Mapping[str, Sequence[Mapping[str, str]]], console: Console) -> None:

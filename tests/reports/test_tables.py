@@ -30,7 +30,6 @@ from raysweep.doctor import Finding
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.reports.tables import (
     last_cycle,
-    print_estimate,
     print_examination,
     print_listing,
     print_sweep,
@@ -38,17 +37,6 @@ from raysweep.reports.tables import (
     show_perplexity,
     show_value,
 )
-
-ESTIMATE: dict[str, Any] = {
-    "trials": 8, "phases": 40, "phases_shared": 31, "steps": 2880, "steps_shared": 780, "parameters": 940_800,
-    "seconds": 120.0, "seconds_from": "31 phases of this model run before", "worker_memory_bytes": 2**30,
-    "disk_bytes": 2**29, "example": [{"phase": "baseline"}, {"phase": "prune"}],
-}  # fmt: skip
-SCALED_JOB = {
-    "model": {"name": "gpt2-nano"},
-    "data": {"name": "python-docs", "seq_len": 128},
-    "scale": {"lanes": 1, "workers": 2},
-}
 
 
 def printed(print_it: Callable[..., None], *content: Any, width: int = 10_000, terminal: bool = False) -> str:
@@ -236,8 +224,8 @@ def test_one_trial_shows_values_phases_decisions_heads_and_samples(tmp_path: Pat
     lines = printed(print_trial, trial_state(folder, 2)).splitlines()
     assert lines[0] == "heads-1 trial 2: COMPLETE   12.5 s   2 attempts"
     assert lines[1:6] == [
-        "  cycle.grow.ratio: 0", "  cycle.grow.strategy: balanced", "  cycle.prune.direction: low",
-        "  cycle.prune.level: 0.55", "  cycle.prune.strategy: entropy",
+        "  cycle.prune.strategy: entropy", "  cycle.prune.direction: low", "  cycle.prune.level: 0.55",
+        "  cycle.grow.strategy: balanced", "  cycle.grow.ratio: 0",
     ]  # fmt: skip
     text = "\n".join(lines)
     assert row(text, "baseline◇") == ["baseline◇", "3.6889", "40.00", "8", "1,080,000", "2.400", "100", "0.1"]
@@ -266,23 +254,6 @@ def test_a_trial_without_phases_says_so(tmp_path: Path) -> None:
     text = printed(print_trial, trial_state(folder, 1))
     assert "trial 1: UNFINISHED" in text
     assert text.endswith("no phase finished.\n")
-
-
-def test_the_estimate_names_work_time_memory_and_disk() -> None:
-    text = printed(print_estimate, SCALED_JOB, ESTIMATE)
-    for piece in (
-        "gpt2-nano, 940,800 parameters", "8 on 1 lane of 2 workers", "40, of which 31 are run and the others reused",
-        "780 instead of 2,880 (73% fewer by sharing)", "about 2 min (judged by 31 phases of this model run before)",
-        "about 1.0 GiB a worker", "about 0.50 GiB of checkpoints", "baseline → prune", "drawn at random",
-    ):  # fmt: skip
-        assert piece in text, piece
-
-
-def test_the_estimate_claims_no_sharing_and_no_time_where_there_is_none() -> None:
-    alone = {**ESTIMATE, "trials": 1, "phases": 5, "phases_shared": 5, "steps": 360, "steps_shared": 360}
-    text = printed(print_estimate, SCALED_JOB, {**alone, "seconds": None, "seconds_from": "no GPU here to judge by"})
-    assert "unknown (no GPU here to judge by)" in text
-    assert all(word not in text for word in ("reused", "instead", " nan", "drawn"))
 
 
 def test_a_listing_wraps_and_says_where_nothing_is() -> None:
