@@ -86,10 +86,15 @@ class Session:
 
 
 class SweepFolder:
-    """Reads and appends the records of one sweep."""
+    """Reads and appends the records of one sweep.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        durable: whether a line that was appended survives a crash of the machine, too, not of the process alone.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path.resolve()
+        self._durable = durable
         self.name = path.name
         self._phases_seen: set[tuple[int, str]] | None = None
 
@@ -142,8 +147,10 @@ class SweepFolder:
         """Return the taken lock that one driver at a time holds; the system frees it when the driver dies.
 
         Raises:
-            ArchiveError: another process runs this sweep.
+            ArchiveError: another process runs this sweep, or nobody ever can.
         """
+        if self.simulated:
+            raise ArchiveError(f"sweep {self.name!r} is simulated: it has no models to go on with.")
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=LOOK_S)
@@ -183,6 +190,11 @@ class SweepFolder:
 
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing in it was ever trained; see simulation/."""
+        return bool(self.environment().get("simulated"))
 
     def proposals(self) -> dict[int, Proposal]:
         """Return every proposed trial, its latest attempt."""
@@ -289,7 +301,8 @@ class SweepFolder:
             _cut_partial_line(stream)
             stream.write(line)
             stream.flush()
-            os.fsync(stream.fileno())
+            if self._durable:
+                os.fsync(stream.fileno())
 
     def _read(
         self, file: str, parse: Callable[[dict[str, Any]], Record], load: Callable[[bytes], Any] = json.loads

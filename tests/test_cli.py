@@ -32,6 +32,7 @@ from raysweep.cli import main
 from raysweep.core.estimate import estimate
 from raysweep.doctor import Finding
 from raysweep.jobfile import check_job
+from raysweep.listing import STRATEGIES
 from raysweep.plan import Fingerprints
 from raysweep.yamlfile import dump_mapping
 
@@ -226,7 +227,7 @@ def test_one_trial_as_json_holds_its_records() -> None:
 def test_list_prints_one_kind_or_all() -> None:
     assert list(from_json("list", "prune")) == ["prune"]
     text = done("list")
-    assert all(kind in text.splitlines() for kind in ("prune", "grow", "init", "samplers", "models", "data", "sweeps"))
+    assert all(kind in text.splitlines() for kind in (*STRATEGIES, "models", "data", "sweeps"))
     assert "  none yet\nnext:  raysweep plan\n" in text
     finished_sweep(Path("results"))
     assert done("list", "sweeps").splitlines()[1:] == [

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import analyze, export, jobs, look, work
+from raysweep.cli import analyze, export, jobs, look, simulate, work
 
 
 class _Commands(click.Group):
@@ -44,6 +44,6 @@ def main() -> None:
 
 for command in (
     work.run, work.resume, jobs.validate, jobs.plan, look.list_command, look.status, look.show, look.tensorboard,
-    export.export, analyze.analyze, look.doctor,
+    export.export, analyze.analyze, simulate.simulate, look.doctor,
 ):  # fmt: skip
     main.add_command(command)

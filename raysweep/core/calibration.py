@@ -57,9 +57,6 @@ def _measure(plan: TrialPlan, workers: int, runtime: Runtime) -> Calibration:
         runtime=runtime,
         on_point=lambda point: None,
         on_step=lambda step: times.append(_now(runtime)),
-        on_checkpoint=lambda step: None,
-        checkpoint_every=STEPS,
-        before_step=lambda step: None,
     )
     training.run()
     per_step = [after - before for before, after in zip(times, times[1:], strict=False)]

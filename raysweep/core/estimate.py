@@ -16,13 +16,12 @@ from raysweep.core import calibration
 from raysweep.core.networks import build_skeleton
 from raysweep.jobfile import Job
 from raysweep.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
-from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
+from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameters, flops_per_token, positions
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.records import PhaseRecord
 from raysweep.stages import Saving, Stage, StageTree, as_dicts
 
-TRAINING_TO_FORWARD = 3
 TYPICAL_EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a training step reaches."""
 PROCESS_BYTES = 450_000_000
