@@ -7,6 +7,7 @@ checkpoints/    the phase store           tensorboard/   one run per trial
 lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
 retries.jsonl   what lost workers cost     sessions.jsonl when drivers were at work
 exports.jsonl   what was exported         stop           there while somebody asks the driver to stop
+exhausted       there once the sampler has nothing left to propose
 """
 
 from __future__ import annotations
@@ -261,6 +262,13 @@ class SweepFolder:
 
     def add_export(self, trial: int, key: str, out: Path) -> None:
         self._append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
+
+    def exhaust(self) -> None:
+        """Note that the sampler has nothing left to propose, however many trials the job asks for."""
+        (self.path / "exhausted").touch()
+
+    def exhausted(self) -> bool:
+        return (self.path / "exhausted").exists()
 
     def request_stop(self) -> None:
         """Ask the driver, on whatever machine it runs, to stop."""
