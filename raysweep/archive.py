@@ -280,12 +280,19 @@ class SweepFolder:
     def withdraw_stop(self) -> None:
         (self.path / "stop").unlink(missing_ok=True)
 
-    def reports(self) -> dict[int, list[Report]]:
-        """Return what each trial reported to its stopping rule, in order; a repeated one, by a later attempt, once."""
-        found: dict[int, dict[tuple[int, str, int], Report]] = {}
+    def all_reports(self) -> list[Report]:
+        """Return what was reported to the stopping rule, in order; a repeated one, by a later attempt, once."""
+        found: dict[tuple[int, int, str, int], Report] = {}
         for report in self._read("reports.jsonl", lambda line: Report(**line)):
-            found.setdefault(report.trial, {})[report.cycle, report.phase, report.step] = report
-        return {trial: list(reports.values()) for trial, reports in found.items()}
+            found.setdefault((report.trial, report.cycle, report.phase, report.step), report)
+        return list(found.values())
+
+    def reports(self) -> dict[int, list[Report]]:
+        """Return what each trial reported to its stopping rule, in order."""
+        found: dict[int, list[Report]] = {}
+        for report in self.all_reports():
+            found.setdefault(report.trial, []).append(report)
+        return found
 
     def add_report(self, report: Report) -> None:
         self._append("reports.jsonl", report.__dict__)

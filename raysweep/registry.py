@@ -96,6 +96,6 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
 
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
     """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
-    written = load(kind, name)(**(options or {}))
-    strategy: Any = type(written)
+    strategy = load(kind, name)
+    written = strategy(**(options or {}))
     return _adapter(strategy).validate_python(dataclasses.asdict(written))

@@ -54,15 +54,22 @@ def open_sweep(results: Path, sweep: str) -> SweepFolder:
 
 
 def report_sweep(folder: SweepFolder, as_json: bool) -> None:
-    from raysweep.reports.summary import next_commands, sweep_state
+    from raysweep.engine.limits import last_end, more_of
+    from raysweep.reports.summary import is_finished, next_commands, sweep_state
     from raysweep.reports.tables import print_sweep
 
     state = sweep_state(folder)
+    end = None if is_finished(state) else last_end(folder)
     if as_json:
-        print_json(state)
-    else:
-        print_sweep(state, console())
-        print_next(*next_commands(state))
+        print_json({**state, "stopped": end and end.ended})
+        return
+    print_sweep(state, console())
+    commands = next_commands(state)
+    if end is not None:
+        click.echo(f"stopped: {end.ended}.")
+    if end is not None and end.limit is not None:
+        commands[0] = f"raysweep resume {folder.name} --set {more_of(end.limit, folder.job())}"
+    print_next(*commands)
 
 
 def print_next(*commands: str) -> None:
