@@ -237,8 +237,12 @@ def plan(
     overrides: Sequence[str] = (),
     trials: int | None = None,
     results: Path = RESULTS,
+    calibrate: bool = False,
 ) -> tuple[Job, Estimate]:
     """Return a checked job and what it would take; starts nothing.
+
+    Args:
+        calibrate: train a few steps here to judge the time, where no earlier sweep tells it.
 
     Raises:
         UsageError: the job, or something it names, is wrong.
@@ -248,8 +252,8 @@ def plan(
 
     checked = load_job(job, _with_trials(overrides, trials))
     past = [folder for folder in map(results.joinpath, list_sweeps(results)) if _same_work(folder, checked)]
-    records = [record for folder in past for record in SweepFolder(folder).phases()]
-    return checked, estimate(checked, preflight(checked), records)
+    records = [record for folder in past for record in SweepFolder(folder).phases(stop="curve")]
+    return checked, estimate(checked, preflight(checked), records, calibrate=calibrate)
 
 
 def _as_it_is(job: Job) -> Job:

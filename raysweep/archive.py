@@ -7,6 +7,7 @@ checkpoints/    the phase store           tensorboard/   one run per trial
 lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
 retries.jsonl   what lost workers cost     sessions.jsonl when drivers were at work
 exports.jsonl   what was exported         stop           there while somebody asks the driver to stop
+exhausted       there once the sampler has nothing left to propose
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class Retry:
     """Last step that the phase had logged."""
     resumed_at: int
     """Step from which it went on; `reached` where the phase had ended."""
+    interval: int
+    """Steps between two checkpoints at that time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +87,15 @@ class Session:
 
 
 class SweepFolder:
-    """Reads and appends the records of one sweep."""
+    """Reads and appends the records of one sweep.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        durable: whether a line that was appended survives a crash of the machine, too, not of the process alone.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path.resolve()
+        self._durable = durable
         self.name = path.name
         self._phases_seen: set[tuple[int, str]] | None = None
 
@@ -140,8 +148,10 @@ class SweepFolder:
         """Return the taken lock that one driver at a time holds; the system frees it when the driver dies.
 
         Raises:
-            ArchiveError: another process runs this sweep.
+            ArchiveError: another process runs this sweep, or nobody ever can.
         """
+        if self.simulated:
+            raise ArchiveError(f"sweep {self.name!r} is simulated: it has no models to go on with.")
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=LOOK_S)
@@ -181,6 +191,11 @@ class SweepFolder:
 
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing in it was ever trained; see simulation/."""
+        return bool(self.environment().get("simulated"))
 
     def proposals(self) -> dict[int, Proposal]:
         """Return every proposed trial, its latest attempt."""
@@ -248,6 +263,13 @@ class SweepFolder:
     def add_export(self, trial: int, key: str, out: Path) -> None:
         self._append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
 
+    def exhaust(self) -> None:
+        """Note that the sampler has nothing left to propose, however many trials the job asks for."""
+        (self.path / "exhausted").touch()
+
+    def exhausted(self) -> bool:
+        return (self.path / "exhausted").exists()
+
     def request_stop(self) -> None:
         """Ask the driver, on whatever machine it runs, to stop."""
         (self.path / "stop").touch()
@@ -258,12 +280,19 @@ class SweepFolder:
     def withdraw_stop(self) -> None:
         (self.path / "stop").unlink(missing_ok=True)
 
-    def reports(self) -> dict[int, list[Report]]:
-        """Return what each trial reported to its stopping rule, in order; a repeated one, by a later attempt, once."""
-        found: dict[int, dict[tuple[int, str, int], Report]] = {}
+    def all_reports(self) -> list[Report]:
+        """Return what was reported to the stopping rule, in order; a repeated one, by a later attempt, once."""
+        found: dict[tuple[int, int, str, int], Report] = {}
         for report in self._read("reports.jsonl", lambda line: Report(**line)):
-            found.setdefault(report.trial, {})[report.cycle, report.phase, report.step] = report
-        return {trial: list(reports.values()) for trial, reports in found.items()}
+            found.setdefault((report.trial, report.cycle, report.phase, report.step), report)
+        return list(found.values())
+
+    def reports(self) -> dict[int, list[Report]]:
+        """Return what each trial reported to its stopping rule, in order."""
+        found: dict[int, list[Report]] = {}
+        for report in self.all_reports():
+            found.setdefault(report.trial, []).append(report)
+        return found
 
     def add_report(self, report: Report) -> None:
         self._append("reports.jsonl", report.__dict__)
@@ -287,7 +316,8 @@ class SweepFolder:
             _cut_partial_line(stream)
             stream.write(line)
             stream.flush()
-            os.fsync(stream.fileno())
+            if self._durable:
+                os.fsync(stream.fileno())
 
     def _read(
         self, file: str, parse: Callable[[dict[str, Any]], Record], load: Callable[[bytes], Any] = json.loads

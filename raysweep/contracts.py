@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raysweep.plasticity.sites import AttentionSite, Role
+    from raysweep.space import Space
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -149,11 +150,43 @@ class Grower(Protocol):
         """Return exactly `count` distinct absent slots, best first. Never acts."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What a sampler may know of the one point that it is asked for. It keeps no state: it is built anew for each."""
+
+    trial: int
+    """Number of the trial, from 1."""
+    seed: int
+    """For this point alone: another one for each trial, and whenever a trial's point is drawn anew."""
+    sequence: int
+    """A seed that all trials share, another one when a trial's point is drawn anew."""
+    space: Space
+    job: Mapping[str, Any]
+    """The job, resolved: what conditions on its own settings are judged by."""
+    told: Sequence[tuple[Mapping[str, Any], tuple[float, ...]]]
+    """Values and objectives of each completed trial, in the order in which they were told."""
+    is_open: Callable[[Mapping[str, Any]], bool]
+    """Whether a point is allowed and no trial has it yet."""
+
+
+TOLD = "told"
+"""Attribute of an ended trial in the study that Optuna samplers see: its place in the order of results."""
+SearchFeature = Literal["choice", "condition", "continuous", "objectives", "constraints"]
+"""A choice, a parameter under a condition, a continuous one; several objectives; constraints on results."""
+
+
 class Sampler(Protocol):
     """samplers/<name>.py"""
 
-    def build(self, seed: int) -> optuna.samplers.BaseSampler:
-        """Return the Optuna sampler, seeded."""
+    cannot: ClassVar[tuple[SearchFeature, ...]]
+    """What a search may not ask of it: refused before anything runs. May be left out."""
+    whole: ClassVar[bool]
+    """It learns from points that all have the same parameters: one that does not exist in a trial counts as if it had
+    its first value. May be left out."""
+
+    def propose(self, draw: Draw) -> optuna.samplers.BaseSampler | Mapping[str, Any] | None:
+        """Return the Optuna sampler that draws the point, seeded; or the point itself, a value for every parameter
+        that exists in it, others being left unread; or None where there is none left."""
 
 
 SensitivityForm = Literal["gate", "output", "gradmax"]
@@ -215,10 +248,17 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What becomes of a trial: `go` on, `stop` for good, or `pause` until its rule resumes it."""
+    """What a worker is told to do with its trial.
 
-    action: Literal["go", "stop", "pause"]
+    A stopping rule says `go` on, `stop` for good, or `pause` until it decides. Beside rules there are `wait`: another
+    trial is running the phase that comes next; and `leave`: the sweep ends here, to be resumed.
+    """
+
+    action: Literal["go", "stop", "pause", "wait", "leave"]
     reason: str = ""
+
+
+GO = Decision(action="go")
 
 
 class StoppingRule(Protocol):

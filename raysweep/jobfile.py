@@ -14,8 +14,9 @@ import pydantic
 
 from raysweep import expressions, registry
 from raysweep.errors import Fault, SpecError, known_names_hint
-from raysweep.space import Space, get_path, parse_space, set_path
-from raysweep.spec import MEASURED, JobSpec
+from raysweep.space import DRAWS, REQUIRE, Space, Values, get_path, set_path
+from raysweep.spacefile import load_space
+from raysweep.spec import MEASURED, JobSpec, SearchSpec
 from raysweep.yamlfile import load_mapping, parse_scalar
 
 STRATEGY_KEYS = {
@@ -31,7 +32,11 @@ PATH_KEYS = ("model.name", "data.name", "data.tokenizer")
 FORMS_OF_VALUES = ("str", "dict[str,any]", "one", "several")
 """What pydantic adds to a key that takes values of several forms."""
 TRIAL_SECTIONS = ("model", "data", "training", "cycle")
+UNKNOWN = "neither in this space nor set in the job"
 RANDOM_POINTS = 64
+FEWEST = DRAWS // 50
+"""Of so many random points that must meet the rules of a space, for there to be something to search among."""
+OUTSIDE = "is not part of a trial; a space may search under"
 Number = Callable[[str, int], int]
 """Returns a whole number of the job by its path, or a default where there is none."""
 ToFault = Callable[[str, Any, str], Fault]
@@ -82,13 +87,11 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
             overridden = fault.file == source and fault.key in values
             faults.append(replace(fault, file="--set") if overridden else fault)
     else:
+        searched = (*checked.space.paths, *checked.space.constants) if checked.space else ()
         faults += [
-            Fault(
-                file="--set", key=path, value=values[path], message="the space searches this; it would have no effect."
-            )
-            for path in (checked.space.paths if checked.space else ())
-            if path in values
-        ]
+            Fault(file="--set", key=path, value=values[path], message="the space sets this; it would have no effect.")
+            for path in searched if path in values
+        ]  # fmt: skip
     if faults:
         raise SpecError(faults)
     return checked
@@ -116,15 +119,22 @@ def check_job(raw: Mapping[str, Any], source: str) -> Job:
     faults: list[Fault] = []
     spec, space = None, None
     try:
-        spec = _parse_spec(raw, source)
-    except SpecError as error:
-        faults += error.faults
-    try:
         space = _load_space(raw, source)
     except SpecError as error:
         faults += error.faults
-    if spec is not None and space is not None:
-        faults += _space_faults(spec, space, source)
+    constants = space.constants if space else {}
+    outside = [path for path in constants if path.split(".")[0] not in TRIAL_SECTIONS]
+    try:
+        spec = _parse_spec(
+            apply_values(raw, {path: constants[path] for path in constants if path not in outside}), source
+        )
+    except SpecError as error:
+        own = [space.fault(f.key, f.message, f.value) if space and f.key in constants else f for f in error.faults]
+        faults = own + faults
+    if space is not None:
+        faults += [space.fault(path, f"{OUTSIDE} {', '.join(TRIAL_SECTIONS)}.") for path in outside]
+    if spec is not None and spec.search is not None and space is not None:
+        faults += [*_space_faults(spec, space, source), *_sampler_faults(spec.search, space, source)]
     if faults or spec is None:
         raise SpecError(faults)
     if spec.search is not None and space is not None:
@@ -159,7 +169,10 @@ def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:
     try:
         spec = JobSpec.model_validate(raw)
     except pydantic.ValidationError as error:
-        faults += [_to_fault(detail, source) for detail in error.errors()]
+        for detail in error.errors():
+            fault = _to_fault(detail, source)
+            if fault.key not in (other.key for other in faults):  # a setting of several types fails each of them
+                faults.append(fault)
     faults += _strategy_faults(raw, source)
     faults += _cross_faults(raw, source)
     if faults or spec is None:
@@ -409,46 +422,103 @@ def _exists(kind: str, name: str) -> bool:
 
 
 def _load_space(raw: Mapping[str, Any], source: str) -> Space | None:
+    """Load the search space that the job holds or names; a file is looked for as `search.space` says."""
     given = get_path(raw, "search.space")
-    if isinstance(given, Mapping):
-        return parse_space(given, f"{source} (search.space)")
-    if not isinstance(given, str):
-        return None
-    folder = Path(source).parent
-    places = [Path(given), folder / given, folder.parent / given]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        message = f"no such file; looked in {', '.join(dict.fromkeys(str(p.parent) for p in places))}."
-        raise SpecError([Fault(file=source, key="search.space", value=given, message=message)])
-    return parse_space(load_mapping(found), str(found))
+    return load_space(given, source) if isinstance(given, str | Mapping) else None
 
 
 def _space_faults(spec: JobSpec, space: Space, source: str) -> list[Fault]:
     """Try the space in the job, at every corner and at random points: what fails here would fail in a trial."""
     job = spec.resolved()
     faults = [
-        Fault(file=space.source, key=f"{p.path}.when",
-              message=f"neither in this space nor set in the job: {known_names_hint(c.path, space.paths)}")
+        space.fault(f"{p.path}.when", f"{UNKNOWN}: {known_names_hint(c.path, space.paths)}")
         for p in space.parameters for c in p.conditions
         if c.path not in space.paths and get_path(job, c.path) is None
     ]  # fmt: skip
-    inside = [p for p in space.parameters if p.path.split(".")[0] in TRIAL_SECTIONS]
-    for parameter in space.parameters:
-        if parameter not in inside:
-            message = f"is not part of a trial; a space may search under {', '.join(TRIAL_SECTIONS)}."
-            faults.append(Fault(file=space.source, key=parameter.path, message=message))
-    space = replace(space, parameters=tuple(inside))
-    generator = random.Random(0)
-    points = [values for _, values in space.corner_assignments(job)]
-    points += [space.draw(job, generator) for _ in range(RANDOM_POINTS)]
+    outside = [path for path in space.paths if path.split(".")[0] not in TRIAL_SECTIONS]
+    faults += [space.fault(path, f"{OUTSIDE} {', '.join(TRIAL_SECTIONS)}.") for path in outside]
+    faults += _rule_faults(space, job)
+    if any(fault.key == REQUIRE for fault in faults):
+        return faults
+    inside = tuple(p for p in space.parameters if p.path not in outside)
     found: dict[tuple[str, str], Fault] = {}
-    for values in points:
+    for values in _some_points(replace(space, parameters=inside), job):
         for fault in _faults_of(job, values, source):
             key = fault.key if fault.key in space.paths else _culprit(fault, job, values, source)
             message = fault.message if key == fault.key else f"makes {fault.key}: {fault.message}"
-            placed = Fault(file=space.source, key=key, value=values.get(key, fault.value), message=message)
-            found.setdefault((key, message), placed)
+            found.setdefault((key, message), space.fault(key, message, values.get(key, fault.value)))
     return [*faults, *found.values()]
+
+
+def _some_points(space: Space, job: Mapping[str, Any]) -> list[Values]:
+    """Return points at every corner, and random ones."""
+    generator = random.Random(0)
+    corners = [values for _, values in space.corner_assignments(job)]
+    return corners + [space.draw(job, generator) for _ in range(RANDOM_POINTS)]
+
+
+def _rule_faults(space: Space, job: Mapping[str, Any]) -> list[Fault]:
+    """Check that the rules name what there is, and that points can meet them: each alone, and all together."""
+    known = {*space.paths, *(path for path in _leaves(job) if path.split(".")[0] in TRIAL_SECTIONS)}
+    unknown = [(rule, name) for rule in space.rules for name in sorted(rule.names) if name not in known]
+    if unknown:
+        return [
+            space.fault(REQUIRE, f"{UNKNOWN}: {known_names_hint(name, known)}", rule.text) for rule, name in unknown
+        ]
+    generator, free = random.Random(0), replace(space, rules=())
+    points = [free.draw(job, generator) for _ in range(DRAWS)] if space.rules else []
+    try:
+        missed = [{rule.text for rule in space.missed(values, job)} for values in points]
+    except ValueError as error:
+        return [space.fault(REQUIRE, f"{error}.")]
+    never = [rule.text for rule in space.rules if all(rule.text in at_point for at_point in missed)]
+    if never:
+        return [space.fault(REQUIRE, "no point of the space meets it.", rule) for rule in never]
+    met = sum(not at_point for at_point in missed)
+    if points and met < FEWEST:
+        message = f"only {met} of {DRAWS} random points meet all of it, too few to search among; narrow the ranges."
+        return [space.fault(REQUIRE, message)]
+    return []
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    """Yield the dotted path of every setting of a job."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _sampler_faults(search: SearchSpec, space: Space, source: str) -> Iterable[Fault]:
+    """Check that the sampler can do what this search asks of it: nothing is drawn in another way than it says."""
+    asked = _asked_of_sampler(search, space)
+    reason = next((asked[feature] for feature in _cannot(search.sampler.name) if feature in asked), None)
+    if reason is not None:
+        able = [name for name in registry.available("samplers") if not set(_cannot(name)) & set(asked)]
+        message = f"cannot do this search: {reason}. These can: {', '.join(able)}."
+        yield Fault(file=source, key="search.sampler.name", value=search.sampler.name, message=message)
+
+
+def _cannot(sampler: str) -> tuple[str, ...]:
+    return getattr(registry.load("samplers", sampler), "cannot", ())
+
+
+def _asked_of_sampler(search: SearchSpec, space: Space) -> dict[str, str]:
+    """Return what a search asks of its sampler that not every one can do, with the reason in words."""
+    asked: dict[str, str] = {}
+    for parameter in space.parameters:
+        if parameter.form == "choice":
+            asked.setdefault("choice", f"{parameter.path} is a choice, not a range")
+        if parameter.conditions:
+            asked.setdefault("condition", f"{parameter.path} exists under a condition only")
+        if not parameter.quantised:
+            asked.setdefault("continuous", f"{parameter.path} is continuous; give it a step or a number of values")
+    if isinstance(search.minimize, tuple) and len(search.minimize) > 1:
+        asked["objectives"] = f"search.minimize names {len(search.minimize)} objectives"
+    if search.constraints:
+        asked["constraints"] = "search.constraints would teach it nothing"
+    return asked
 
 
 def _faults_of(job: Mapping[str, Any], values: Mapping[str, Any], source: str) -> list[Fault]:

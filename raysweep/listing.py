@@ -12,9 +12,9 @@ from raysweep.archive import SweepFolder, list_sweeps
 from raysweep.core.corpora import DIGITS, EMBEDDED, HUB
 from raysweep.core.networks import scratch_sizes
 from raysweep.errors import UsageError, known_names_hint
-from raysweep.reports.summary import best_of, summarise
+from raysweep.reports.summary import sweep_state
 
-STRATEGIES = ("prune", "grow", "init", "samplers", "tasks")
+STRATEGIES = ("prune", "grow", "init", "samplers", "schedulers", "tasks")
 
 
 def listing(kind: str | None, results: Path) -> dict[str, list[dict[str, Any]]]:
@@ -58,11 +58,12 @@ def first_line(kind: str, name: str) -> str:
 
 def _sweep(folder: SweepFolder) -> dict[str, Any]:
     try:
-        job, summaries = folder.job().spec, summarise(folder)
+        state = sweep_state(folder)
     except UsageError as error:  # of another version, or damaged: no reason to hide the others
         return {"name": folder.name, "about": f"cannot be read: {error}"}
-    best = best_of(summaries)
-    ended = sum(summary.status != "UNFINISHED" for summary in summaries)
-    planned = job.search.trials if job.search else 1
-    found = f", best {job.search.minimize if job.search else 'loss'} {best.objective:.4f}" if best else ""
-    return {"name": folder.name, "about": f"{job.model.name} on {job.data.name}: {ended} of {planned} trials{found}"}
+    best = next((trial for trial in state["trials"] if trial["trial"] == state["best"]), None)
+    name = next(iter(best["objectives"])) if best else ""
+    found = f", best {name} {best['objective']:.4f}" if best else ""
+    ended = sum(number for status, number in state["counts"].items() if status != "UNFINISHED")
+    progress = f"{ended} of {state['planned']} trials{found}"
+    return {"name": folder.name, "about": f"{state['model']} on {state['data']}: {progress}"}

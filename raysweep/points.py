@@ -6,7 +6,6 @@ and the best of those by its mean is confirmed on fresh ones: the best of many i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -17,7 +16,8 @@ from raysweep.archive import Proposal
 from raysweep.records import TrialRecord
 from raysweep.spec import JobSpec
 
-DERIVED = ("replicate", "confirmation", "fork")
+ON_OTHER_SEEDS = ("replicate", "confirmation")
+DERIVED = (*ON_OTHER_SEEDS, "fork")
 """Proposers of trials made from another one; all others are the search's own, and its sampler hears of them."""
 
 Proposals = Mapping[int, Proposal]
@@ -89,14 +89,22 @@ def best_searched(points: Sequence[Point], count: int) -> list[Point]:
     return [by_trial[trial] for trial in order[:count]]
 
 
+def by_mean(points: Sequence[Point]) -> list[Point]:
+    """Return the points by merit over their seeds: those that keep to the constraints, and ran on most seeds."""
+    by_trial = {point.trial: point for point in _eligible(points)}
+    return [by_trial[trial] for trial in objectives.ranked({t: point.objectives for t, point in by_trial.items()})]
+
+
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the best points by their means, among those that ran on most seeds; for one objective the first wins."""
+    """Return the points of `by_mean` that no other one is better than; for one objective the first wins."""
+    by_trial = {point.trial: point for point in _eligible(points)}
+    return [by_trial[trial] for trial in objectives.front({t: point.objectives for t, point in by_trial.items()})]
+
+
+def _eligible(points: Sequence[Point]) -> list[Point]:
     kept = [point for point in points if objectives.feasible(point.violations)]
     most = max((len(point.by_seed) for point in kept), default=0)
-    by_trial = {point.trial: point for point in kept if len(point.by_seed) == most}
-    return [
-        by_trial[trial] for trial in objectives.front({trial: point.objectives for trial, point in by_trial.items()})
-    ]
+    return [point for point in kept if len(point.by_seed) == most]
 
 
 def is_confirmed(spec: JobSpec) -> bool:
@@ -114,6 +122,10 @@ def due(spec: JobSpec, proposals: Proposals, records: Records, *, searched: bool
     search = spec.search
     if search is None or search.seeds == 1:
         return []
+    top = search.trials if search.top is None else search.top
+    everywhere = top >= search.trials
+    if not (searched or everywhere):
+        return []
     points = gather(proposals, records)
     known = {(p.proposer, _identity(p.values), p.seed) for p in proposals.values()}
 
@@ -125,10 +137,7 @@ def due(spec: JobSpec, proposals: Proposals, records: Records, *, searched: bool
             if (proposer, _identity(values), seed) not in known
         ]
 
-    if search.top is None or search.top >= search.trials:
-        chosen = points
-    else:
-        chosen = best_searched(points, search.top) if searched else []
+    chosen = points if everywhere else best_searched(points, top)
     seeds = range(spec.seed + 1, spec.seed + search.seeds)
     replicates = [follow_up for point in chosen for follow_up in missing(point, "replicate", seeds)]
     running = any(p.proposer == "replicate" and trial not in records for trial, p in proposals.items())
@@ -138,7 +147,7 @@ def due(spec: JobSpec, proposals: Proposals, records: Records, *, searched: bool
     return [follow_up for point in front(points)[:1] for follow_up in missing(point, "confirmation", fresh)]
 
 
-def planned(spec: JobSpec, proposals: Proposals, records: Records, *, exhausted: bool = False) -> int:
+def planned(spec: JobSpec, proposals: Proposals, records: Records, *, exhausted: bool) -> int:
     """Return how many trials a sweep has in all, as far as can be told now: forks, replicates, confirmations included.
 
     Args:
@@ -169,4 +178,4 @@ def means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _identity(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)
+    return repr(sorted(values.items()))

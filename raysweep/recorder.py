@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from raysweep.errors import RunError
 from raysweep.jobfile import Job
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord, TrialRecord
-from raysweep.reports.tensorboard import TrialWriter, write_experiment
+from raysweep.reports.tensorboard import NoWriter, TrialWriter, write_experiment
 from raysweep.retries import RetryLog
 
 Event = dict[str, Any]
@@ -47,7 +47,7 @@ class Observer(Protocol):
 class _OpenTrial:
     proposal: Proposal
     plan: TrialPlan
-    writer: TrialWriter
+    writer: TrialWriter | NoWriter
     started: float
     phases: dict[str, PhaseRecord] = field(default_factory=dict)
     """Its finished phases by key, in order; each attempt tells of all that it finds finished, too."""
@@ -55,22 +55,37 @@ class _OpenTrial:
 
 
 class Recorder:
-    """Writes the archive of one running sweep. Safe to call from several threads."""
+    """Writes the archive of one running sweep. Safe to call from several threads.
 
-    def __init__(self, folder: SweepFolder, job: Job, observer: Observer) -> None:
+    Args:
+        clock: tells the time in seconds.
+        tensorboard: whether trials leave TensorBoard runs, too.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        job: Job,
+        observer: Observer,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        tensorboard: bool = True,
+    ) -> None:
         self._folder = folder
         self._search = job.spec.search
         self._space = job.space
         self._observer = observer
         self._open: dict[int, _OpenTrial] = {}
-        self._retries = RetryLog(folder)
         self._ended: dict[int, TrialRecord] = {}
         self._left: set[int] = set()
         self._reports = {trial: list(reports) for trial, reports in folder.reports().items()}
+        self._retries = RetryLog(folder, job.spec.scale.checkpoint_every_steps)
         self._failure: Exception | None = None
         self._changed = threading.Condition()
-        self._tensorboard = folder.path / "tensorboard"
-        write_experiment(self._tensorboard, job.space)
+        self._clock = clock
+        self._tensorboard = folder.path / "tensorboard" if tensorboard else None
+        if self._tensorboard is not None:
+            write_experiment(self._tensorboard, job.space)
 
     @property
     def open_trials(self) -> int:
@@ -82,10 +97,15 @@ class Recorder:
         with self._changed:
             self._left.discard(plan.trial)
             if plan.trial not in self._open:
-                writer = TrialWriter(self._tensorboard, plan.trial, proposal.values, self._space)
-                started = time.perf_counter()
-                self._open[plan.trial] = _OpenTrial(proposal=proposal, plan=plan, writer=writer, started=started)
+                self._open[plan.trial] = _OpenTrial(
+                    proposal=proposal, plan=plan, writer=self._writer(proposal), started=self._clock()
+                )
             self._observer.trial_started(plan)
+
+    def _writer(self, proposal: Proposal) -> TrialWriter | NoWriter:
+        if self._tensorboard is None:
+            return NoWriter()
+        return TrialWriter(self._tensorboard, proposal.trial, proposal.values, self._space)
 
     def handle(self, event: Event) -> None:
         """Take in one event of the sweep."""
@@ -217,6 +237,6 @@ class Recorder:
                 if arm not in trial.control_errors
             },
             control_errors=trial.control_errors,
-            seconds=round(time.perf_counter() - trial.started, 3),
+            seconds=round(self._clock() - trial.started, 3),
             error=event["error"],
         )

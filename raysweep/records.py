@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -39,6 +39,8 @@ class PhaseRecord:
     """Wall time that this trial spent in the phase; for a reused phase, what fetching it took."""
     training_flops: float = 0.0
     """Floating-point operations of its training: three forward passes' worth a token, absent heads left out."""
+    dense_training_flops: float = 0.0
+    """What its training would have taken with every head there."""
     arm: str = "main"
     """`main`, or the control arm that the phase belongs to."""
     accuracy: float | None = None
@@ -68,7 +70,7 @@ class PhaseRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in their order: what tables need comes first, what is bulky last; see `skim`."""
-        return asdict(self)
+        return dict(vars(self))  # nothing in it is a dataclass
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> PhaseRecord:
@@ -129,7 +131,7 @@ class TrialRecord:
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # nothing in it is a dataclass
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> TrialRecord:

@@ -45,7 +45,7 @@ def _modules(path: tuple[str, ...]) -> list[str]:
 
 
 @lru_cache
-def _adapter(strategy: type) -> pydantic.TypeAdapter[Any]:
+def _adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(strategy)
 
 
@@ -96,5 +96,6 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
 
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
     """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
-    written = load(kind, name)(**(options or {}))
-    return _adapter(type(written)).validate_python(dataclasses.asdict(written))
+    strategy = load(kind, name)
+    written = strategy(**(options or {}))
+    return _adapter(strategy).validate_python(dataclasses.asdict(written))

@@ -20,10 +20,14 @@ class _Loss:
 
 
 class RetryLog:
-    """Follows the events of a running sweep; adds a line to its archive once a lost trial goes on."""
+    """Follows the events of a running sweep; adds a line to its archive once a lost trial goes on.
 
-    def __init__(self, folder: SweepFolder) -> None:
-        self._folder = folder
+    Args:
+        interval: steps between two checkpoints inside a phase.
+    """
+
+    def __init__(self, folder: SweepFolder, interval: int) -> None:
+        self._folder, self._interval = folder, interval
         self._reached: dict[int, tuple[Where, int]] = {}
         """Of each trial, the running training phase and its last logged step."""
         self._lost: dict[int, _Loss] = {}
@@ -58,6 +62,9 @@ class RetryLog:
         self._goes_on(trial)
         self._reached.pop(trial, None)
 
+    def _on_left(self, trial: int, event: Mapping[str, Any]) -> None:
+        self._on_final(trial, event)
+
     def _goes_on(self, trial: int, where: Where | None = None, step: int = 0) -> None:
         """Settle a loss; anywhere but in the phase that was lost, nothing of it had to be done again."""
         lost = self._lost.pop(trial, None)
@@ -72,6 +79,7 @@ class RetryLog:
                 cycle=lost.where[2],
                 reached=lost.reached,
                 resumed_at=min(step, lost.reached) if again else lost.reached,
+                interval=self._interval,
             )
         )
 

@@ -1,132 +1,122 @@
-"""A search space: named ranges and choices by dotted path into the job, some only under a condition.
+"""A search space: by dotted path into the job, what every trial shares and what the search chooses.
 
+cycle.grow.init: split                                                          a plain value: fixed for all trials
 cycle.prune.strategy: {choice: [taylor, entropy]}
 cycle.prune.direction: {choice: [high, low], when: {cycle.prune.strategy: entropy}}
 cycle.prune.level: {uniform: [0.1, 0.6], step: 0.05}
+cycle.baseline.lr: {log_uniform: [1.0e-4, 1.0e-2], values: 5}
 cycle.learn.lr: {log_uniform: [1.0e-5, 1.0e-3]}
-training.batch_size: {integer: [8, 32], step: 8}
+cycle.learn.steps: {integer: [50, 300], step: 50}
+require: [cycle.learn.steps * 2 <= cycle.baseline.steps]
+
+Ranges of phases before learning are quantised unless they say otherwise, so that trials can share these phases; see
+parameter.py. What a file may include, and its groups, are in spacefile.py.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from raysweep.errors import Fault, SpecError, known_names_hint
+from raysweep.errors import Fault, SpecError
+from raysweep.expressions import Comparison, parse
+from raysweep.parameter import DEFAULT_VALUES, EARLY, FORMS, Condition, Parameter, Scalar, is_scalar, parse_parameter
 
-Scalar = str | int | float | bool | None
 Values = dict[str, Scalar]
+Pick = Callable[[Parameter], Scalar]
 
-FORMS = ("choice", "uniform", "log_uniform", "integer")
-CONDITION_FORMS = ("above", "below")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Condition:
-    """When a parameter exists: another one has one of `among`, or lies strictly inside (above, below)."""
-
-    path: str
-    among: tuple[Scalar, ...] | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def holds(self, value: Any) -> bool:
-        if self.among is not None:
-            return value in self.among
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """One dimension: a choice of scalars, or a numeric range [low, high] with an optional step."""
-
-    path: str
-    form: Literal["choice", "uniform", "log_uniform", "integer"]
-    choices: tuple[Scalar, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    step: float | None = None
-    conditions: tuple[Condition, ...] = ()
-
-    @property
-    def quantised(self) -> bool:
-        """Whether two draws can be equal, so that phases which depend on it can be shared."""
-        return self.form == "choice" or self.grid is not None
-
-    @property
-    def grid(self) -> float | None:
-        """Distance between neighbouring values of a range, None where it is continuous."""
-        return self.step or (1.0 if self.form == "integer" else None)
-
-    def corners(self) -> tuple[Scalar, ...]:
-        """Every choice; of a range both ends and a value inside, for settings that only take the ends."""
-        if self.form == "choice":
-            return self.choices
-        inside = self.low + (self.grid or (self.high - self.low) / math.pi)
-        return tuple(dict.fromkeys(map(self.nearest, (self.low, inside, self.high))))
-
-    def nearest(self, value: float) -> float | int:
-        """Return the value of the range that is nearest to a number."""
-        value = min(max(value, self.low), self.high)
-        if self.grid is not None:
-            value = round(self.low + round((value - self.low) / self.grid) * self.grid, 12)
-        return int(value) if self.form == "integer" else value
-
-    def meeting(self, conditions: Sequence[Condition]) -> list[Scalar]:
-        """Return values under which all the conditions hold, corners first; without any, they never hold together."""
-        tried = list(self.corners())
-        if self.form != "choice":
-            low = max([self.low, *(c.above for c in conditions if c.above is not None)])
-            high = min([self.high, *(c.below for c in conditions if c.below is not None)])
-            tried.append(self.nearest((low + high) / 2))
-        if self.form != "choice" and self.grid is not None:
-            named = (value for c in conditions for value in c.among or ())
-            tried += [self.nearest(value) for value in named if isinstance(value, int | float)]
-        return [value for value in tried if all(condition.holds(value) for condition in conditions)]
+REQUIRE = "require"
+DRAWS = 1000
+"""Points to draw at random before giving up on one that meets every `require`."""
+MANY = 32
+"""Values beyond which a range of an early phase is hardly ever drawn twice alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """All parameters, each after those that its conditions name."""
+    """All parameters, each after those that its conditions name; what is fixed; and what every point must meet."""
 
     parameters: tuple[Parameter, ...]
+    constants: Mapping[str, Scalar] = field(default_factory=dict)
+    rules: tuple[Comparison, ...] = ()
     source: str = "search space"
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """The file of each path that does not stand in `source` itself."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def active(self, parameter: Parameter, values: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
-        """Whether a parameter exists, given the values drawn so far and, for the rest, the job's own."""
-        for condition in parameter.conditions:
-            value = values[condition.path] if condition.path in values else get_path(job, condition.path)
-            if condition.path in self.paths and condition.path not in values:
-                return False  # the parameter it depends on does not exist either
-            if not condition.holds(value):
-                return False
-        return True
 
     @property
     def paths(self) -> tuple[str, ...]:
         return tuple(parameter.path for parameter in self.parameters)
 
+    def fault(self, path: str, message: str, value: Any = None) -> Fault:
+        """Return a fault of the entry at a path."""
+        return Fault(file=self.origins.get(path, self.source), key=path, value=value, message=message)
+
+    def active(self, parameter: Parameter, values: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+        """Whether a parameter exists, given the values drawn so far and, for the rest, the job's own."""
+        return all(
+            condition.holds(self._look(condition.path, values, job, MISSING)) for condition in parameter.conditions
+        )
+
+    def missed(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> list[Comparison]:
+        """Return the rules that a point breaks. One about a parameter that does not exist there does not apply.
+
+        Raises:
+            ValueError: a rule compares what cannot be compared.
+        """
+
+        def look(name: str) -> Any:
+            return self._look(name, values, job, None)
+
+        applying = (rule for rule in self.rules if all(look(name) is not None for name in rule.names))
+        return [rule for rule in applying if not rule.holds(look)]
+
+    def contains(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+        """Whether values are a point of the space, its rules aside."""
+        active = [parameter for parameter in self.parameters if self.active(parameter, values, job)]
+        return {parameter.path for parameter in active} == set(values) and all(
+            parameter.has(values[parameter.path]) for parameter in active
+        )
+
+    def points(self, job: Mapping[str, Any]) -> Iterator[Values]:
+        """Yield every point that meets the rules, the last parameter changing fastest; only without continuous ones."""
+        yield from (values for values in self._points(job, 0, {}) if not self.missed(values, job))
+
     def draw(self, job: Mapping[str, Any], generator: random.Random) -> Values:
-        """Draw one assignment at random (for estimates; sweeps use an Optuna sampler)."""
+        """Draw one point at random, all that meet the rules being equally likely.
+
+        Raises:
+            ValueError: none was found.
+        """
+        for _ in range(DRAWS):
+            values = self.complete(job, lambda parameter: parameter.at(generator.random()))
+            if not self.missed(values, job):
+                return values
+        raise ValueError(f"none of {DRAWS} random points meets every '{REQUIRE}'")
+
+    def complete(self, job: Mapping[str, Any], pick: Pick) -> Values:
+        """Return a point, the value of each parameter that exists there picked in turn."""
         values: Values = {}
         for parameter in self.parameters:
             if self.active(parameter, values, job):
-                values[parameter.path] = _draw(parameter, generator)
+                values[parameter.path] = pick(parameter)
         return values
 
     def corner_assignments(self, job: Mapping[str, Any]) -> Iterator[tuple[Parameter, Values]]:
-        """Yield assignments that visit every corner of every parameter, its conditions made true."""
+        """Yield points that visit every corner of every parameter, its conditions made true.
+
+        The other parameters are at their first corner, or at random where the rules are not met there. A corner at
+        which the rules were not met at all is left out.
+        """
         for parameter in self.parameters:
             pinned = {parent.path: parent.meeting(conditions)[0] for parent, conditions in self.required(parameter)}
             for corner in parameter.corners():
-                yield parameter, self._complete({**pinned, parameter.path: corner}, job)
+                values = self._around({**pinned, parameter.path: corner}, job)
+                if values is not None:
+                    yield parameter, values
 
     def required(self, parameter: Parameter) -> list[tuple[Parameter, list[Condition]]]:
         """Return the parameters that a parameter hangs on, at any depth, each with all that must hold for it."""
@@ -140,23 +130,44 @@ class Space:
                     waiting.append(by_path[condition.path])
         return [(by_path[path], conditions) for path, conditions in required.items()]
 
-    def _complete(self, pinned: Values, job: Mapping[str, Any]) -> Values:
-        values: Values = {}
-        for parameter in self.parameters:
-            if self.active(parameter, values, job):
-                values[parameter.path] = pinned.get(parameter.path, parameter.corners()[0])
-        return values
+    def warnings(self, job: Mapping[str, Any]) -> list[str]:
+        """Say, in a sentence each, what keeps trials from sharing phases or was decided so that they can."""
+        learns = isinstance(job.get("cycle"), Mapping) and job["cycle"].get("learn") is not None
+        early = (parameter for parameter in self.parameters if parameter.path.startswith(EARLY))
+        return [warning for parameter in early if learns and (warning := _warning_of(parameter))]
+
+    def _look(self, path: str, values: Mapping[str, Any], job: Mapping[str, Any], missing: Any) -> Any:
+        """Return what a path stands for at a point; `missing` for a parameter that does not exist there."""
+        if path in values:
+            return values[path]
+        if path in self.paths:
+            return missing
+        return self.constants[path] if path in self.constants else get_path(job, path)
+
+    def _points(self, job: Mapping[str, Any], at: int, values: Values) -> Iterator[Values]:
+        if at == len(self.parameters):
+            yield values
+            return
+        parameter = self.parameters[at]
+        if not self.active(parameter, values, job):
+            yield from self._points(job, at + 1, values)
+            return
+        assert parameter.count is not None
+        for index in range(parameter.count):
+            yield from self._points(job, at + 1, {**values, parameter.path: parameter.value(index)})
+
+    def _around(self, pinned: Values, job: Mapping[str, Any]) -> Values | None:
+        generator = random.Random(0)
+        values = self.complete(job, lambda parameter: pinned.get(parameter.path, parameter.corners()[0]))
+        for _ in range(DRAWS):
+            if not self.missed(values, job):
+                return values
+            values = self.complete(job, lambda parameter: pinned.get(parameter.path, parameter.at(generator.random())))
+        return None
 
 
-def _draw(parameter: Parameter, generator: random.Random) -> Scalar:
-    if parameter.form == "choice":
-        return generator.choice(parameter.choices)
-    if parameter.grid is not None:
-        steps = generator.randint(0, round((parameter.high - parameter.low) / parameter.grid))
-        return parameter.nearest(parameter.low + steps * parameter.grid)
-    if parameter.form == "log_uniform":
-        return parameter.nearest(parameter.low * (parameter.high / parameter.low) ** generator.random())
-    return generator.uniform(parameter.low, parameter.high)
+MISSING = object()
+"""Stands for a parameter that does not exist at a point; no condition holds for it."""
 
 
 def get_path(mapping: Mapping[str, Any], path: str) -> Any:
@@ -177,29 +188,36 @@ def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
     mapping[parts[-1]] = value
 
 
-def parse_space(raw: Mapping[str, Any], source: str) -> Space:
-    """Build a Space from its mapping.
+def parse_space(raw: Mapping[str, Any], source: str, origins: Mapping[str, str] | None = None) -> Space:
+    """Build a Space from its mapping, in which nothing is included and no group is left; see spacefile.py.
 
     Raises:
-        SpecError: every malformed range, choice or condition at once.
+        SpecError: every malformed range, choice, condition or rule at once.
     """
+    space = Space(parameters=(), source=source, origins=origins or {}, raw=dict(raw))
     faults: list[Fault] = []
     parameters: list[Parameter] = []
-    for path, body in raw.items():
-        try:
-            parameters.append(_parse_parameter(str(path), body))
-        except ValueError as error:
-            faults.append(Fault(file=source, key=str(path), value=body, message=f"{str(error).rstrip('.')}."))
-    if not raw:
-        faults.append(Fault(file=source, key="", message="holds no parameter; a search needs at least one."))
+    entries = {str(path): body for path, body in raw.items() if path != REQUIRE}
+    constants = {path: body for path, body in entries.items() if body is not None and is_scalar(body)}
+    for path, body in entries.items():
+        if path not in constants:
+            try:
+                parameters.append(parse_parameter(path, _a_mapping(body)))
+            except ValueError as error:
+                faults.append(space.fault(path, f"{str(error).rstrip('.')}.", body))
+    rules, rule_faults = _parse_rules(raw.get(REQUIRE, []), space)
+    faults += rule_faults
+    if not parameters and not faults:
+        faults.append(space.fault("", "holds no parameter; a search needs at least one."))
     if not faults:
         parameters, cyclic = _in_order(parameters)
-        faults += [Fault(file=source, key=path, message="its conditions form a circle.") for path in cyclic]
-    space = Space(parameters=tuple(parameters), source=source, raw=dict(raw))
+        faults += [space.fault(path, "its conditions form a circle.") for path in cyclic]
+    space = Space(parameters=tuple(parameters), constants=constants, rules=tuple(rules), source=source,
+                  origins=space.origins, raw=space.raw)  # fmt: skip
     if not faults:
         faults += [
-            Fault(file=source, key=parameter.path, value=raw.get(parameter.path),
-                  message=f"can never exist: no value of {parent.path} ({_range(parent)}) meets its conditions.")
+            space.fault(parameter.path, f"can never exist: no value of {parent.path} ({parent.described()}) meets its "
+                        "conditions.", raw.get(parameter.path))
             for parameter in parameters for parent, conditions in space.required(parameter)
             if not parent.meeting(conditions)
         ]  # fmt: skip
@@ -208,92 +226,40 @@ def parse_space(raw: Mapping[str, Any], source: str) -> Space:
     return space
 
 
-def _range(parameter: Parameter) -> str:
-    named = map(str, parameter.choices)
-    return ", ".join(named) if parameter.form == "choice" else f"{parameter.low:g} to {parameter.high:g}"
-
-
-def _parse_parameter(path: str, body: Any) -> Parameter:
+def _a_mapping(body: Any) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
-        raise ValueError(f"must be one of {{{'|'.join(FORMS)}: [...]}}")
-    forms = [form for form in FORMS if form in body]
-    unknown = [key for key in body if key not in (*FORMS, "step", "when")]
-    if unknown:
-        raise ValueError(f"unknown key: {known_names_hint(unknown[0], (*FORMS, 'step', 'when'))}")
-    if len(forms) != 1:
-        raise ValueError(f"needs exactly one of {', '.join(FORMS)}")
-    form = forms[0]
-    conditions = _parse_conditions(path, body.get("when", {}))
-    if form == "choice":
-        return Parameter(path=path, form="choice", choices=_parse_choices(body), conditions=conditions)
-    low, high, step = _parse_range(form, body)
-    return Parameter(path=path, form=form, low=low, high=high, step=step, conditions=conditions)  # type: ignore[arg-type]
+        raise ValueError(f"must be a plain value, or one of {{{'|'.join(FORMS)}: [...]}}")
+    return body
 
 
-def _parse_choices(body: Mapping[str, Any]) -> tuple[Scalar, ...]:
-    choices = body["choice"]
-    if "step" in body:
-        raise ValueError("a choice takes no step")
-    if not isinstance(choices, list) or not choices:
-        raise ValueError("choice needs a non-empty list")
-    if not all(_is_scalar(choice) for choice in choices):
-        raise ValueError("choices must be plain values: text, numbers, true, false or null")
-    if len(set(map(repr, choices))) != len(choices):
-        raise ValueError("a choice stands twice")
-    return tuple(choices)
+def _parse_rules(written: Any, space: Space) -> tuple[list[Comparison], list[Fault]]:
+    if not isinstance(written, list):
+        return [], [space.fault(REQUIRE, "needs a list of rules, such as ['cycle.learn.steps <= 100'].", written)]
+    rules, faults = [], []
+    for rule in written:
+        try:
+            rules.append(parse(rule))
+        except ValueError as error:
+            faults.append(space.fault(REQUIRE, f"{str(error).rstrip('.')}.", rule))
+    return rules, faults
 
 
-def _parse_range(form: str, body: Mapping[str, Any]) -> tuple[float, float, float | None]:
-    ends = body[form]
-    if not isinstance(ends, list) or len(ends) != 2:
-        raise ValueError(f"{form} needs [low, high]")
-    low, high = (_number(end) for end in ends)
-    step = None if body.get("step") is None else _number(body["step"])
-    if low >= high:
-        raise ValueError(f"low {low:g} must be below high {high:g}")
-    if form == "log_uniform" and low <= 0:
-        raise ValueError("log_uniform needs low > 0")
-    if form == "log_uniform" and step is not None:
-        raise ValueError("log_uniform takes no step; list the values as a choice instead")
-    if step is not None and not 0 < step <= high - low:
-        raise ValueError(f"step {step:g} must be above 0 and at most high - low")
-    if step is not None and abs((high - low) / step - round((high - low) / step)) > 1e-9:
-        raise ValueError(f"step {step:g} does not divide the range {low:g} to {high:g}")
-    if form == "integer" and any(number != int(number) for number in (low, high, step or 1)):
-        raise ValueError("integer needs whole numbers")
-    return low, high, step
-
-
-def _number(value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)  # also '5e-5', a number in quotes
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is no finite number")
-    return number
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
-
-
-def _parse_conditions(path: str, when: Any) -> tuple[Condition, ...]:
-    if not isinstance(when, Mapping):
-        raise ValueError("when needs {path: value}")
-    return tuple(_parse_condition(path, str(parent), wanted) for parent, wanted in when.items())
-
-
-def _parse_condition(path: str, parent: str, wanted: Any) -> Condition:
-    if parent == path:
-        raise ValueError("its condition names itself")
-    among = wanted if isinstance(wanted, list) else [wanted]
-    if among and all(map(_is_scalar, among)):
-        return Condition(path=parent, among=tuple(among))
-    if not isinstance(wanted, Mapping) or not wanted or any(key not in CONDITION_FORMS for key in wanted):
-        raise ValueError("a condition is a value, a list of values, {above: x} or {below: x}")
-    bounds = {key: _number(value) for key, value in wanted.items()}
-    return Condition(path=parent, above=bounds.get("above"), below=bounds.get("below"))
+def _warning_of(parameter: Parameter) -> str | None:
+    """Say what keeps trials from sharing the phases that an early parameter determines, or was done against it."""
+    path, count = parameter.path, parameter.count
+    if parameter.by_default:
+        return (
+            f"{path} takes {DEFAULT_VALUES} values, {parameter.described()}, so that trials can share phases before "
+            "learning. Set 'step:' or 'values:' for others, 'continuous: true' for all."
+        )
+    if count is None:
+        return (
+            f"{path} is continuous, so that no two trials share a phase that it determines. "
+            "Give it a 'step:' or a number of 'values:'."
+        )
+    if parameter.form != "choice" and count > MANY:
+        return f"{path} has {count} values, so that trials will hardly share a phase. Give it a larger 'step:'."
+    return None
 
 
 def _in_order(parameters: list[Parameter]) -> tuple[list[Parameter], list[str]]:

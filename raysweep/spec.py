@@ -266,18 +266,6 @@ class JobSpec(Part):
     scale: ScaleSpec = ScaleSpec()
     budget: BudgetSpec = BudgetSpec()
 
-    @property
-    def planned_trials(self) -> int:
-        """Trials of the whole sweep: the search, then its `top` points on more seeds, then its winner on fresh ones.
-
-        Where fewer points complete than are to be replicated, or a grid is used up, there are fewer.
-        """
-        if self.search is None:
-            return 1
-        points, others = self.search.trials, self.search.seeds - 1
-        confirming = self.search.seeds if others else 0
-        return points + others * min(self.search.top or points, points) + confirming
-
     def resolved(self) -> dict[str, Any]:
         """Return the job as a plain mapping that parses back to an equal job."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,25 @@ def trial_record(
         objective = phases[-1].loss
     return TrialRecord(
         trial=trial, status=status, values=dict(values), seed=0, proposer="tpe", objective=objective,  # type: ignore[arg-type]
+        objectives={} if objective is None else {"loss": objective},
         attempts=attempts, phases=[phase.key for phase in phases], seconds=seconds, error=error,
     )  # fmt: skip
+
+
+def add_on_seed(
+    folder: SweepFolder, trial: int, values: Mapping[str, Any], learned: float, *, seed: int = 0,
+    proposer: str = "tpe", of: int | None = None, dense: float | None = None, status: str = "COMPLETE",
+) -> None:  # fmt: skip
+    """Add a trial that ends with this perplexity on a seed, and where asked with a dense control arm."""
+    folder.add_proposal(Proposal(trial=trial, values=dict(values), proposer=proposer, seed=seed, attempt=1, of=of))
+    own = [phase_record(trial, "baseline", 40.0), phase_record(trial, "learn", learned)]
+    ended = replace(trial_record(trial, status, own, values=values), seed=seed, proposer=proposer, of=of)
+    if dense is not None:
+        own.append(replace(phase_record(trial, "learn", dense), arm="dense", key=f"dense-of-{trial}"))
+        ended = replace(ended, controls={"dense": [own[0].key, own[-1].key]})
+    for phase in own:
+        folder.add_phase(phase)
+    folder.add_trial(ended)
 
 
 def finished_sweep(results: Path, name: str = "heads-1") -> SweepFolder:

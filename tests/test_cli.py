@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -29,13 +29,17 @@ from sweeps import (
 from raysweep import api
 from raysweep.archive import SweepFolder
 from raysweep.cli import main
+from raysweep.core.estimate import estimate
 from raysweep.doctor import Finding
 from raysweep.jobfile import check_job
+from raysweep.listing import STRATEGIES
+from raysweep.plan import Fingerprints
 from raysweep.yamlfile import dump_mapping
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
 COMMANDS = [
-    "run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "export", "analyze", "doctor",
+    "run", "resume", "extend", "fork", "retry", "stop", "validate", "plan", "list", "status", "show", "tensorboard",
+    "export", "gc", "analyze", "simulate", "doctor",
 ]  # fmt: skip
 
 
@@ -174,6 +178,22 @@ def test_a_finished_sweep_ends_with_what_to_look_at() -> None:
     assert text.endswith("next:  raysweep show heads-1 2 · raysweep tensorboard heads-1\n")
 
 
+def test_a_check_says_of_each_invariant_whether_it_holds() -> None:
+    folder = make_sweep(Path("results"))
+    text = done("status", "heads-1", "--check")
+    assert text.startswith("heads-1   0 of 3 trials ended\n✓ planned = finished + stopped + diverged + failed\n")
+    assert text.endswith("all hold.\nnext:  raysweep status heads-1\n")
+    folder.add_phase(phase_record(7, "prune", 50.0))
+    result = invoke("status", "heads-1", "--check")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "✗ every record belongs to a proposed trial\n    trials 7 have phases, but were" in result.stdout
+    result = invoke("status", "heads-1", "--check", "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["sweep"], found["planned"], found["running"]) == (1, "heads-1", 3, False)
+    assert found["invariants"]["every record belongs to a proposed trial"]
+    assert found["invariants"]["no trial is counted twice"] == []
+
+
 def test_an_interrupted_sweep_ends_with_how_to_go_on() -> None:
     interrupted(Path("results"))
     text = done("status", "heads-1")
@@ -208,7 +228,7 @@ def test_one_trial_as_json_holds_its_records() -> None:
 def test_list_prints_one_kind_or_all() -> None:
     assert list(from_json("list", "prune")) == ["prune"]
     text = done("list")
-    assert all(kind in text.splitlines() for kind in ("prune", "grow", "init", "samplers", "models", "data", "sweeps"))
+    assert all(kind in text.splitlines() for kind in (*STRATEGIES, "models", "data", "sweeps"))
     assert "  none yet\nnext:  raysweep plan\n" in text
     finished_sweep(Path("results"))
     assert done("list", "sweeps").splitlines()[1:] == [
@@ -261,7 +281,7 @@ def test_tensorboard_is_ended_with_the_command_that_started_it(monkeypatch: pyte
 
 PLAN_FIELDS = {
     "trials", "phases", "phases_shared", "steps", "steps_shared", "parameters", "seconds", "seconds_from",
-    "worker_memory_bytes", "disk_bytes", "example",
+    "worker_memory_bytes", "disk_bytes", "example", "distinct", "saving", "trials_reusing", "prefixes_reused", "stages",
 }  # fmt: skip
 
 
@@ -412,19 +432,23 @@ def test_any_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("seconds", "asks"), [(60.0, False), (7200.0, True), (None, False)])
-def test_only_long_work_is_asked_about(
+def test_a_person_sees_the_plan_and_is_asked_about_long_work(
     fake: FakeSweep, monkeypatch: pytest.MonkeyPatch, seconds: float | None, asks: bool
 ) -> None:
-    estimate = SimpleNamespace(trials=8, seconds=seconds)
-    monkeypatch.setattr(api, "plan", lambda *given, **asked: (None, estimate))
+    checked = check_job(JOB, "job.yaml")
+    plan = replace(estimate(checked, Fingerprints(model="m", data="d"), []), seconds=seconds, seconds_from="a guess")
+    monkeypatch.setattr(api, "plan", lambda *given, **asked: (checked, plan))
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda stream: True)
     refused = invoke("run", write_job(), "--results", "first", input="n\n")
     assert (refused.exit_code == 1) == asks
-    assert ("8 trials, about 2.0 h. Start?" in refused.stderr) == asks
+    assert "phases of a trial" in refused.stderr
+    assert "phases of a trial" not in refused.stdout
+    assert ("Proceed? [Y/n]" in refused.stderr) == asks
     assert Path("first").exists() != asks
-    assert invoke("run", "job.yaml", "--results", "second", input="y\n").exit_code == 0
+    assert invoke("run", "job.yaml", "--results", "second", input="\n").exit_code == 0
     not_asked = invoke("run", "job.yaml", "--yes", "--results", "third")
-    assert (not_asked.exit_code, "Start?" in not_asked.stderr) == (0, False)
+    assert (not_asked.exit_code, "Proceed?" in not_asked.stderr) == (0, False)
+    assert "phases of a trial" not in not_asked.stderr
 
 
 # The doctor.

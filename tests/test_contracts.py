@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from raysweep import registry
-from raysweep.contracts import Array, Facts, HeadStatistics, Slot
+from raysweep.contracts import GO, Array, Decision, Facts, HeadStatistics, Report, Slot, StoppingRule
 
 LAYERS, HEADS = 3, 5
 ABSENT: tuple[Slot, ...] = ((0, 1), (1, 0), (1, 3), (1, 4), (2, 2))
@@ -489,3 +489,104 @@ def test_a_task_says_what_it_reads_and_which_class_of_transformers_learns_it(nam
 def test_what_a_family_can_learn_are_tasks_that_exist(name: str) -> None:
     tasks = registry.load("models", name).tasks
     assert tasks and set(tasks) <= set(registry.available("tasks"))
+
+
+# schedulers/
+
+
+@dataclasses.dataclass
+class Sweep:
+    """What a rule is told of interleaved trials, a report or the number of one that ended, and what it says to that."""
+
+    rule: StoppingRule
+    told: list[Report | int] = dataclasses.field(default_factory=list)
+    said: list[tuple[Decision | None, dict[int, Decision]]] = dataclasses.field(default_factory=list)
+
+    def tell(self, news: Report | int) -> tuple[Decision | None, dict[int, Decision]]:
+        answer = self.rule.ended(news) if isinstance(news, int) else self.rule.report(news)
+        self.told.append(news)
+        self.said.append((answer, self.rule.decided()))
+        return self.said[-1]
+
+    def run(self, trials: int, seed: int) -> Sweep:
+        """Run trials to their ends, reporting in a random order; one in seventeen fails on its way."""
+        generator = random.Random(seed)
+        steps = dict.fromkeys(range(1, trials + 1), 0)
+        going, paused, decided = set(steps), set[int](), dict[int, Decision]()
+        while going:
+            trial = generator.choice(sorted(going))
+            steps[trial] += 1
+            answer, news = self.tell(curve_point(trial, steps[trial]))
+            decided.update(news)
+            if answer is not None and answer.action == "pause":
+                going.remove(trial)
+                paused.add(trial)
+            elif answer != GO or steps[trial] == 20 or (trial % 17 == 4 and steps[trial] == 2):
+                going.remove(trial)
+                decided.update(self.tell(trial)[1])
+            while decided:
+                number, decision = decided.popitem()
+                paused.remove(number)  # fails for a trial that was not paused
+                if decision == GO:
+                    going.add(number)
+                else:
+                    assert decision.action == "stop"
+                    decided.update(self.tell(number)[1])
+        assert not paused, "no trial waits for ever"
+        return self
+
+    def decisions(self) -> list[Decision]:
+        return [decision for answer, decided in self.said for decision in (answer, *decided.values()) if decision]
+
+
+def curve_point(trial: int, step: int) -> Report:
+    """Return a report of a model with a tenth of its compute pruned away, its loss depending on its number."""
+    share = 0.9 * step / 20
+    loss = 2 + (trial * 37 % 23) / 23 + 2 * np.exp(-3 * share * (1 + trial % 3))
+    return Report(trial=trial, phase="learn", cycle=1, step=step, flops=share * 1e9, share=share, loss=float(loss))
+
+
+def rule_of(name: str, trials: int) -> StoppingRule:
+    return registry.build("schedulers", name).build(trials)
+
+
+@pytest.mark.parametrize("name", registry.available("schedulers"))
+def test_a_rule_lets_every_trial_come_to_an_end_and_decides_the_same_of_the_same(name: str) -> None:
+    first, again = (Sweep(rule_of(name, 40)).run(40, seed=3) for _ in range(2))
+    assert (first.told, first.said) == (again.told, again.said)
+    stopped = sum(decision.action == "stop" for decision in first.decisions())
+    assert (stopped > 0) == (name != "none") and stopped < 40
+    assert all(decision == GO or decision.reason for decision in first.decisions())
+
+
+@pytest.mark.parametrize("name", registry.available("schedulers"))
+@pytest.mark.parametrize("done", [0.2, 0.5, 0.8])
+def test_a_rule_that_is_told_all_reports_again_is_the_rule_that_it_was(name: str, done: float) -> None:
+    whole = Sweep(rule_of(name, 40)).run(40, seed=5)
+    rebuilt = rule_of(name, 40)
+    cut = round(done * len(whole.told))
+    before = whole.told[:cut]
+    for report in (news for news in before if isinstance(news, Report)):
+        rebuilt.report(report)
+    for trial in (news for news in before if isinstance(news, int)):
+        rebuilt.ended(trial)
+    rebuilt.decided()
+    rest = Sweep(rebuilt)
+    assert [rest.tell(news) for news in whole.told[cut:]] == whole.said[cut:]
+
+
+@pytest.mark.parametrize("name", registry.available("schedulers"))
+def test_a_report_that_a_later_attempt_repeats_counts_once_and_is_answered_as_it_was(name: str) -> None:
+    whole, again = Sweep(rule_of(name, 40)).run(40, seed=5), Sweep(rule_of(name, 40))
+    reports: dict[int, list[Report]] = {}
+    for news, said in zip(whole.told, whole.said, strict=True):
+        assert again.tell(news) == said
+        if isinstance(news, Report):
+            reports.setdefault(news.trial, []).append(news)
+            if said[0] == GO:  # trained once more from the trial's last checkpoint on
+                assert all(again.rule.report(known) == GO for known in reports[news.trial][-3:])
+
+
+@pytest.mark.parametrize("name", registry.available("schedulers"))
+def test_a_trial_alone_runs_to_its_end(name: str) -> None:
+    assert set(Sweep(rule_of(name, 1)).run(1, seed=0).decisions()) == {GO}

@@ -269,7 +269,7 @@ scale: {workers: 3}
 
 def test_all_faults_of_a_job_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "spaces").mkdir()
-    (tmp_path / "spaces" / "heads.yaml").write_text("cycle.prune.level: {unifrom: [0, 1]}\ncycle.learn.lr: 3\n")
+    (tmp_path / "spaces" / "heads.yaml").write_text("cycle.prune.level: {unifrom: [0, 1]}\ncycle.learn.lr: [3]\n")
     path = tmp_path / "job.yaml"
     path.write_text(FAULTY)
     with pytest.raises(SpecError) as refused:

@@ -232,7 +232,9 @@ def test_whoever_watches_hears_everything_in_order(recorder: Recorder, witness: 
     plan = start(recorder, job)
     recorder.handle(progress(1, "baseline", 10, 20, 4.0))
     recorder.handle({"type": "retry", "trial": 1, "attempt": 2})
-    recorder.handle({"type": "resumed", "trial": 1, "phase": "baseline", "cycle": 0, "step": 5, "steps": 20})
+    recorder.handle(
+        {"type": "resumed", "trial": 1, "arm": "main", "phase": "baseline", "cycle": 0, "step": 5, "steps": 20}
+    )
     recorder.handle(phase(plan, 0))
     recorder.handle(final(1))
     names = ["lane_started", "trial_started", "step_logged", "trial_retried", "phase_resumed", "phase_finished",
@@ -293,7 +295,7 @@ def test_what_a_lost_worker_tells_of_an_ended_trial_changes_nothing(
     late: list[Event] = [
         progress(1, "baseline", 10, 20),
         phase(plan, 0),
-        {"type": "resumed", "trial": 1, "phase": "baseline", "cycle": 0, "step": 5, "steps": 20},
+        {"type": "resumed", "trial": 1, "arm": "main", "phase": "baseline", "cycle": 0, "step": 5, "steps": 20},
         report(1, 5),
         final(1, "FAILED"),
     ]

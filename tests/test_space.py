@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from raysweep.errors import SpecError
-from raysweep.space import Parameter, Space, Values, get_path, parse_space, set_path
+from raysweep.parameter import Parameter
+from raysweep.space import Space, Values, get_path, parse_space, set_path
 
 HEADS: dict[str, Any] = {
     "prune.direction": {"choice": ["high", "low"], "when": {"prune.strategy": "entropy"}},
@@ -141,9 +142,8 @@ def test_the_nearest_value_of_a_range_is_one_that_can_be_drawn(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (3, "must be one of {choice|uniform|log_uniform|integer: [...]}"),
-        ([1, 2], "must be one of"),
-        (None, "must be one of"),
+        ([1, 2], "must be a plain value, or one of {choice|uniform|log_uniform|integer: [...]}"),
+        (None, "must be a plain value, or one of"),
         ({}, "needs exactly one of choice, uniform, log_uniform, integer"),
         ({"choice": [1], "uniform": [0, 1]}, "needs exactly one of"),
         ({"step": 1}, "needs exactly one of"),
@@ -169,7 +169,17 @@ def test_the_nearest_value_of_a_range_is_one_that_can_be_drawn(
         ({"uniform": [float("nan"), 1]}, "nan is no finite number"),
         ({"uniform": [0, 10**400]}, "is no finite number"),
         ({"log_uniform": [0, 1]}, "log_uniform needs low > 0"),
-        ({"log_uniform": [1, 10], "step": 1}, "log_uniform takes no step; list the values as a choice instead"),
+        ({"log_uniform": [1, 10], "step": 1}, "log_uniform takes no step; say how many values, or list"),
+        ({"choice": [1, 2], "values": 2}, "a choice takes no values"),
+        ({"choice": [1, 2], "continuous": True}, "a choice takes no continuous"),
+        ({"integer": [1, 5], "values": 2}, "integer takes no values; it takes a step"),
+        ({"integer": [1, 5], "continuous": True}, "integer takes no continuous"),
+        ({"uniform": [0, 1], "values": 1}, "values needs a whole number of at least 2"),
+        ({"uniform": [0, 1], "values": 2.5}, "values needs a whole number"),
+        ({"uniform": [0, 1], "values": True}, "values needs a whole number"),
+        ({"uniform": [0, 1], "values": 3, "step": 0.5}, "step and values exclude each other"),
+        ({"log_uniform": [1, 2], "values": 3, "continuous": True}, "values and continuous exclude each other"),
+        ({"uniform": [0, 1], "continuous": "yes"}, "continuous is true or false"),
         ({"uniform": [0, 1], "step": 0}, "step 0 must be above 0"),
         ({"uniform": [0, 1], "step": -0.5}, "step -0.5 must be above 0"),
         ({"uniform": [0, 1], "step": 2}, "at most high - low"),
@@ -193,9 +203,9 @@ def test_a_malformed_parameter_is_refused(body: Any, said: str) -> None:
 
 def test_all_faults_of_a_space_are_reported_at_once() -> None:
     with pytest.raises(SpecError) as refused:
-        parse_space({"a": 3, "b": {"choice": [1]}, "c": {"uniform": [1, 0]}, "d": {}}, "space.yaml")
+        parse_space({"a": [3], "b": {"choice": [1]}, "c": {"uniform": [1, 0]}, "d": {}}, "space.yaml")
     assert [(fault.key, fault.value) for fault in refused.value.faults] == [
-        ("a", 3), ("c", {"uniform": [1, 0]}), ("d", {}),
+        ("a", [3]), ("c", {"uniform": [1, 0]}), ("d", {}),
     ]  # fmt: skip
 
 

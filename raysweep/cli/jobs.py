@@ -55,17 +55,22 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
 @click.argument("job", default=QUICKSTART, type=click.Path(path_type=Path))
 @set_option
 @trials_option
+@click.option(
+    "--calibrate", is_flag=True, help="Train a few steps here to judge the time, where no earlier sweep tells it."
+)
 @results_option
 @json_option
-def plan(job: Path, overrides: Sequence[str], trials: int | None, results: Path, as_json: bool) -> None:
+def plan(
+    job: Path, overrides: Sequence[str], trials: int | None, calibrate: bool, results: Path, as_json: bool
+) -> None:  # fmt: skip
     """Show what a job would do and take; start nothing.
 
     Trials, phases, what is shared, and an estimate of time, memory and disk. Without JOB, of jobs/quickstart.yaml.
     """
     from raysweep import api
-    from raysweep.reports.tables import print_estimate
+    from raysweep.reports.estimate import print_estimate
 
-    checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
+    checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results, calibrate=calibrate)
     if as_json:
         print_json(estimate.to_dict())
     else:

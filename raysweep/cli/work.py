@@ -36,7 +36,7 @@ ASK_ABOVE_SECONDS = 1800
 @address_option
 @click.option("--name", help="Name of the sweep. Default: <job>-<number>.")
 @click.option("--no-sharing", is_flag=True, help="Run every phase of every trial; share nothing between trials.")
-@click.option("--yes", is_flag=True, help="Do not ask before a sweep of more than half an hour.")
+@click.option("--yes", is_flag=True, help="Show no plan, and do not ask before more than half an hour of work.")
 @results_option
 @json_option
 def run(
@@ -59,17 +59,21 @@ def run(
         )  # fmt: skip
 
     if sys.stdin.isatty() and not yes:
-        _ask_before_long_work(job, overrides, trials, results)
+        _show_plan(job, overrides, trials, results)
     run_and_report(start, as_json)
 
 
-def _ask_before_long_work(job: Path, overrides: Sequence[str], trials: int | None, results: Path) -> None:
-    from raysweep import api
-    from raysweep.reports.progress import duration
+def _show_plan(job: Path, overrides: Sequence[str], trials: int | None, results: Path) -> None:
+    """Show a person what is to come, and ask before what takes long."""
+    from rich.console import Console
 
-    _, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
+    from raysweep import api
+    from raysweep.reports.estimate import print_estimate
+
+    checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
+    print_estimate(checked.spec.resolved(), estimate.to_dict(), Console(stderr=True))
     if estimate.seconds is not None and estimate.seconds > ASK_ABOVE_SECONDS:
-        click.confirm(f"{estimate.trials} trials, about {duration(estimate.seconds)}. Start?", abort=True, err=True)
+        click.confirm("Proceed?", default=True, abort=True, err=True)
 
 
 def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:

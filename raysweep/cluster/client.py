@@ -21,11 +21,10 @@ class TrialClient(ray.tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._trial = config["trial"]
-        self._seen = 0
         self._lane: Lane | None = None
         self._mailbox = ray.get_actor(config["mailbox"], namespace=NAMESPACE)
         lane = config.get("own_lane")
-        ray.get(self._mailbox.submit.remote(self._trial, config["plan"], lane and lane["config"]["name"]))
+        ray.get(self._mailbox.submit.remote(config["plan"], lane and lane["config"]["name"]))
         if lane is not None:
             self._lane = Lane(
                 LaneConfig(**lane["config"]),
@@ -39,15 +38,13 @@ class TrialClient(ray.tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        events: list[dict[str, Any]] = []
-        while not events:
-            events = ray.get(self._mailbox.trial_event.remote(self._trial, self._seen, POLL_S))
-        event = events[0]
-        self._seen += 1
+        event: dict[str, Any] | None = None
+        while event is None:
+            event = ray.get(self._mailbox.trial_event.remote(self._trial, POLL_S))
         if event["type"] == "phase":
             record = event["record"]
             return {name: record[name] for name in ("phase", "cycle", "loss", "perplexity", "active_heads")}
         if self._lane is not None:
             ray.get(self._mailbox.retire.remote(self._lane.config.name))
             self._lane.join()
-        return {"status": event["status"], "objective": event["objective"], "done": True}
+        return {"ending": event["type"], "done": True}

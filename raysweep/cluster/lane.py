@@ -13,12 +13,14 @@ from typing import Any
 
 import ray
 
-from raysweep.cluster.mailbox import NAMESPACE, Assignment
+from raysweep.cluster.mailbox import NAMESPACE
+from raysweep.contracts import Decision
+from raysweep.engine.dispatcher import Assignment
 from raysweep.errors import DivergedError, TrialError
 from raysweep.spec import ScaleSpec
 
 IDLE_TIMEOUT_S = 24 * 3600
-"""How long a collective may wait: rank 0 may wait that long for a phase that another lane is running."""
+"""How long a collective may wait: rank 0 may write a large checkpoint for long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,9 @@ def work(config: dict[str, Any]) -> None:
     lane = LaneConfig(**config)
     mailbox = ray.get_actor(lane.mailbox, namespace=NAMESPACE)
     runtime = Runtime(
-        device=torch.device(ray.train.torch.get_device()), emit=lambda event: ray.get(mailbox.post.remote(event))
+        device=torch.device(ray.train.torch.get_device()),
+        emit=lambda event: ray.get(mailbox.post.remote(event)),
+        ask_sweep=lambda event: ray.get(mailbox.ask.remote(event)),
     )
     group = runtime.from_rank_0(uuid.uuid4().hex)
     pids: list[int] = [0] * runtime.world_size
@@ -112,8 +116,9 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -> None:
-    """Run one trial; rank 0 tells how it ended. What is no fault of the trial's plan ends the worker."""
+    """Run one trial; rank 0 tells how it ended, or hands it back. What is no fault of its plan ends the worker."""
     from raysweep.core.phases import run_trial
+    from raysweep.core.runtime import Interrupted
     from raysweep.core.store import PhaseStore
     from raysweep.halting import result
     from raysweep.plan import TrialPlan
@@ -121,21 +126,29 @@ def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -
     plan = TrialPlan.from_json(assignment.plan)
     folder = Path(lane.store) if lane.sharing else Path(lane.store) / f"trial-{plan.trial}"
     own = []
-    ending: dict[str, Any] = {"status": "COMPLETE", "objective": None, "error": None}
+    ending: dict[str, Any] = {"status": "COMPLETE", "error": None}
+    handed_back: Decision | None = None
     try:
         for record in run_trial(plan, runtime, PhaseStore(folder)):
             if record.arm == "main":
                 own.append(record)
             if runtime.rank == 0:
                 runtime.emit({"type": "phase", "trial": plan.trial, "record": record.to_dict()})
-        kept, halt = result(own, plan.halting)
-        ending |= {"objective": getattr(kept, plan.minimize), "halted": halt and halt.__dict__}
+        _, halt = result(own, plan.halting)
+        ending["halted"] = halt and halt.__dict__
+    except Interrupted as interrupted:  # by the sweep, and so on all ranks alike
+        if interrupted.decision.action == "stop":
+            ending = {"status": "STOPPED", "stopped": interrupted.decision.reason, "error": None}
+        else:
+            handed_back = interrupted.decision
     except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
-        status = "DIVERGED" if isinstance(error, DivergedError) else "FAILED"
-        ending = {"status": status, "objective": None, "error": str(error)}
+        ending = {"status": "DIVERGED" if isinstance(error, DivergedError) else "FAILED", "error": str(error)}
     except Exception:
         ray.get(mailbox.crashed.remote(plan.trial, f"rank {runtime.rank}: {traceback.format_exc()}"))
         raise
     runtime.barrier()
     if runtime.rank == 0:
-        ray.get(mailbox.finish.remote(lane.name, assignment.sequence, ending))
+        if handed_back is None:
+            ray.get(mailbox.finish.remote(lane.name, assignment.sequence, ending))
+        else:
+            ray.get(mailbox.release.remote(lane.name, assignment.sequence, handed_back))

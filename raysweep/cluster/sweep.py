@@ -10,15 +10,24 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from raysweep import registry
 from raysweep.archive import Proposal, SweepFolder
+from raysweep.contracts import StoppingRule
+from raysweep.engine.agenda import Agenda
+from raysweep.engine.dispatcher import ENDINGS, Event
+from raysweep.engine.limits import Limits
+from raysweep.engine.study import Study
 from raysweep.environment import usable_cores
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.jobfile import Job
-from raysweep.plan import Fingerprints, make_plan
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.recorder import Observer, Recorder
 from raysweep.spec import ScaleSpec
+
+if TYPE_CHECKING:
+    from raysweep.cluster.lane import LaneConfig
 
 # Before ray is imported: it reads these once.
 SETTINGS = {
@@ -42,12 +51,15 @@ ANSWER_S = 10.0
 
 def run_sweep(
     folder: SweepFolder, job: Job, fingerprints: Fingerprints, *, address: str | None, sharing: bool, observer: Observer
-) -> None:
+) -> str | None:
     """Run every trial of a sweep that has no final record yet.
 
     Args:
         address: a reachable Ray cluster; None starts one here, for this sweep alone.
         sharing: whether trials share equal phases.
+
+    Returns:
+        Why it stopped before its end, resumable: a budget, or a request to stop; None if it did not.
 
     Raises:
         SpecError: the cluster is smaller than what the job asks for.
@@ -55,7 +67,7 @@ def run_sweep(
     """
     for name, value in (SETTINGS | (LOCAL_SETTINGS if address is None and sys.platform == "linux" else {})).items():
         os.environ.setdefault(name, value)
-    _run(folder, job, fingerprints, address, sharing, observer)
+    return _Session(folder, job, fingerprints, sharing=sharing, observer=observer).run(address)
 
 
 def check_local_room(job: Job) -> None:
@@ -127,66 +139,77 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
 
 
-def _run(
-    folder: SweepFolder, job: Job, fingerprints: Fingerprints, address: str | None, sharing: bool, observer: Observer
-) -> None:
-    import ray
-    from ray import tune
+class _Session:
+    """One driver's time with a sweep: Ray Tune asks for trials, lanes run them, their events become records."""
 
-    from raysweep.cluster.client import TrialClient
-    from raysweep.cluster.lane import Lane, LaneConfig
-    from raysweep.cluster.mailbox import NAMESPACE, Mailbox
-    from raysweep.cluster.searcher import SweepSearcher
+    def __init__(
+        self, folder: SweepFolder, job: Job, fingerprints: Fingerprints, *, sharing: bool, observer: Observer
+    ) -> None:
+        self.folder, self.job, self.fingerprints, self.sharing, self.observer = (
+            folder, job, fingerprints, sharing, observer,
+        )  # fmt: skip
+        self.scale = job.spec.scale
+        self.name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        self.scratch = folder.path / "ray"  # what Tune and Train insist on writing; nothing reads it
+        self.recorder = Recorder(folder, job, observer)
+        study = Study(job, folder.path / "study.journal") if job.space else None
+        self.agenda = Agenda(folder, job, study)
+        self.limits = Limits(folder, job)
+        self.news = threading.Condition()
+        """Held while the agenda is asked or told."""
+        self.recorded: set[int] = set()
+        """Trials whose last event the agenda has been told of."""
+        self.stopped: str | None = None
+        self.error: BaseException | None = None
+        """What kept events from being recorded."""
 
-    scale, name = job.spec.scale, f"{folder.name}-{uuid.uuid4().hex[:8]}"
-    recorder = Recorder(folder, job, observer)
-    scratch = folder.path / "ray"  # what Tune and Train insist on writing; nothing reads it
-    own_lanes = scale.isolation == "process"
+    def run(self, address: str | None) -> str | None:
+        remaining = self.agenda.remaining
+        self.observer.sweep_started(self.folder, self.job, remaining)
+        if not remaining:
+            return None
+        with self.limits, _connected(address, self.job):
+            self._run(remaining)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return self.stopped
 
-    def lane_config(lane: str) -> LaneConfig:
-        return LaneConfig(name=lane, mailbox=name, store=str(folder.store), sharing=sharing)
+    def _run(self, remaining: int) -> None:
+        import ray
+        from ray import tune
 
-    def start_trial(proposal: Proposal) -> dict[str, Any]:
-        spec = job.with_values(proposal.values)
-        plan = make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints)
-        recorder.start_trial(proposal, plan)
-        config = {"trial": proposal.trial, "plan": plan.to_json(), "mailbox": name}
-        if own_lanes:
-            config["own_lane"] = {
-                "config": lane_config(f"trial-{proposal.trial}").__dict__,
-                "scale": scale.model_dump(),
-                "storage": str(scratch),
-                "max_failures": scale.max_attempts,
-            }
-        return config
+        from raysweep.cluster.client import TrialClient
+        from raysweep.cluster.mailbox import NAMESPACE, Mailbox
+        from raysweep.cluster.searcher import OUT_OF_HAND, SweepSearcher
 
-    searcher = SweepSearcher(folder, job, start_trial)
-    remaining = searcher.remaining
-    observer.sweep_started(folder, job, remaining)
-    if not remaining:
-        return
-    with _connected(address, job):
-        mailbox = ray.remote(Mailbox).options(name=name, namespace=NAMESPACE, num_cpus=0).remote(scale.max_attempts)
-        lanes: list[Any] = []
-        listener = _Listener(mailbox, recorder)
+        mailbox = (
+            ray.remote(Mailbox)
+            .options(name=self.name, namespace=NAMESPACE, num_cpus=0)
+            .remote(self.scale.max_attempts, self._rule(), self.sharing)
+        )
+        self._take_up_paused(ray.get(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))))
+        ray.get(mailbox.settle.remote())
+        listener = _Listener(mailbox, self)
         listener.start()
-        if not own_lanes:
-            num_lanes = min(scale.lanes, remaining)
-            ray.get(mailbox.expect_lanes.remote(num_lanes))
-            failures = remaining * scale.max_attempts
-            lane_actor = ray.remote(Lane).options(num_cpus=0, max_restarts=scale.max_attempts, max_task_retries=-1)
-            lanes = [
-                lane_actor.remote(lane_config(f"lane-{number}"), scale, scratch, failures)
-                for number in range(num_lanes)
-            ]
+        lanes = self._start_lanes(mailbox, remaining) if self.scale.isolation == "lane" else []
+        searcher = SweepSearcher(
+            lanes=self.scale.lanes,
+            propose=self._propose,
+            finished=self._finished,
+            start=self._start,
+            waiting=lambda: ray.get(mailbox.waiting.remote()),
+            ended=self._ended,
+        )
         tuner = tune.Tuner(
             tune.with_resources(TrialClient, CLIENT_RESOURCES),
             tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=remaining, max_concurrent_trials=scale.lanes, reuse_actors=True
+                search_alg=searcher,
+                num_samples=-1,  # the searcher says when it is enough
+                max_concurrent_trials=OUT_OF_HAND * self.scale.lanes,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(scratch),
+                name=self.name,
+                storage_path=str(self.scratch),
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the phase store has what matters
             ),
@@ -195,54 +218,132 @@ def _run(
             errors = tuner.fit().errors
         except BaseException:
             listener.stop()  # before Ray goes away under it
+            if self.error is not None:
+                raise self.error from None
             raise
-        listener.finish(expect_all=not errors)
+        listener.stop()
+        if self.error is not None:
+            raise self.error
         if errors:
             raise ClusterError(f"Ray Tune lost {len(errors)} trial clients: {errors[0]}")
         ray.get(mailbox.close.remote())
         ray.get([lane.join.remote() for lane in lanes])
-    shutil.rmtree(scratch, ignore_errors=True)
+
+    def _take_up_paused(self, paused: set[int]) -> None:
+        """Leave what an earlier session paused to its rule, which may end it before it ever runs again."""
+        for trial, proposal in self.folder.proposals().items():
+            if trial in paused:
+                self.recorder.start_trial(proposal, self._plan(proposal))
+                self.agenda.paused(trial)
+
+    def _plan(self, proposal: Proposal) -> TrialPlan:
+        spec = self.job.with_values(proposal.values, seed=proposal.seed)
+        return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints)
+
+    def _rule(self) -> StoppingRule:
+        search = self.job.spec.search
+        if search is None:
+            return registry.build("schedulers", "none").build(1)
+        return registry.build("schedulers", search.stopping.name, search.stopping.options).build(search.trials)
+
+    def _start_lanes(self, mailbox: Any, remaining: int) -> list[Any]:
+        import ray
+
+        from raysweep.cluster.lane import Lane
+
+        number = min(self.scale.lanes, remaining)
+        ray.get(mailbox.expect_lanes.remote(number))
+        failures = remaining * self.scale.max_attempts
+        actor = ray.remote(Lane).options(num_cpus=0, max_restarts=self.scale.max_attempts, max_task_retries=-1)
+        return [
+            actor.remote(self._lane_config(f"lane-{lane}"), self.scale, self.scratch, failures)
+            for lane in range(number)
+        ]
+
+    def _lane_config(self, lane: str) -> LaneConfig:
+        from raysweep.cluster.lane import LaneConfig
+
+        return LaneConfig(name=lane, mailbox=self.name, store=str(self.folder.store), sharing=self.sharing)
+
+    # On Ray Tune's thread.
+
+    def _propose(self) -> Proposal | None:
+        with self.news:
+            return None if self.stopped else self.agenda.next()
+
+    def _finished(self) -> bool:
+        with self.news:
+            return self.stopped is not None or self.agenda.finished
+
+    def _start(self, proposal: Proposal) -> dict[str, Any]:
+        plan = self._plan(proposal)
+        with self.news:
+            self.recorded.discard(proposal.trial)
+            self.recorder.start_trial(proposal, plan)
+        config = {"trial": proposal.trial, "plan": plan.to_json(), "mailbox": self.name}
+        if self.scale.isolation == "process":
+            config["own_lane"] = {
+                "config": self._lane_config(f"trial-{proposal.trial}").__dict__,
+                "scale": self.scale.model_dump(),
+                "storage": str(self.scratch),
+                "max_failures": self.scale.max_attempts,
+            }
+        return config
+
+    def _ended(self, trial: int) -> None:
+        """Wait until the agenda knows: what it proposes next may depend on it."""
+        with self.news:
+            self.news.wait_for(lambda: trial in self.recorded or self.error is not None)
+
+    # On the listener's thread.
+
+    def take(self, event: Event) -> None:
+        """Record an event, and tell the agenda what follows from it."""
+        with self.news:
+            self.recorder.handle(event)
+            if event["type"] == "final":
+                record = self.recorder.record_of(event["trial"])
+                self.agenda.ended(record, self.recorder.reports_of(record.trial))
+            elif event["type"] == "paused":
+                self.agenda.paused(event["trial"])
+            elif event["type"] == "resumed_by_rule":
+                self.agenda.resumed(event["trial"])
+            if event["type"] in ENDINGS:
+                self.recorded.add(event["trial"])
+                self.news.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        with self.news:
+            self.error = error
+            self.news.notify_all()
 
 
 class _Listener(threading.Thread):
-    """Hands the mailbox's events to the recorder; what goes wrong there ends the sweep."""
+    """Hands the mailbox's events to the session, and interrupts the sweep when a limit is reached."""
 
-    def __init__(self, mailbox: Any, recorder: Recorder) -> None:
+    def __init__(self, mailbox: Any, session: _Session) -> None:
         super().__init__(name="listener", daemon=True)
         self._mailbox = mailbox
-        self._recorder = recorder
+        self._session = session
         self._done = threading.Event()
-        self._error: Exception | None = None
 
     def stop(self) -> None:
-        """Listen no more, whatever is still to come."""
+        """Listen no more: every trial's client is through, and so is what it waited for."""
         self._done.set()
         self.join()
-
-    def finish(self, expect_all: bool) -> None:
-        """Wait until every started trial is recorded, then stop.
-
-        Raises:
-            Exception: whatever kept events from being recorded.
-        """
-        while expect_all and self.is_alive() and self._recorder.open_trials:
-            self.join(0.02)
-        self.stop()
-        if self._error is not None:
-            raise self._error
 
     def run(self) -> None:
         import ray
 
-        seen = 0
         try:
             while not self._done.is_set():
-                events = ray.get(self._mailbox.events.remote(seen, POLL_S))
-                for event in events:
-                    self._recorder.handle(event)
-                seen += len(events)
+                for event in ray.get(self._mailbox.events.remote(POLL_S)):
+                    self._session.take(event)
+                if self._session.stopped is None and (reason := self._session.limits.reached()):
+                    self._session.stopped = reason
+                    ray.get(self._mailbox.interrupt.remote(reason))
         except ray.exceptions.RayError:
             return  # the cluster is gone: the main thread sees it too, and says so
         except Exception as error:
-            self._error = error
+            self._session.fail(error)
             ray.kill(self._mailbox)  # a sweep that cannot be recorded must not go on

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from raysweep import points
+from raysweep.core import calibration
 from raysweep.core.networks import build_skeleton
 from raysweep.jobfile import Job
 from raysweep.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
-from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
+from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameters, flops_per_token, positions
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.records import PhaseRecord
+from raysweep.stages import Saving, Stage, StageTree, as_dicts
 
-TRAINING_TO_FORWARD = 3
 TYPICAL_EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a training step reaches."""
 PROCESS_BYTES = 450_000_000
@@ -32,11 +35,13 @@ class Estimate:
     """Sums over all trials; values of a searched job are drawn at random, since its sampler has not spoken yet."""
 
     trials: int
+    """Replicates and confirmations included."""
     phases: int
     phases_shared: int
     """Phases of all trials when equal ones run once."""
-    steps: int
-    steps_shared: int
+    distinct: dict[str, int]
+    """These by their names."""
+    saving: Saving
     parameters: int
     seconds: float | None
     """None: this machine says nothing about the one that the job asks for."""
@@ -45,47 +50,79 @@ class Estimate:
     disk_bytes: int
     example: list[dict[str, Any]]
     """The phases of the first trial."""
+    stages: list[Stage]
+    """The first phases of the stage tree; see stages.py."""
+
+    @property
+    def steps(self) -> int:
+        return self.saving.steps
+
+    @property
+    def steps_shared(self) -> int:
+        return self.saving.steps_shared
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        names = [name for name in self.__dataclass_fields__ if name not in ("saving", "stages")]
+        return {
+            **{name: getattr(self, name) for name in names},
+            "steps": self.steps,
+            "steps_shared": self.steps_shared,
+            "trials_reusing": self.saving.reusing,
+            "prefixes_reused": self.saving.prefixes,
+            "saving": str(self.saving),
+            "stages": as_dicts(self.stages),
+        }
 
 
-def estimate(job: Job, fingerprints: Fingerprints, past: Iterable[PhaseRecord], sharing: bool = True) -> Estimate:
+def estimate(
+    job: Job, fingerprints: Fingerprints, past: Iterable[PhaseRecord], sharing: bool = True, calibrate: bool = False
+) -> Estimate:
     """Estimate a job.
 
     Args:
         past: phase records of earlier sweeps of the same model, for their pace.
+        calibrate: where they say nothing, train a few steps here.
     """
     plans = list(_drawn_plans(job, fingerprints))
+    tree = StageTree.of(plans)
     everything = [phase for plan in plans for phase in plan.every_phase()]
-    distinct = list({phase.key: phase for phase in everything}.values())
-    run = distinct if sharing else everything
+    run = list({phase.key: phase for phase in everything}.values()) if sharing else everything
     model = build_skeleton(job.spec.model, seq_len=job.spec.data.seq_len)
     parameters = active_parameters(model, HeadMap.full(*model.shape))
-    pace = _past_pace(list(past)) or _measured_pace(job, model)
+    pace = _past_pace(list(past)) or (_calibrated_pace(plans[0], job) if calibrate else _suggested_pace(job, model))
     trained = sum(1 for phase in run if phase.kind in TRAINING_PHASES and phase.steps)
     return Estimate(
         trials=len(plans),
         phases=len(everything),
-        phases_shared=len(distinct),
-        steps=sum(phase.steps for phase in everything),
-        steps_shared=sum(phase.steps for phase in distinct),
+        phases_shared=len(tree.by_key),
+        distinct=dict(Counter(stage.label for stage in tree.by_key.values())),
+        saving=tree.saving,
         parameters=parameters,
         seconds=_seconds(job, pace, run, len(plans)) if pace else None,
         seconds_from=pace.source if pace else "no GPU here to judge by",
         worker_memory_bytes=PROCESS_BYTES + _training_bytes(job, model, parameters),
         disk_bytes=trained * parameters * 12,  # weights and two moments
         example=[{"phase": phase.label, "steps": phase.steps, "key": phase.key} for phase in plans[0].phases],
+        stages=tree.roots,
     )
 
 
-def _drawn_plans(job: Job, fingerprints: Fingerprints) -> Iterable[TrialPlan]:
-    trials = job.spec.search.trials if job.spec.search else 1
-    raw = job.spec.resolved()
-    generator = random.Random(derived_seed(str(job.spec.seed), "estimate"))
-    for trial in range(1, trials + 1):
-        values = job.space.draw(raw, generator) if job.space else {}
-        yield make_plan(job.with_values(values), values, trial=trial, fingerprints=fingerprints)
+def _drawn_plans(job: Job, fingerprints: Fingerprints) -> Iterator[TrialPlan]:
+    """Plan what the search may propose, then what follows it: any points may turn out to be the best."""
+    spec, search = job.spec, job.spec.search
+    raw = spec.resolved()
+    generator = random.Random(derived_seed(str(spec.seed), "estimate"))
+    drawn = [job.space.draw(raw, generator) if job.space else {} for _ in range(search.trials if search else 1)]
+    specs = [job.with_values(values) for values in drawn]
+    chosen = [(number, spec.seed) for number in range(len(drawn))]
+    if search is not None:
+        others = range(spec.seed + 1, spec.seed + search.seeds)
+        chosen += [(number, seed) for number in range(len(drawn))[: search.top] for seed in others]
+        fresh = range(others.stop, others.stop + search.seeds) if points.is_confirmed(spec) else ()
+        chosen += [(0, seed) for seed in fresh]
+    for trial, (number, seed) in enumerate(chosen, 1):
+        seeded = specs[number].model_copy(update={"seed": seed})
+        yield make_plan(seeded, drawn[number], trial=trial, fingerprints=fingerprints)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +135,10 @@ class _Pace:
 
     def seconds(self, phase: PhasePlan) -> float:
         return phase.steps * self.step + self.rest
+
+    def evaluating(self, every: int | None) -> _Pace:
+        """Return the pace of training that is interrupted by evaluations, which are most of `rest`."""
+        return replace(self, step=self.step + (self.rest / every if every else 0.0))
 
 
 def _seconds(job: Job, pace: _Pace, run: list[PhasePlan], trials: int) -> float:
@@ -120,7 +161,19 @@ def _past_pace(past: list[PhaseRecord]) -> _Pace | None:
     return _Pace(step=training / sum(record.steps for record in trained), rest=rest, source=source)
 
 
-def _measured_pace(job: Job, model: PlasticModel) -> _Pace | None:
+def _calibrated_pace(plan: TrialPlan, job: Job) -> _Pace | None:
+    """Return the pace of a few steps trained here, None where the job asks for a GPU and none is here."""
+    scale = job.spec.scale
+    if scale.gpus_per_worker and not torch.cuda.is_available():
+        return None
+    found = calibration.measure(
+        plan, workers=scale.workers, cpus=scale.cpus_per_worker, on_gpu=scale.gpus_per_worker > 0
+    )
+    pace = _Pace(step=found.step, rest=found.rest, source=f"{found.steps} training steps measured here")
+    return pace.evaluating(job.spec.training.evaluate_every)
+
+
+def _suggested_pace(job: Job, model: PlasticModel) -> _Pace | None:
     """Return the pace that a matrix product suggests, None where the job asks for a GPU and none is here."""
     scale, data = job.spec.scale, job.spec.data
     if scale.gpus_per_worker and not torch.cuda.is_available():
@@ -130,11 +183,12 @@ def _measured_pace(job: Job, model: PlasticModel) -> _Pace | None:
     flops = flops_per_token(model, HeadMap.full(*model.shape), per_example)
     seconds_per_token = flops / (worker * TYPICAL_EFFICIENCY * scale.workers)
     tokens = job.spec.training.batch_size * per_example
-    return _Pace(
+    pace = _Pace(
         step=tokens * TRAINING_TO_FORWARD * seconds_per_token,
         rest=data.eval_tokens * seconds_per_token,
         source=f"a matrix product measured here, x {TYPICAL_EFFICIENCY}",
     )
+    return pace.evaluating(job.spec.training.evaluate_every)
 
 
 def _core_speed() -> float:

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysweep import disk, objectives, points
+from raysweep import disk, entries, objectives, points
 from raysweep.archive import SweepFolder, plan_of
-from raysweep.core import entries
 from raysweep.core.store import TENSORS
 from raysweep.plan import TRAINING_PHASES, Fingerprints
 from raysweep.records import PhaseRecord, TrialRecord

@@ -10,21 +10,23 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from raysweep.contracts import Task
+from raysweep.contracts import GO, Decision, Task
 from raysweep.core.acts import Examiner, grow, measure, prune
 from raysweep.core.continuous import Events
 from raysweep.core.data import BatchOrder
-from raysweep.core.evaluation import evaluate, shared_batches, write_samples
+from raysweep.core.evaluation import Measured, evaluate, shared_batches, write_samples
 from raysweep.core.examples import Dataset, build_task, load_dataset
-from raysweep.core.runtime import Runtime
+from raysweep.core.runtime import Interrupted, Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
 from raysweep.core.trajectory import Trajectory
 from raysweep.errors import TrialError
 from raysweep.halting import reached, result, verdict
+from raysweep.judged import Judged
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
-from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
+from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameters, flops_per_token, positions
+from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.parity import check_parity
 from raysweep.records import PhaseRecord, perplexity
 from raysweep.spec import DataSpec, ModelSpec
@@ -41,14 +43,18 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
 
     Raises:
         TrialError: a phase of its own cannot be carried out as asked; DivergedError: a loss is not finite.
+        Interrupted: the sweep says that the trial shall not go on, or not here.
     """
     trial = _Trial.of(plan, runtime, store)
+    judged = Judged(plan=plan, ask=runtime.ask)
     own: list[PhaseRecord] = []
     for phase in plan.phases:
-        own.append(trial.record_of(phase))
+        own.append(trial.record_of(phase, judged))
         yield own[-1]
-        if verdict(own, plan.halting):
+        decision = judged.finished(phase, own[-1])
+        if verdict(own, plan.halting) or phase is plan.phases[-1]:
             break
+        obey(decision)
     kept, _ = result(own, plan.halting)
     seen = {record.key for record in own}
     for arm, phases in plan.controls.items():
@@ -62,6 +68,16 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
         except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
             if runtime.rank == 0:
                 runtime.emit({"type": "control_failed", "trial": plan.trial, "arm": arm, "error": str(error)})
+
+
+def obey(decision: Decision) -> None:
+    """Go on, or not.
+
+    Raises:
+        Interrupted: the decision is another than `go`.
+    """
+    if decision.action != "go":
+        raise Interrupted(decision)
 
 
 @lru_cache(maxsize=4)
@@ -92,6 +108,10 @@ class _Trial:
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
     arm: str = "main"
+    flops_of_heads: tuple[HeadMap | None, float] = (None, 0.0)
+    """The head map of the last step, and what a step takes with it."""
+    judged: Judged | None = None
+    """Reports the present phase's evaluations; None in control arms."""
 
     @staticmethod
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
@@ -111,10 +131,17 @@ class _Trial:
         """Stand behind a phase that is in the store."""
         self.state, self.previous = None, phase.key
 
-    def record_of(self, phase: PhasePlan) -> PhaseRecord:
-        """Return a phase's record; run the phase if no one has."""
+    def record_of(self, phase: PhasePlan, judged: Judged | None = None) -> PhaseRecord:
+        """Return a phase's record; run the phase if no one has.
+
+        Raises:
+            Interrupted: the sweep says so, before the phase or within.
+        """
         started = time.perf_counter()
         leads = self.runtime.rank == 0
+        self.judged = judged
+        if not self.runtime.from_rank_0(leads and self.store.has(phase.key)):
+            obey(self.runtime.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
         with self.store.lease(phase.key) if leads else nullcontext():
             outcome: Outcome | None = self.runtime.from_rank_0(self.store.find(phase.key) if leads else None)
             if outcome is None:
@@ -160,8 +187,7 @@ class _Trial:
 
     def _measured(self, state: TrialState) -> dict[str, Any]:
         """Measure what every phase is measured by."""
-        batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
-        measured = evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        measured = self._held_out(state)
         per_example = positions(state.model, self.plan.data["seq_len"])
         return {
             "loss": measured.loss,
@@ -172,6 +198,24 @@ class _Trial:
             "params": active_parameters(state.model, state.head_map),
             "flops_per_token": flops_per_token(state.model, state.head_map, per_example),
         }
+
+    def _held_out(self, state: TrialState) -> Measured:
+        batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
+        return evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+
+    def _step_flops(self, state: TrialState) -> float:
+        """Return what a training step takes on the present heads."""
+        if self.flops_of_heads[0] is not state.head_map:
+            self.flops_of_heads = (state.head_map, self._flops_of(state, state.head_map))
+        return self.flops_of_heads[1]
+
+    def _dense_step_flops(self, state: TrialState) -> float:
+        return self._flops_of(state, HeadMap.full(*state.model.shape))
+
+    def _flops_of(self, state: TrialState, head_map: HeadMap) -> float:
+        tokens = positions(state.model, self.plan.data["seq_len"])
+        per_token = flops_per_token(state.model, head_map, tokens)
+        return TRAINING_TO_FORWARD * per_token * tokens * self.plan.training["batch_size"]
 
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
         assert self.state is not None
@@ -271,6 +315,16 @@ class _Trial:
             steps=phase.steps,
             every=every,
         )
+        decisions = [GO]
+
+        def between_steps(step: int) -> None:
+            if training.evaluations and training.evaluations[-1]["step"] == step:
+                decisions.append(self._report(phase, state, training.evaluations[-1]))
+            decision = next((decision for decision in decisions if decision.action != "go"), GO)
+            if decision.action in ("pause", "leave") or step % self.plan.checkpoint_every_steps == 0:
+                self._checkpoint(phase, training, trajectory, step, events)
+            obey(decision)
+
         training = Training(
             state=state,
             schedule=schedule,
@@ -284,10 +338,12 @@ class _Trial:
             ),
             training=self.plan.training,
             runtime=self.runtime,
-            on_point=lambda point: self._emit("progress", phase, point=point),
+            on_point=lambda point: decisions.append(self.runtime.ask(self._event("progress", phase, point=point))),
             on_step=trajectory.follow,
-            on_checkpoint=lambda step: self._checkpoint(phase, training, trajectory, step, events),
-            checkpoint_every=self.plan.checkpoint_every_steps,
+            evaluate=lambda: self._held_out(state).loss,
+            evaluate_every=phase.params["evaluate_every"],
+            step_flops=lambda: self._step_flops(state),
+            between_steps=between_steps,
             before_step=events.happen if events else lambda step: None,
         )
         partial = self.store.find_partial(phase.key)
@@ -295,13 +351,22 @@ class _Trial:
         self.runtime.assert_equal(start)
         if partial is not None:
             state.load_tensors(partial.tensors)
-            training.curve = partial.curve
+            training.curve, training.evaluations = partial.curve, partial.evaluations
+            training.flops = partial.flops
             if events is not None:
                 events.load(partial.structure, partial.tensors)
             trajectory.resume(partial.trajectory, partial.tensors)
             training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
-            self._emit("resumed", phase, step=start)
-        return {"curve": training.run(start), "trajectory": trajectory.points}
+            if self.runtime.rank == 0:
+                self.runtime.emit(self._event("resumed", phase, step=start))
+        curve = training.run(start)
+        return {
+            "curve": curve,
+            "evaluations": training.evaluations,
+            "trajectory": trajectory.points,
+            "training_flops": training.flops,
+            "dense_training_flops": self._dense_step_flops(state) * phase.steps,
+        }
 
     def _checkpoint(
         self, phase: PhasePlan, training: Training, trajectory: Trajectory, step: int, events: Events | None
@@ -312,6 +377,8 @@ class _Trial:
             partial = Partial(
                 step=step,
                 curve=training.curve,
+                evaluations=training.evaluations,
+                flops=training.flops,
                 structure=events.structure() if events else {},
                 tensors=tensors | (events.tensors() if events else {}),
                 trajectory=trajectory.points,
@@ -319,10 +386,17 @@ class _Trial:
             self.store.save_partial(phase.key, partial)
         self.runtime.barrier()
 
-    def _emit(self, kind: str, phase: PhasePlan, **content: Any) -> None:
-        if self.runtime.rank == 0:
-            about = {"trial": self.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
-            self.runtime.emit({"type": kind, **about, "steps": phase.steps, **content})
+    def _event(self, kind: str, phase: PhasePlan, **content: Any) -> dict[str, Any]:
+        about = {"trial": self.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
+        return {"type": kind, **about, "steps": phase.steps, **content}
+
+    def _report(self, phase: PhasePlan, state: TrialState, point: dict[str, float]) -> Decision:
+        if self.judged is None:
+            return GO
+        return self.judged.report(
+            phase, int(point["step"]), loss=point["loss"], flops=point["training_flops"],
+            dense_flops_per_step=self._dense_step_flops(state),
+        )  # fmt: skip
 
     def _examiner(self) -> Examiner:
         probed = self.data.train[: self.plan.data["probe_windows"]]

@@ -11,11 +11,26 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raysweep.contracts import GO, Decision
+
 Event = dict[str, Any]
 
 
 def ignore_event(event: Event) -> None:
     """Take no notice."""
+
+
+def go_on(event: Event) -> Decision:
+    """Answer whatever is asked with `go`."""
+    return GO
+
+
+class Interrupted(Exception):
+    """The trial does not go on here; what it has done is in the store. Raised on all ranks alike."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(f"{decision.action}: {decision.reason}")
+        self.decision = decision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +39,9 @@ class Runtime:
 
     device: torch.device
     emit: Callable[[Event], None] = ignore_event
-    """Called on rank 0 with progress and records."""
+    """Called on rank 0 with what asks for no answer."""
+    ask_sweep: Callable[[Event], Decision] = go_on
+    """Called on rank 0 with claims of phases, reports and progress; its answer is obeyed by all ranks."""
 
     @property
     def rank(self) -> int:
@@ -54,6 +71,11 @@ class Runtime:
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def ask(self, event: Event) -> Decision:
+        """Return the sweep's answer to rank 0's event, on every rank."""
+        answer: Decision = self.from_rank_0(self.ask_sweep(event) if self.rank == 0 else None)
+        return answer
 
     def assert_equal(self, value: Any) -> None:
         """Check that every rank came to rank 0's value: a decision must never differ between ranks."""

@@ -27,8 +27,8 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from raysweep.core import entries
-from raysweep.core.entries import DamagedError
+from raysweep import entries
+from raysweep.entries import DamagedError
 
 OUTCOME = "outcome.json"
 PROGRESS = "progress.json"
@@ -59,6 +59,8 @@ class Partial:
     """What events inside a continuous phase have changed so far."""
     tensors: dict[str, torch.Tensor]
     trajectory: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    flops: float = 0.0
 
 
 def ignore_warning(text: str) -> None:
@@ -148,7 +150,8 @@ class PhaseStore:
         previous = [folder for folder in self._partial(key).glob("step-*") if folder != target]
         with entries.appearing(target, self.folder) as folder:
             save_file(_contiguous(partial.tensors), folder / TENSORS)
-            progress = {name: getattr(partial, name) for name in ("step", "curve", "structure", "trajectory")}
+            names = ("step", "curve", "structure", "trajectory", "evaluations", "flops")
+            progress = {name: getattr(partial, name) for name in names}
             (folder / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
             self._partial(key).mkdir(exist_ok=True)
         for old in previous:

@@ -62,9 +62,12 @@ class Training:
 
     Args:
         examples: training examples, one a row.
-        on_point: called on every rank after each logged step, with (step, point).
+        on_point: called on every rank after each logged step, with its point.
         on_step: called on every rank with the number of finished steps, 0 first; nothing of the training may change.
-        on_checkpoint: called on every rank every `checkpoint_every` steps, with the number of finished steps.
+        evaluate: returns the held-out loss; called on every rank every `evaluate_every` steps but the last.
+        step_flops: returns what the present model's step costs; asked for at the start and after `before_step`.
+        between_steps: called on every rank after each step but the last, with the number of finished steps, when all
+            that is due at that step is done; may end the training by raising.
     """
 
     state: TrialState
@@ -76,11 +79,17 @@ class Training:
     runtime: Runtime
     on_point: Callable[[dict[str, float]], None] = lambda point: None
     on_step: Callable[[int], None] = lambda step: None
-    on_checkpoint: Callable[[int], None] = lambda step: None
-    checkpoint_every: int = 10**9
+    evaluate: Callable[[], float] = lambda: 0.0
+    evaluate_every: int | None = None
+    step_flops: Callable[[], float] = lambda: 0.0
+    between_steps: Callable[[int], None] = lambda step: None
     before_step: Callable[[int], None] = lambda step: None
     """Called on every rank with the number of finished steps; may change heads."""
     curve: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """step, loss, training_flops"""
+    flops: float = 0.0
+    """Spent so far."""
     unlogged: torch.Tensor = field(init=False)
     """Sum and number of this rank's step losses since the last logged point."""
 
@@ -98,6 +107,7 @@ class Training:
         wrapped = self.runtime.wrap(model)
         for step in range(start, steps):
             self.before_step(step)
+            self.flops += self.step_flops()
             self.on_step(step)
             self._set_gates(step)
             self.unlogged[0] += self._accumulate(wrapped, step)
@@ -110,8 +120,10 @@ class Training:
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
                 self._log(done, norm)
-            if done % self.checkpoint_every == 0 and done < steps:
-                self.on_checkpoint(done)
+            if done < steps:
+                if self.evaluate_every and done % self.evaluate_every == 0:
+                    self._evaluate(done)
+                self.between_steps(done)
         self.on_step(steps)
         self.state.refresh()
         return self.curve
@@ -149,6 +161,10 @@ class Training:
         state = self.state
         if state.new_heads and step - state.born <= self.schedule.gate_warmup_steps:
             state.model.set_gates(state.head_map, state.new_heads, self.schedule.gate(step, state.born))
+
+    def _evaluate(self, done: int) -> None:
+        point = {"step": float(done), "loss": self.evaluate(), "training_flops": self.flops}
+        self.evaluations.append(point)
 
     def _log(self, done: int, norm: torch.Tensor) -> None:
         total, count = self.runtime.all_reduce(self.unlogged).tolist()

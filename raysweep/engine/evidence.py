@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from raysweep import points
 from raysweep.archive import Proposal, Retry, SweepFolder
 from raysweep.jobfile import Job
 from raysweep.plan import LOG_EVERY, TRAINING_PHASES
@@ -60,6 +61,8 @@ class Evidence:
     folder: SweepFolder
     job: Job
     sharing: bool
+    hosts: set[str]
+    """Machines from which the sweep was driven."""
     running: bool
     """Whether a driver runs the sweep right now."""
     told: list[tuple[int | None, str]]
@@ -85,6 +88,7 @@ class Evidence:
             folder=folder,
             job=folder.job(),
             sharing=folder.environment()["sharing"],
+            hosts={session.host for session in folder.sessions()},
             running=running,
             told=told,
             endings=endings,
@@ -100,8 +104,7 @@ class Evidence:
 
     @property
     def planned(self) -> int:
-        """Trials that the job asks for, and forks, which are made on demand."""
-        return self.job.spec.planned_trials + sum(p.proposer == "fork" for p in self.proposals.values())
+        return points.planned(self.job.spec, self.proposals, self.ended, exhausted=self.folder.exhausted())
 
     @property
     def finished(self) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
+from raysweep import points
 from raysweep.archive import SweepFolder
 from raysweep.engine.checkpoints import broken_parts
 from raysweep.engine.evidence import Act, Evidence, Phase
 from raysweep.engine.processes import left_over
-from raysweep.records import TrialRecord
 
-NOT_SEARCHED = ("job", "replicate", "confirmation", "fork")
-"""Proposers that are no sampler, so none is told."""
 TOLD_AS = {"COMPLETE": "COMPLETE", "STOPPED": "PRUNED"}
 """State in the study for each status; FAIL for the others."""
 CLOCK_S = 1.0
@@ -40,15 +39,17 @@ def examine(folder: SweepFolder) -> dict[str, Any]:
 
 
 def _counts(evidence: Evidence) -> Iterator[str]:
-    ended, open_trials = len(evidence.ended), len(evidence.open_trials)
-    if len(evidence.proposals) > evidence.planned:
-        yield f"{len(evidence.proposals)} trials were proposed, but {evidence.planned} planned"
+    search = evidence.job.spec.search
+    planned = search.trials if search else 1
+    searched = sum(map(points.is_search, evidence.proposals.values()))
+    if searched > planned:
+        yield f"the search proposed {searched} trials, but {planned} were planned"
     cancelled = [trial for trial, record in evidence.ended.items() if record.status == "CANCELLED"]
     if cancelled and evidence.finished:
         yield f"trials {_some(cancelled)} were cancelled, and the sweep ended without them"
     missing = _missing_numbers(evidence.proposals)
     if missing:
-        yield f"trials {_some(missing)} were passed over: {ended} ended, {open_trials} are open"
+        yield f"trials {_some(missing)} were passed over"
 
 
 def _missing_numbers(trials: Sequence[int] | dict[int, Any]) -> list[int]:
@@ -99,33 +100,37 @@ def _attempts(evidence: Evidence) -> Iterator[str]:
 
 
 def _told_once(evidence: Evidence) -> Iterator[str]:
-    """Judge the study's journal; only a sweep under way may not have told its last results yet."""
+    """Judge the study's journal against the results of the search; one that was reopened has several."""
     told = Counter(trial for trial, _ in evidence.told)
     results: Counter[int | None] = Counter(
-        ending.record.trial for ending in evidence.endings if _searched(evidence, ending.record)
+        ending.record.trial for ending in evidence.endings if _searched(evidence, ending.record.trial)
     )
     for trial, state in evidence.told:
         if trial not in results:
             yield f"the sampler knows a trial as {state} that is no result of its search: {trial}"
     for trial, times in told.items():
-        if results[trial] and times > results[trial]:
+        if trial in results and times > results[trial]:
             yield f"the sampler was told {times} times of trial {trial}"
-    for trial, state in dict(evidence.told).items():
-        record = evidence.ended.get(trial) if trial is not None else None
-        if record and told[trial] == results[trial] and TOLD_AS.get(record.status, "FAIL") != state:
-            yield f"the sampler was told {state} of trial {trial}, which is {record.status}"
-    untold = [trial for trial in results if trial not in told]
-    if not evidence.finished:
-        order = list(results)
-        while order and untold and order[-1] == untold[-1]:
-            order.pop()
-            untold.pop()
+    latest = dict(evidence.told)
+    for trial, record in evidence.ended.items():
+        as_expected = latest.get(trial) == TOLD_AS.get(record.status, "FAIL")
+        if trial in results and told[trial] == results[trial] and not as_expected:
+            yield f"the sampler was told {latest[trial]} of trial {trial}, which is {record.status}"
+    untold = [trial for trial in _due(evidence, list(results), told) if trial not in told]
     if untold:
         yield f"the sampler was never told of trials {_some(untold)}"
 
 
-def _searched(evidence: Evidence, record: TrialRecord) -> bool:
-    return evidence.job.space is not None and record.proposer not in NOT_SEARCHED
+def _due(evidence: Evidence, results: list[int | None], told: Container[int | None]) -> list[int | None]:
+    """Return the results that must have been told: all but the last ones of a sweep that is under way."""
+    while results and not evidence.finished and results[-1] not in told:
+        results.pop()
+    return results
+
+
+def _searched(evidence: Evidence, trial: int) -> bool:
+    proposal = evidence.proposals.get(trial)
+    return evidence.job.space is not None and proposal is not None and points.is_search(proposal)
 
 
 def _heads(evidence: Evidence) -> Iterator[str]:
@@ -178,37 +183,28 @@ def _equal_outcomes(evidence: Evidence) -> Iterator[str]:
 
 
 def _best_on_disk(evidence: Evidence) -> Iterator[str]:
-    best = _best(list(evidence.ended.values()))
-    if best is None:
-        return
-    store = evidence.folder.store if evidence.sharing else evidence.folder.store / f"trial-{best.trial}"
-    kept = best.halted["kept"] if best.halted else best.phases[-1]
-    missing = list(broken_parts(store, kept))
-    if missing:
-        yield f"of the best trial, {best.trial}, the store lacks {_some(missing)}"
-
-
-def _best(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    complete = [record for record in records if record.status == "COMPLETE" and record.objective is not None]
-    kept = [record for record in complete if max(record.violations.values(), default=0) <= 0]
-    return min(kept, key=lambda record: (record.objective, record.trial), default=None)
+    for point in points.front(points.gather(evidence.proposals, evidence.ended)):
+        best = point.searched
+        kept = best.halted["kept"] if best.halted else best.phases[-1]
+        missing = list(broken_parts(evidence.folder.store_of(best.trial), kept))
+        if missing:
+            yield f"of the best trial, {best.trial}, the store lacks {_some(missing)}"
 
 
 def _waste(evidence: Evidence) -> Iterator[str]:
-    limit = evidence.job.spec.scale.checkpoint_every_steps
     for retry in evidence.retries:
         wasted = retry.reached - retry.resumed_at
-        if wasted > limit:
-            where = f"{retry.phase} at step {retry.reached}"
+        if wasted > retry.interval:
             yield (
-                f"trial {retry.trial} lost its workers in {where} and went on from step {retry.resumed_at}: "
-                f"{wasted} steps were wasted, but scale.checkpoint_every_steps is {limit}"
+                f"trial {retry.trial} lost its workers in {retry.phase} at step {retry.reached} and went on from step "
+                f"{retry.resumed_at}: {wasted} steps were wasted, with a checkpoint every {retry.interval}"
             )
 
 
 def _no_process_left(evidence: Evidence) -> Iterator[str]:
     lanes = evidence.folder.lanes()
-    if evidence.running or not lanes:
+    elsewhere = evidence.hosts and socket.gethostname() not in evidence.hosts
+    if evidence.running or elsewhere or not lanes:
         return
     known_since = (evidence.folder.path / "lanes.jsonl").stat().st_mtime + CLOCK_S
     alive = left_over((pid for lane in lanes for pid in lane["pids"]), started_before=known_since)

@@ -13,6 +13,9 @@ from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.sites import HeadSlice
 from raysweep.plasticity.surgery import absent_slices
 
+TRAINING_TO_FORWARD = 3
+"""A training step costs a forward pass, and a backward pass of twice as much."""
+
 
 def active_parameters(model: PlasticModel, head_map: HeadMap) -> int:
     """Return the number of parameters that compaction would keep; tied ones count once."""

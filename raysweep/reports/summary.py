@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysweep.archive import SweepFolder
+from raysweep import objectives, points
+from raysweep.archive import Proposal, SweepFolder
 from raysweep.errors import ArchiveError
 from raysweep.records import PhaseRecord, TrialRecord
+from raysweep.reports.over_seeds import over_seeds, winner
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSummary:
     """One line of the table: a trial, as far as it has come."""
 
-    trial: int
+    proposal: Proposal
     status: str
-    values: dict[str, Any]
-    objective: float | None
     attempts: int
     seconds: float
     phases: list[PhaseRecord]
     """The trial's own, in order."""
-    error: str | None
-    halted: dict[str, Any] | None = None
+    ended: TrialRecord | None = None
+    """Its final record."""
     controls: dict[str, list[PhaseRecord]] = field(default_factory=dict)
     """What each control arm ran beside the trial's own phases."""
-    control_errors: dict[str, str] = field(default_factory=dict)
     control_ends: dict[str, PhaseRecord] = field(default_factory=dict)
     """The last phase of each control arm, whoever ran it."""
 
     @property
+    def trial(self) -> int:
+        return self.proposal.trial
+
+    @property
     def last(self) -> PhaseRecord | None:
         """The phase that is the trial's result: its last, unless it halted and went back."""
-        if self.halted:
-            return next(record for record in self.phases if record.key == self.halted["kept"])
+        if self.ended and self.ended.halted:
+            return next(record for record in self.phases if record.key == self.ended.halted["kept"])
         return self.phases[-1] if self.phases else None
 
     @property
@@ -50,12 +54,18 @@ class TrialSummary:
         return (pruned - last.loss) / (pruned - dense.loss)
 
     def to_dict(self) -> dict[str, Any]:
-        last = self.last
+        last, ended = self.last, self.ended
         return {
             "trial": self.trial,
             "status": self.status,
-            "values": self.values,
-            "objective": self.objective,
+            "values": self.proposal.values,
+            "seed": self.proposal.seed,
+            "proposer": self.proposal.proposer,
+            "of": self.proposal.of,
+            "objective": ended.objective if ended else None,
+            "objectives": ended.objectives if ended else {},
+            "violations": ended.violations if ended else {},
+            "feasible": objectives.feasible(ended.violations) if ended and self.status == "COMPLETE" else None,
             "perplexity": {label(record): record.perplexity for record in self.phases},
             "reused": [label(record) for record in self.phases if record.reused],
             "final_perplexity": last.perplexity if last else None,
@@ -63,16 +73,17 @@ class TrialSummary:
                 arm: {"loss": end.loss, "perplexity": end.perplexity, "active_heads": end.active_heads}
                 for arm, end in self.control_ends.items()
             },
-            "control_errors": self.control_errors,
+            "control_errors": ended.control_errors if ended else {},
             "recovery": self.recovery,
-            "halted": self.halted,
+            "halted": ended.halted if ended else None,
+            "stopped": ended.stopped if ended else None,
             "active_heads": last.active_heads if last else None,
             "head_slots": sum(map(len, last.head_map)) if last else None,
             "params": last.params if last else None,
             "flops_per_token": last.flops_per_token if last else None,
             "attempts": self.attempts,
             "seconds": self.seconds,
-            "error": self.error,
+            "error": ended.error if ended else None,
         }
 
 
@@ -88,69 +99,89 @@ def _pruned_loss(phases: Sequence[PhaseRecord], cycle: int) -> float | None:
     return measured[-1] if measured else max(within, default=None)
 
 
-def summarise(folder: SweepFolder) -> list[TrialSummary]:
+def summarise(
+    proposals: Mapping[int, Proposal], ended: Mapping[int, TrialRecord], phases: Sequence[PhaseRecord]
+) -> list[TrialSummary]:
     """Return a summary of every proposed trial, in order."""
-    phases: dict[int, list[PhaseRecord]] = {}
-    for record in folder.phases():
-        phases.setdefault(record.trial, []).append(record)
-    ended = folder.trials()
+    by_trial: dict[int, list[PhaseRecord]] = {}
+    for record in phases:
+        by_trial.setdefault(record.trial, []).append(record)
     return [
-        _summary(trial, proposal.values, ended.get(trial), phases.get(trial, []), proposal.attempt)
-        for trial, proposal in sorted(folder.proposals().items())
+        _summary(proposal, ended.get(trial), by_trial.get(trial, [])) for trial, proposal in sorted(proposals.items())
     ]
 
 
-def _summary(
-    trial: int, values: dict[str, Any], ended: TrialRecord | None, phases: list[PhaseRecord], attempt: int
-) -> TrialSummary:
-    own = [record for record in phases if record.arm == "main"]
+def _summary(proposal: Proposal, ended: TrialRecord | None, phases: list[PhaseRecord]) -> TrialSummary:
     by_key = {record.key: record for record in phases}
     arms = ended.controls if ended else {}
     return TrialSummary(
-        trial=trial,
+        proposal=proposal,
         status=ended.status if ended else "UNFINISHED",
-        values=values,
-        objective=ended.objective if ended else None,
-        attempts=ended.attempts if ended else attempt,
+        attempts=ended.attempts if ended else proposal.attempt,
         seconds=ended.seconds if ended else round(sum(record.seconds for record in phases), 3),
-        phases=own,
-        error=ended.error if ended else None,
-        halted=ended.halted if ended else None,
-        control_errors=ended.control_errors if ended else {},
+        phases=[record for record in phases if record.arm == "main"],
+        ended=ended,
         controls={arm: [record for record in phases if record.arm == arm] for arm in arms},
         control_ends={arm: by_key[keys[-1]] for arm, keys in arms.items() if keys and keys[-1] in by_key},
     )
 
 
-def best_of(summaries: Sequence[TrialSummary]) -> TrialSummary | None:
-    """Return the completed trial with the lowest objective."""
-    complete = [summary for summary in summaries if summary.status == "COMPLETE" and summary.objective is not None]
-    return min(complete, key=lambda summary: (summary.objective, summary.trial), default=None)
+def _replicated(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialRecord]) -> bool:
+    """Whether points have been run on more seeds, and no replicate is still running."""
+    replicates = [trial for trial, proposal in proposals.items() if proposal.proposer == "replicate"]
+    return bool(replicates) and all(trial in ended for trial in replicates)
+
+
+def best_trials(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialRecord]) -> list[int]:
+    """Return the trials that no other one is better than, by their first objective; all keep to the constraints.
+
+    Once points have been replicated, each is judged by the mean over its seeds, and named by the trial that found it.
+    """
+    if _replicated(proposals, ended):
+        return [point.trial for point in points.front(points.gather(proposals, ended))]
+    return objectives.front(
+        {
+            trial: record.objectives
+            for trial, record in sorted(ended.items())
+            if record.status == "COMPLETE"
+            and objectives.feasible(record.violations)
+            and record.proposer not in points.ON_OTHER_SEEDS
+        }
+    )
 
 
 def sweep_state(folder: SweepFolder) -> dict[str, Any]:
-    """Return a sweep as one JSON-able object: counts, table, best trial, work done."""
+    """Return a sweep as one JSON-able object: counts, table, best trials, points over seeds, work done."""
     job = folder.job().spec
-    summaries = summarise(folder)
-    best = best_of(summaries)
-    phases = folder.phases()
+    proposals, ended, phases = folder.proposals(), folder.trials(), folder.phases()
+    summaries = summarise(proposals, ended, phases)
+    best = best_trials(proposals, ended)
     executed = [record for record in phases if not record.reused]
-    counts: dict[str, int] = {}
-    for summary in summaries:
-        counts[summary.status] = counts.get(summary.status, 0) + 1
+    minimized = objectives.names(job.search)
+    contested = job.search if points.is_confirmed(job) else None
+    losses = {
+        summary.trial: {"main": summary.last.loss, **{arm: end.loss for arm, end in summary.control_ends.items()}}
+        for summary in summaries
+        if summary.last
+    }
+    tried = points.gather(proposals, ended)
     return {
         "sweep": folder.name,
         "job": job.name,
         "model": job.model.name,
         "data": job.data.name,
-        "minimize": job.search.minimize if job.search else "loss",
-        "planned": job.search.trials if job.search else 1,
-        "counts": counts,
-        "best": best.trial if best else None,
+        "minimize": minimized[0] if len(minimized) == 1 else list(minimized),
+        "seeds": job.search.seeds if job.search else 1,
+        "planned": points.planned(job, proposals, ended, exhausted=folder.exhausted()),
+        "counts": dict(Counter(summary.status for summary in summaries)),
+        "best": best[0] if best else None,
+        "front": best,
         "phases_run": len(executed),
         "phases_reused": len(phases) - len(executed),
         "steps_run": sum(record.steps for record in executed),
         "worker_groups_started": len(folder.lanes()),
+        "points": over_seeds(tried, best[0] if best else None, losses),
+        "winner": winner(tried, contested) if contested and _replicated(proposals, ended) else None,
         "trials": [summary.to_dict() for summary in summaries],
     }
 
@@ -161,7 +192,8 @@ def trial_state(folder: SweepFolder, trial: int) -> dict[str, Any]:
     Raises:
         ArchiveError: the sweep has no such trial.
     """
-    found = next((summary for summary in summarise(folder) if summary.trial == trial), None)
+    summaries = summarise(folder.proposals(), folder.trials(), folder.phases())
+    found = next((summary for summary in summaries if summary.trial == trial), None)
     if found is None:
         known = ", ".join(map(str, sorted(folder.proposals()))) or "none yet"
         raise ArchiveError(f"sweep {folder.name!r} has no trial {trial}. Its trials: {known}.")

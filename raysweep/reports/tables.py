@@ -9,7 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.reports.progress import count, duration
+from raysweep.points import ON_OTHER_SEEDS
+from raysweep.reports.conclusions import (
+    conclusion,
+    halt_text,
+    missed_lines,
+    show_mean,
+    show_perplexity,
+    stopped_lines,
+    work_done,
+)
 
 SHOWN_TOGETHER = {
     # heading: the settings that one column shows
@@ -22,12 +31,14 @@ SHARES = ("cycle.prune.level", "cycle.grow.ratio")
 SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned"}
 COSTS = ("params", "MFLOP/token")
 NUMBERS = ("#", "heads", "recovery", *COSTS, "s")
-
 Columns = dict[str, list[str]]
 
 
 def print_sweep(state: Mapping[str, Any], console: Console) -> None:
-    """Print a sweep: one line a trial, then what went wrong, the best trial, and what was run to get there."""
+    """Print a sweep: one line a trial, then its points over their seeds, what went wrong, the best trial, and the work.
+
+    Trials on other seeds stand with their points.
+    """
     _say(console, f"{state['sweep']}   {state['model']} on {state['data']}")
     if state["trials"]:
         table, left_out = _fitting_table(state, console)
@@ -41,6 +52,10 @@ def print_sweep(state: Mapping[str, Any], console: Console) -> None:
             _say(console, f"trial {trial['trial']}, control {arm}: {error}")
         if trial["halted"]:
             _say(console, f"trial {trial['trial']} {halt_text(trial['halted'])}")
+    for line in (*stopped_lines(state), *missed_lines(state)):
+        _say(console, line)
+    if state["points"]:
+        print_points(state["points"], console)
     _say(console, f"{conclusion(state)}\n{work_done(state)}")
 
 
@@ -67,33 +82,25 @@ def print_heads(content: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def conclusion(state: Mapping[str, Any]) -> str:
-    """Say which trial is best, and how far one should trust that."""
-    best = next((trial for trial in state["trials"] if trial["trial"] == state["best"]), None)
-    if best is None:
-        return "no trial completed."
-    final = best["final_perplexity"]
-    heads = f"{best['active_heads']} of {best['head_slots']} heads"
-    dense = best["controls"].get("dense")
-    against = f" (dense control {show_perplexity(dense['perplexity'])})" if dense else ""
-    text = f"best trial {best['trial']}: perplexity {show_perplexity(final)} with {heads}{against}."
-    return text if state["planned"] == 1 else f"{text} One seed each: not yet a finding."
-
-
-def work_done(state: Mapping[str, Any]) -> str:
-    counts = state["counts"]
-    ended = sum(number for status, number in counts.items() if status != "UNFINISHED")
-    how = ", ".join(f"{number} {status.lower()}" for status, number in sorted(counts.items()))
-    return (
-        f"{ended} of {count(state['planned'], 'trial')} ended{f': {how}' if how else ''} · "
-        f"{count(state['phases_run'], 'phase')} run, {state['phases_reused']} reused (◇) · "
-        f"{count(state['steps_run'], 'training step')} · "
-        f"{count(state['worker_groups_started'], 'worker group')} started"
+def print_points(points: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print points over their seeds: means, and how they differ from the best point and from their control arms."""
+    names = list(points[0]["objectives"])
+    arms = dict.fromkeys(arm for point in points for arm in point["against_controls"])
+    several = len(names) > 1
+    against = {f"{name + ' ' if several else ''}against the best": name for name in names}
+    table = _empty_table(
+        ["#", "seeds", *names, *against, *(f"loss against {arm}" for arm in arms)], right=("#", "seeds")
     )
-
-
-def halt_text(halted: Mapping[str, Any]) -> str:
-    return f"halted after cycle {halted['cycle']} ({halted['rule']}): {halted['reason']}."
+    for point in points:
+        table.add_row(
+            str(point["trial"]),
+            str(len(point["seeds"])),
+            *(show_mean(point["objectives"][name]) for name in names),
+            *(_difference((point["against_best"] or {}).get(name)) for name in against.values()),
+            *(_difference(point["against_controls"].get(arm)) for arm in arms),
+        )
+    _say(console, "over seeds: means and paired differences, each ± half of its 95% interval; p of the difference")
+    console.print(table)
 
 
 def show_value(value: Any) -> str:
@@ -103,17 +110,22 @@ def show_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show_perplexity(value: float) -> str:
-    """Write a perplexity with four digits or so: differences matter where it is small."""
-    return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 1e5 else f"{value:.1e}"
-
-
 def last_cycle(perplexity: Mapping[str, float]) -> dict[str, str]:
     """Return phase -> label of what to show: the baseline, and the last cycle's phases that change the number."""
     names = [name for name in perplexity if name.partition("@")[0] in SHOWN_PHASES]
     last = max((int(name.partition("@")[2] or 1) for name in names), default=1)
     kept = [name for name in names if name == "baseline" or int(name.partition("@")[2] or 1) == last]
     return {name.partition("@")[0]: name for name in kept}
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    if found["p_value"] is None:
+        return f"{found['mean']:+.4f}"
+    how = {"t": "t", "sign_flip": "sign flip"}[found["test"]]
+    p_value = "p < 0.001" if found["p_value"] < 0.001 else f"p {found['p_value']:.3f}"
+    return f"{found['mean']:+.4f} ± {found['high'] - found['mean']:.4f} ({p_value}, {how})"
 
 
 def _fitting_table(state: Mapping[str, Any], console: Console) -> tuple[Table, list[str]]:
@@ -131,9 +143,18 @@ def _fitting_table(state: Mapping[str, Any], console: Console) -> tuple[Table, l
 
 def _table(columns: Columns, state: Mapping[str, Any]) -> Table:
     table = _empty_table(columns, right=NUMBERS)
-    for trial, cells in zip(state["trials"], zip(*columns.values(), strict=True), strict=True):
-        table.add_row(*map(Text, cells), style="bold green" if trial["trial"] == state["best"] else "")
+    for trial, cells in zip(_rows(state), zip(*columns.values(), strict=True), strict=True):
+        table.add_row(*map(Text, cells), style="bold green" if trial["trial"] in _marked(state) else "")
     return table
+
+
+def _rows(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [trial for trial in state["trials"] if trial["proposer"] not in ON_OTHER_SEEDS]
+
+
+def _marked(state: Mapping[str, Any]) -> list[int]:
+    """Return the trials to mark: the best one, or of several objectives the front."""
+    return list(state["front"]) if isinstance(state["minimize"], list) else [state["best"]]
 
 
 def _empty_table(headings: Iterable[str], right: Collection[str]) -> Table:
@@ -145,7 +166,7 @@ def _empty_table(headings: Iterable[str], right: Collection[str]) -> Table:
 
 def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
     """Return heading -> cells, one a trial; with only the first and the last perplexity where asked."""
-    trials = state["trials"]
+    trials = _rows(state)
     chains = [last_cycle(trial["perplexity"]) for trial in trials]
     phases = [phase for phase in SHOWN_PHASES if any(phase in chain for chain in chains)]
     if only_ends:
@@ -154,15 +175,29 @@ def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
     heading = f"perplexity{' (last cycle)' if several else ''}\n{' → '.join(SHOWN_PHASES[phase] for phase in phases)}"
     values = {name: [_value(trial["values"], paths) for trial in trials] for name, paths in _headings(trials).items()}
     return {
-        "#": [f"{'*' if trial['trial'] == state['best'] else ''}{trial['trial']}" for trial in trials],
+        "#": [f"{'*' if trial['trial'] in _marked(state) else ''}{trial['trial']}" for trial in trials],
         **values,
         heading.strip(): [_chain(trial, chain, phases) for trial, chain in zip(trials, chains, strict=True)],
+        **_goal_columns(state, trials),
         **_control_columns(trials),
         "heads": [f"{trial['active_heads']}/{trial['head_slots']}" if trial["params"] else "–" for trial in trials],
         "params": [_millions(trial["params"], "M") for trial in trials],
         "MFLOP/token": [_millions(trial["flops_per_token"]) for trial in trials],
         "s": [f"{trial['seconds']:.1f}" for trial in trials],
     }
+
+
+def _goal_columns(state: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return a column for each of several objectives, and one that says who keeps to the constraints."""
+    names = state["minimize"] if isinstance(state["minimize"], list) else []
+    columns = {f"↓ {name}": [_goal(trial["objectives"].get(name)) for trial in trials] for name in names}
+    if any(trial["violations"] for trial in trials):
+        columns["feasible"] = [{True: "yes", False: "no", None: "–"}[trial["feasible"]] for trial in trials]
+    return columns
+
+
+def _goal(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _control_columns(trials: Sequence[Mapping[str, Any]]) -> Columns:
@@ -226,10 +261,16 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
     """Print one trial: values, phases, decisions, head map, samples."""
     again = f"   {state['attempts']} attempts" if state["attempts"] > 1 else ""
     _say(console, f"{state['sweep']} trial {state['trial']}: {state['status']}   {state['seconds']:.1f} s{again}")
+    if state["of"] is not None:
+        _say(console, f"  {state['proposer']} of trial {state['of']}, seed {state['seed']}")
     for path, value in state["values"].items():
         _say(console, f"  {path}: {show_value(value)}")
     if state["error"]:
         _say(console, f"error: {state['error'].rstrip()}")
+    if state["stopped"]:
+        _say(console, f"stopped: {state['stopped']}")
+    for rule, amount in state["violations"].items():
+        _say(console, f"  {rule}: {'kept' if amount <= 0 else f'missed by {amount:.4g}'}")
     if not state["phases"]:
         _say(console, "no phase finished.")
         return
@@ -272,32 +313,6 @@ def decision_text(phase: Mapping[str, Any]) -> str:
 def _name(phase: Mapping[str, Any]) -> str:
     arm = "" if phase["arm"] == "main" else f"{phase['arm']}: "
     return arm + phase["phase"] + (f" {phase['cycle']}" if phase["cycle"] else "")
-
-
-def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console: Console) -> None:
-    """Print what a job would do and take."""
-    lanes, workers = count(job["scale"]["lanes"], "lane"), count(job["scale"]["workers"], "worker")
-    phases, shared = estimate["phases"], estimate["phases_shared"]
-    steps, steps_shared = estimate["steps"], estimate["steps_shared"]
-    saved = f" instead of {steps:,} ({1 - steps_shared / steps:.0%} fewer by sharing)" if steps_shared < steps else ""
-    seconds, source = estimate["seconds"], estimate["seconds_from"]
-    rows = {
-        "model": f"{job['model']['name']}, {estimate['parameters']:,} parameters",
-        "data": f"{job['data']['name']}, windows of {job['data']['seq_len']} tokens",
-        "trials": f"{estimate['trials']} on {lanes} of {workers}",
-        "phases of a trial": " → ".join(phase["phase"] for phase in estimate["example"]),
-        "phases": f"{phases}" + (f", of which {shared} are run and the others reused" if shared < phases else ""),
-        "training steps": f"{steps_shared:,}{saved}",
-        "time": f"unknown ({source})" if seconds is None else f"about {duration(seconds)} (judged by {source})",
-        "memory": f"about {estimate['worker_memory_bytes'] / 2**30:.1f} GiB a worker",
-        "disk": f"about {estimate['disk_bytes'] / 2**30:.2f} GiB of checkpoints",
-    }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in rows.items():
-        table.add_row(name, Text(text))
-    console.print(table)
-    if estimate["trials"] > 1:
-        _say(console, "sharing is counted on values drawn at random; the sampler may draw others.")
 
 
 def print_listing(content: Mapping[str, Sequence[Mapping[str, str]]], console: Console) -> None:

@@ -33,8 +33,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from raysweep.errors import ArchiveError
+from raysweep.parameter import Parameter, Scalar
 from raysweep.records import PhaseRecord, Status
-from raysweep.space import Parameter, Scalar, Space
+from raysweep.space import Space
 
 EVENT_FILES = "events.out.tfevents.*"
 NOT_APPLICABLE = "n/a"
@@ -56,6 +57,15 @@ HEAD_MAP_LEGEND = (
     "Rows are layers, the first on top; columns are heads. Grey: absent. Blue: original. "
     "Orange, pink, green, vermilion: grown in cycle 1, 2, 3, 4, and so on in turn."
 )
+
+
+class NoWriter:
+    """Writes nothing, where nobody will look."""
+
+    def progress(self, phase: str, cycle: int, point: Mapping[str, float]) -> None: ...
+    def phase(self, record: PhaseRecord) -> None: ...
+    def finish(self, status: Status, objectives: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
 
 
 class TrialWriter:

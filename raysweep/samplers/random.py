@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raysweep.contracts import Draw
+
 if TYPE_CHECKING:
     import optuna
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    def build(self, seed: int) -> optuna.samplers.BaseSampler:
+    def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         import optuna
 
-        return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.RandomSampler(seed=draw.seed)

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysweep.contracts import Decision, Report
+from raysweep.contracts import Report
+from raysweep.stopping import PromptRule
 
 
-class Rule:
-    """Lets all go on."""
-
-    def report(self, report: Report) -> Decision:
-        return Decision(action="go")
-
-    def ended(self, trial: int) -> None: ...
-
-    def decided(self) -> dict[int, Decision]:
-        return {}
+class Rule(PromptRule):
+    def judge(self, report: Report) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,17 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
-from raysweep.cluster.mailbox import Assignment, Mailbox
+from raysweep.cluster.mailbox import Mailbox
+from raysweep.contracts import Decision
+from raysweep.engine.dispatcher import Assignment
+from raysweep.plan import PhasePlan, TrialPlan
+from raysweep.schedulers.none import Rule
 
-COMPLETE = {"status": "COMPLETE", "objective": 1.5, "error": None}
+COMPLETE = {"status": "COMPLETE", "error": None}
 NEVER = 30.0
 
 
@@ -27,7 +32,7 @@ def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 @pytest.fixture
 def mailbox() -> Mailbox:
-    return Mailbox(max_attempts=2)
+    return Mailbox(max_attempts=2, rule=Rule(), sharing=True)
 
 
 async def settle() -> None:
@@ -65,20 +70,42 @@ class Group:
         return assignment
 
 
+def plan_of(trial: int) -> str:
+    """Return the plan of a trial of one phase, which no other trial has."""
+    phase = PhasePlan(kind="baseline", cycle=0, params={}, key=f"key-{trial}")
+    empty: dict[str, Any] = {"values": {}, "model": {}, "data": {}, "training": {}, "halting": {}, "controls": {}}
+    return TrialPlan(trial=trial, seed=0, checkpoint_every_steps=1, phases=(phase,), **empty).to_json()
+
+
+def attempt(mailbox: Mailbox, trial: int) -> int:
+    """Return at which attempt a trial is that has not ended."""
+    return mailbox._dispatcher._trials[trial].attempt
+
+
+SEEN: WeakKeyDictionary[Mailbox, list[dict[str, Any]]] = WeakKeyDictionary()
+
+
+async def everything(mailbox: Mailbox) -> list[dict[str, Any]]:
+    """Return all that has happened so far."""
+    seen = SEEN.setdefault(mailbox, [])
+    seen += await mailbox.events(0.01)
+    return seen
+
+
 async def submit(mailbox: Mailbox, *trials: int, lane: str | None = None) -> None:
     for trial in trials:
-        await mailbox.submit(trial, f"plan {trial}", lane)
+        await mailbox.submit(plan_of(trial), lane)
 
 
 async def finals(mailbox: Mailbox) -> dict[int, dict[str, Any]]:
     """Return the final events by trial; no trial may have two."""
-    found = [event for event in await mailbox.events(0, 0.01) if event["type"] == "final"]
+    found = [event for event in await everything(mailbox) if event["type"] == "final"]
     assert len({event["trial"] for event in found}) == len(found)
     return {event["trial"]: event for event in found}
 
 
 async def retries(mailbox: Mailbox) -> list[tuple[int, int]]:
-    return [(e["trial"], e["attempt"]) for e in await mailbox.events(0, 0.01) if e["type"] == "retry"]
+    return [(e["trial"], e["attempt"]) for e in await everything(mailbox) if e["type"] == "retry"]
 
 
 # One lane, nothing dies.
@@ -89,7 +116,9 @@ async def test_all_ranks_of_a_lane_get_the_same_trial(mailbox: Mailbox) -> None:
     await submit(mailbox, 1, 2)
     rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
     first, second = await rank_0.take(), await rank_1.take()
-    assert (first.trial, first.plan, first.sequence) == (second.trial, second.plan, second.sequence) == (1, "plan 1", 0)
+    assert (
+        (first.trial, first.plan, first.sequence) == (second.trial, second.plan, second.sequence) == (1, plan_of(1), 0)
+    )
 
 
 @on_a_loop
@@ -161,7 +190,7 @@ async def test_a_restarted_group_gets_the_unfinished_trial_as_its_next_attempt(m
     lost, new = Group(mailbox, "g1"), Group(mailbox, "g2")
     await lost.take()
     again = await new.take()
-    assert (again.trial, again.attempt, again.plan) == (1, 2, "plan 1")
+    assert (again.trial, attempt(mailbox, 1), again.plan) == (1, 2, plan_of(1))
     await new.finish(again)
     assert (await finals(mailbox))[1]["attempts"] == 2
     assert (await new.take()).trial == 2
@@ -172,7 +201,8 @@ async def test_a_restart_is_one_attempt_however_many_ranks_ask(mailbox: Mailbox)
     await submit(mailbox, 1)
     for _ in range(4):
         await Group(mailbox, "g1").take()
-    assert [(await Group(mailbox, "g2").take()).attempt for _ in range(4)] == [2, 2, 2, 2]
+    assert [(await Group(mailbox, "g2").take()).trial for _ in range(4)] == [1, 1, 1, 1]
+    assert attempt(mailbox, 1) == 2
     assert await retries(mailbox) == [(1, 2)]
 
 
@@ -182,7 +212,7 @@ async def test_the_next_trial_after_a_retried_one_starts_at_attempt_one(mailbox:
     await Group(mailbox, "g1").take()
     new = Group(mailbox, "g2")
     await new.run()
-    assert (await new.run()).attempt == 1
+    await new.run()
     assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {1: 2, 2: 1}
 
 
@@ -194,7 +224,8 @@ async def test_a_finished_trial_is_not_given_again_to_a_restarted_group(mailbox:
     await settle()
     assert not any(task.done() for task in new)
     await submit(mailbox, 2)
-    assert [(task.result().trial, task.result().attempt) for task in new if await task] == [(2, 1), (2, 1)]
+    assert [task.result().trial for task in new if await task] == [2, 2]
+    assert attempt(mailbox, 2) == 1
 
 
 @on_a_loop
@@ -209,7 +240,8 @@ async def test_those_who_wait_for_a_dead_group_take_no_trial(mailbox: Mailbox) -
     new = [Group(mailbox, "g2").asking() for _ in range(2)]
     await settle()
     await submit(mailbox, 2)
-    assert [(task.result().trial, task.result().attempt) for task in new if await task] == [(2, 1), (2, 1)]
+    assert [task.result().trial for task in new if await task] == [2, 2]
+    assert attempt(mailbox, 2) == 1
     assert await asyncio.gather(*orphans) == [None, None]
     assert await retries(mailbox) == []
 
@@ -233,9 +265,9 @@ async def test_a_trial_out_of_attempts_fails_with_the_reason_of_the_crash_and_th
     await Group(mailbox, "g2").take()
     await mailbox.crashed(1, "rank 1: ValueError: no such thing")
     following = await Group(mailbox, "g3").take()
-    assert (following.trial, following.attempt) == (2, 1)
+    assert (following.trial, attempt(mailbox, 2)) == (2, 1)
     failed = (await finals(mailbox))[1]
-    assert (failed["status"], failed["attempts"], failed["objective"]) == ("FAILED", 2, None)
+    assert (failed["status"], failed["attempts"]) == ("FAILED", 2)
     assert "2 attempts" in failed["error"] and "rank 1: ValueError: no such thing" in failed["error"]
 
 
@@ -276,10 +308,10 @@ async def test_the_reason_is_that_of_the_last_attempt(mailbox: Mailbox) -> None:
 
 @on_a_loop
 async def test_attempts_of_one_trial_are_not_charged_to_the_next() -> None:
-    mailbox = Mailbox(max_attempts=1)
+    mailbox = Mailbox(max_attempts=1, rule=Rule(), sharing=True)
     await submit(mailbox, 1, 2, 3)
     for number in range(3):
-        assert (await Group(mailbox, f"g{number}").take()).attempt == 1
+        assert attempt(mailbox, (await Group(mailbox, f"g{number}").take()).trial) == 1
     assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {1: 1, 2: 1}
 
 
@@ -307,7 +339,9 @@ async def test_every_trial_runs_once_on_busy_lanes_whose_groups_die(mailbox: Mai
         number, group = 0, Group(mailbox, f"{name}-0", name)
         while (assignment := await group.ask()) is not None:
             await asyncio.sleep(0)
-            if assignment.trial % 5 == 0 and assignment.attempt == 1:  # dies, while another rank still waits
+            if (
+                assignment.trial % 5 == 0 and attempt(mailbox, assignment.trial) == 1
+            ):  # dies, while another rank still waits
                 number += 1
                 orphan = Group(mailbox, group.name, name)
                 orphan.finished = assignment.sequence
@@ -398,7 +432,7 @@ async def test_a_dead_lane_fails_its_trial_and_leaves_the_rest_to_the_others(mai
     await Group(mailbox, "g", "lane-0").take()
     await mailbox.lane_died("lane-0", "lane-0 was lost: no node")
     assert (await finals(mailbox))[1] == {
-        "type": "final", "trial": 1, "attempts": 1, "status": "FAILED", "objective": None,
+        "type": "final", "trial": 1, "attempts": 1, "status": "FAILED",
         "error": "lane-0 was lost: no node",
     }  # fmt: skip
     assert (await Group(mailbox, "h", "lane-1").take()).trial == 2
@@ -442,19 +476,20 @@ async def test_a_lane_that_dies_between_trials_fails_nothing(mailbox: Mailbox) -
 
 
 @on_a_loop
-async def test_events_come_in_order_from_any_index_on(mailbox: Mailbox) -> None:
+async def test_events_come_in_order_and_once(mailbox: Mailbox) -> None:
     posted = [{"type": "progress", "trial": 1, "point": {"step": step}} for step in range(5)]
-    for event in posted:
+    for event in posted[:3]:
         await mailbox.post(event)
-    assert await mailbox.events(0, 0.01) == posted
-    assert await mailbox.events(3, 0.01) == posted[3:]
-    assert await mailbox.events(5, 0.01) == []
+    assert await mailbox.events(0.01) == posted[:3]
+    for event in posted[3:]:
+        await mailbox.post(event)
+    assert await mailbox.events(0.01) == posted[3:]
+    assert await mailbox.events(0.01) == []
 
 
 @on_a_loop
 async def test_whoever_asks_for_events_waits_for_the_next_one(mailbox: Mailbox) -> None:
-    await mailbox.post({"type": "group", "lane": "lane-0"})
-    asked = asyncio.create_task(mailbox.events(1, NEVER))
+    asked = asyncio.create_task(mailbox.events(NEVER))
     await settle()
     assert not asked.done()
     await mailbox.post({"type": "progress", "trial": 1})
@@ -466,36 +501,46 @@ async def test_a_trial_sees_only_its_own_phases_and_its_end(mailbox: Mailbox) ->
     await submit(mailbox, 1, 2)
     group = Group(mailbox, "g")
     assignment = await group.take()
+    phases = {trial: {"type": "phase", "trial": trial, "record": {"key": f"key-{trial}"}} for trial in (1, 2)}
     for trial in (1, 2):
         await mailbox.post({"type": "progress", "trial": trial})
-        await mailbox.post({"type": "phase", "trial": trial, "record": trial})
+        await mailbox.post(phases[trial])
     await group.finish(assignment)
-    mine = [{"type": "phase", "trial": 1, "record": 1}, {**COMPLETE, "type": "final", "trial": 1, "attempts": 1}]
-    assert await mailbox.trial_event(1, 0, 0.01) == mine
-    assert await mailbox.trial_event(1, 1, 0.01) == mine[1:]
-    assert await mailbox.trial_event(1, 2, 0.01) == []
-    assert await mailbox.trial_event(3, 0, 0.01) == []
+    assert await mailbox.trial_event(1, 0.01) == phases[1]
+    assert await mailbox.trial_event(1, 0.01) == {**COMPLETE, "type": "final", "trial": 1, "attempts": 1}
+    assert await mailbox.trial_event(1, 0.01) is None
+    assert await mailbox.trial_event(3, 0.01) is None
 
 
 @on_a_loop
 async def test_whoever_asks_for_a_trial_waits_through_the_events_of_others(mailbox: Mailbox) -> None:
-    asked = asyncio.create_task(mailbox.trial_event(1, 0, NEVER))
-    for event in ({"type": "progress", "trial": 1}, {"type": "phase", "trial": 2}, {"type": "group", "lane": "l"}):
+    asked = asyncio.create_task(mailbox.trial_event(1, NEVER))
+    mine, other = ({"type": "phase", "trial": trial, "record": {"key": f"key-{trial}"}} for trial in (1, 2))
+    for event in ({"type": "progress", "trial": 1}, other, {"type": "group", "lane": "l"}):
         await mailbox.post(event)
     await settle()
     assert not asked.done()
-    await mailbox.post({"type": "phase", "trial": 1})
-    assert await asked == [{"type": "phase", "trial": 1}]
+    await mailbox.post(mine)
+    assert await asked == mine
 
 
 @on_a_loop
 async def test_every_way_in_which_a_trial_ends_wakes_whoever_asks_for_it(mailbox: Mailbox) -> None:
     await mailbox.expect_lanes(1)
-    await submit(mailbox, 1, 2, 3)
-    asked = [asyncio.create_task(mailbox.trial_event(trial, 0, NEVER)) for trial in (1, 2, 3)]
+    await submit(mailbox, 1, 2, 3, 4)
+    asked = [asyncio.create_task(mailbox.trial_event(trial, NEVER)) for trial in (1, 2, 3, 4)]
     await Group(mailbox, "g1").take()
     await Group(mailbox, "g2").take()
-    await Group(mailbox, "g3").take()  # trial 1 is out of attempts; this is trial 2
-    assert [event["trial"] for event in await asked[0]] == [1]
+    group = Group(mailbox, "g3")
+    second = await group.take()  # trial 1 is out of attempts; this is trial 2
+    first = await asked[0]
+    assert first is not None and (first["type"], first["trial"], first["status"]) == ("final", 1, "FAILED")
+    await mailbox.release("lane-0", second.sequence, Decision(action="pause"))
+    assert await asked[1] == {"type": "paused", "trial": 2}
+    group.finished = second.sequence
+    await group.take()
+    await mailbox.interrupt("enough")
+    assert await asked[3] == {"type": "left", "trial": 4}
     await mailbox.lane_died("lane-0", "lost")
-    assert [[event["trial"] for event in await task] for task in asked[1:]] == [[2], [3]]
+    third = await asked[2]
+    assert third is not None and (third["type"], third["trial"]) == ("final", 3)

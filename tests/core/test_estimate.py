@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 from sweeps import JOB, SPACE
 
+from raysweep import points
+from raysweep.core import calibration
 from raysweep.core import estimate as module
 from raysweep.core.estimate import START_SECONDS, Estimate, estimate
+from raysweep.core.preflight import preflight
 from raysweep.jobfile import check_job
 from raysweep.plan import Fingerprints
 from raysweep.records import PhaseRecord
@@ -155,3 +159,60 @@ def test_memory_grows_with_the_batch_of_a_worker() -> None:
     )
     assert small < large
     assert split == small
+
+
+def test_points_on_more_seeds_are_trials_too() -> None:
+    job = copy.deepcopy(JOB)
+    job["search"] = {"space": SPACE, "trials": 5, "seeds": 3, "top": 2}
+    checked = check_job(job, "job.yaml")
+    found = estimate(checked, FINGERPRINTS, PAST)
+    assert found.trials == points.planned(checked.spec, {}, {}) == 5 + 2 * 2 + 3
+    assert [len(stage.trials) for stage in found.stages] == [5, 2, 2, 1, 1, 1]  # a baseline a seed
+    assert found.distinct["baseline"] == 6
+
+
+def test_a_single_point_on_more_seeds_is_not_confirmed() -> None:
+    job = copy.deepcopy(JOB)
+    job["search"] = {"seeds": 3}
+    assert estimate(check_job(job, "job.yaml"), FINGERPRINTS, PAST).trials == 3
+
+
+def test_what_is_saved_is_said_in_words_and_in_json() -> None:
+    found = estimated(NO_CHOICE).to_dict()
+    assert found["saving"] == "2 of 3 trials reuse 1 prefix: 67% fewer steps"
+    assert (found["trials_reusing"], found["prefixes_reused"]) == (2, 1)
+    assert found["distinct"] == {"baseline": 1, "prune": 1, "measure": 1, "grow": 1, "learn": 1}
+    [root] = found["stages"]
+    assert (root["phase"], root["steps"], root["trials"], root["next"][0]["phase"]) == ("baseline", 100, 3, "prune")
+    json.dumps(found)
+
+
+def test_held_out_evaluations_inside_training_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_matrix_product_speed", lambda device: 1e9)
+    rare, often = estimated(), estimated(training={"evaluate_every": 10})
+    assert rare.seconds is not None and often.seconds is not None
+    flops = 2 * (4 * 12 * 128 * 128 + 1024 * 128) + 4 * 4 * 128 * 128
+    evaluation = 8192 * flops / (1e9 * module.TYPICAL_EFFICIENCY)
+    assert often.seconds - rare.seconds == pytest.approx(14 * evaluation)
+
+
+def test_a_calibration_trains_a_few_steps_of_the_job_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = copy.deepcopy(JOB)
+    job |= {"data": {"seq_len": 16, "eval_tokens": 64, "probe_windows": 2}, "scale": {"workers": 2}}
+    job["training"] = {"batch_size": 4}
+    checked = check_job(job, "job.yaml")
+    threads = torch.get_num_threads()
+    found = estimate(checked, preflight(checked), [], calibrate=True)
+    assert found.seconds_from == "6 training steps measured here"
+    assert found.seconds is not None and START_SECONDS < found.seconds < START_SECONDS + 3 * 140
+    assert torch.get_num_threads() == threads
+    measured = calibration.Calibration(step=0.5, rest=2.0, steps=6)
+    monkeypatch.setattr(calibration, "measure", lambda *given, **asked: measured)
+    single = check_job({**job, "search": {}}, "job.yaml")
+    found = estimate(single, FINGERPRINTS, [], calibrate=True)
+    assert found.seconds == pytest.approx(START_SECONDS + 140 * 0.5 + 5 * 2.0)
+
+
+def test_what_is_known_of_the_past_is_not_measured_again() -> None:
+    checked = check_job(JOB, "job.yaml")
+    assert "run before" in estimate(checked, FINGERPRINTS, PAST, calibrate=True).seconds_from

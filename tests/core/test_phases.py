@@ -19,9 +19,10 @@ import pytest
 import torch
 from helpers import causal, cpu, quick_plan, run_all
 
+from raysweep.contracts import Decision
 from raysweep.core.acts import MEASURED
 from raysweep.core.phases import _Trial, run_trial, trial_data
-from raysweep.core.runtime import Runtime
+from raysweep.core.runtime import Runtime, go_on
 from raysweep.core.state import TrialState
 from raysweep.core.store import Partial, PhaseStore
 from raysweep.errors import DivergedError, TrialError
@@ -47,12 +48,17 @@ def restored(plan: TrialPlan, folder: Path, index: int = -1) -> TrialState:
 
 @dataclass
 class Listener:
-    """Collects the training progress that a trial emits."""
+    """Collects what a trial tells and asks; answers `go`, or what `answers` says to an event."""
 
     events: list[dict[str, Any]]
+    answers: Callable[[dict[str, Any]], Decision] = go_on
 
     def runtime(self) -> Runtime:
-        return Runtime(device=torch.device("cpu"), emit=self.events.append)
+        return Runtime(device=torch.device("cpu"), emit=self.events.append, ask_sweep=self.answer)
+
+    def answer(self, event: dict[str, Any]) -> Decision:
+        self.events.append(event)
+        return self.answers(event)
 
     @property
     def points(self) -> list[tuple[str, int, float]]:

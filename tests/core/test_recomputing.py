@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import cpu, quick_plan, run_all
 
-from raysweep.core import entries
+from raysweep import entries
 from raysweep.core.phases import run_trial
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore

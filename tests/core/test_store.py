@@ -20,7 +20,7 @@ import torch
 from filelock import Timeout
 from safetensors import SafetensorError
 
-from raysweep.core import entries
+from raysweep import entries
 from raysweep.core.store import Outcome, Partial, PhaseStore, sweep_up
 from raysweep.errors import DiskFullError
 

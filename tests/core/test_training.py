@@ -271,7 +271,7 @@ def test_points_hold_the_mean_loss_since_the_point_before() -> None:
     some = schedule(LOG_EVERY + 3, gate_warmup_steps=4, new_head_lr_multiplier=3.0, multiplier_decay_steps=12)
     single = grown_state()
     for step in range(LOG_EVERY + 3):
-        each.append(loss_of_one_step(training_of(single, some, checkpoint_every=1), step))
+        each.append(loss_of_one_step(training_of(single, some), step))
     curve = training_of(state, some, on_point=seen.append).run()
     assert curve == seen and [point["step"] for point in curve] == [LOG_EVERY, LOG_EVERY + 3]
     assert curve[0]["loss"] == pytest.approx(np.mean(each[:LOG_EVERY]), rel=1e-6)
@@ -292,16 +292,26 @@ def loss_of_one_step(training: Training, step: int) -> float:
     def stop(_: int) -> None:
         raise KilledError
 
-    training.on_checkpoint = stop
+    training.between_steps = stop
     with contextlib.suppress(KilledError):
         training.run(step)
     return training.curve[-1]["loss"] if training.curve else float(training.unlogged[0] / training.unlogged[1])
 
 
-def test_checkpoints_come_at_their_steps_but_not_at_the_end() -> None:
-    steps: list[int] = []
-    training_of(grown_state(), schedule(9), checkpoint_every=3, on_checkpoint=steps.append).run()
-    assert steps == [3, 6]
+def test_between_steps_all_that_is_due_is_done_and_the_end_is_not_between() -> None:
+    seen: list[tuple[int, float, int]] = []
+    costs = iter([1.0] * 4 + [0.5] * 5)
+    training = training_of(
+        grown_state(), schedule(9), evaluate=lambda: 2.5, evaluate_every=3, step_flops=lambda: next(costs)
+    )
+    training.between_steps = lambda step: seen.append((step, training.flops, len(training.evaluations)))
+    training.run()
+    assert [step for step, _, _ in seen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [count for _, _, count in seen] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert training.evaluations == [
+        {"step": 3.0, "loss": 2.5, "training_flops": 3.0}, {"step": 6.0, "loss": 2.5, "training_flops": 5.0},
+    ]  # fmt: skip
+    assert training.flops == 6.5
 
 
 def test_training_does_not_read_the_global_generators() -> None:

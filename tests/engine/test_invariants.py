@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ import pytest
 from safetensors.numpy import save_file
 from sweeps import DECISIONS, ENTROPY, TAYLOR, job_mapping, make_sweep, phase_record, trial_record
 
-from raysweep.archive import Proposal, Retry, SweepFolder
+from raysweep import entries
+from raysweep.archive import Proposal, Retry, Session, SweepFolder
 from raysweep.engine.invariants import INVARIANTS, check, examine
 from raysweep.plan import LOG_EVERY
 from raysweep.records import PhaseRecord, TrialRecord
@@ -52,19 +54,21 @@ def tell(folder: SweepFolder, trial: int | None, state: int) -> None:
 def end(folder: SweepFolder, trial: int, phases: list[PhaseRecord], status: str = "COMPLETE", **about: Any) -> None:
     for record in phases:
         folder.add_phase(record)
-    folder.add_trial(trial_record(trial, status, phases, **about))
+    record = trial_record(trial, status, phases, **about)
+    goals = {} if record.objective is None else {"loss": record.objective}
+    folder.add_trial(replace(record, objectives=goals))
     tell(folder, trial, STATES[status])
 
 
 def store(folder: SweepFolder, phases: list[PhaseRecord]) -> None:
+    folder.store.mkdir(exist_ok=True)
     for number, record in enumerate(phases):
-        entry = folder.store / record.key
-        entry.mkdir(parents=True, exist_ok=True)
         history = [earlier.key for earlier in phases[: number + 1]]
         outcome = {"trial": record.trial, "record": record.to_dict(), "reference_entropy": None, "history": history}
-        (entry / "outcome.json").write_text(json.dumps(outcome))
-        for name in ("tensors",) * bool(record.steps) + ("slices",) * bool(record.decision):
-            save_file({"weights": np.arange(10.0)}, entry / f"{name}.safetensors")
+        with entries.appearing(folder.store / record.key, folder.store) as entry:
+            (entry / "outcome.json").write_text(json.dumps(outcome))
+            for name in ("tensors",) * bool(record.steps) + ("slices",) * bool(record.decision):
+                save_file({"weights": np.arange(10.0)}, entry / f"{name}.safetensors")
 
 
 def whole(trial: int) -> list[PhaseRecord]:
@@ -81,7 +85,7 @@ def sound(results: Path, **search: Any) -> SweepFolder:
     end(folder, 2, whole(2), values=ENTROPY, attempts=2, objective=3.5)
     end(folder, 3, [phase(3, "baseline")], "DIVERGED", error="loss is nan")
     end(folder, 4, [phase(4, "baseline"), phase(4, "prune")], "STOPPED")
-    folder.add_retry(Retry(trial=2, attempt=2, phase="learn", cycle=1, reached=30, resumed_at=20))
+    folder.add_retry(Retry(trial=2, attempt=2, phase="learn", cycle=1, reached=30, resumed_at=20, interval=20))
     folder.add_lane({"lane": "lane-0", "group": "g", "pids": [os.getpid()]})  # alive, but no worker of Ray
     store(folder, whole(1))
     return folder
@@ -130,7 +134,7 @@ COUNTED = "planned = finished + stopped + diverged + failed"
 def test_more_trials_than_planned(tmp_path: Path) -> None:
     folder = sound(tmp_path)
     propose(folder, 5)
-    assert only(folder, COUNTED) == "5 trials were proposed, but 4 planned"
+    assert only(folder, COUNTED) == "the search proposed 5 trials, but 4 were planned"
 
 
 def test_forks_are_planned_by_being_made(tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_a_trial_that_was_passed_over(tmp_path: Path) -> None:
     for file in ("plans.jsonl", "phases.jsonl", "trials.jsonl"):
         rewrite(folder, file, lambda lines: lines.__setitem__(slice(None), [x for x in lines if x["trial"] != 3]))
     rewrite(folder, "study.journal", lambda lines: lines.pop(3))
-    assert only(folder, COUNTED) == "trials 3 were passed over: 3 ended, 0 are open"
+    assert only(folder, COUNTED) == "trials 3 were passed over"
 
 
 def test_a_cancelled_trial_is_no_end_of_a_sweep(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_a_trial_counted_twice(tmp_path: Path) -> None:
 
 def test_a_trial_that_was_opened_again_may_end_again(tmp_path: Path) -> None:
     folder = sound(tmp_path)
-    rewrite(folder, "trials.jsonl", lambda lines: lines.append({"trial": 3, "reopened": True, "schema": 1}))
+    folder.reopen(3)
     assert check(folder) == []
     assert examine(folder)["open"] == [3]
     propose(folder, 3, attempt=2)
@@ -271,7 +275,7 @@ def test_replicates_are_no_results_of_the_search(tmp_path: Path) -> None:
     propose(folder, 5, proposer="replicate")
     for record in whole(5):
         folder.add_phase(record)
-    folder.add_trial(replace(trial_record(5, phases=whole(5)), proposer="replicate"))
+    folder.add_trial(replace(trial_record(5, phases=whole(5)), proposer="replicate", objectives={"loss": 3.0}))
     assert check(folder) == []
     tell(folder, 5, 1)
     assert only(folder, TOLD) == "the sampler knows a trial as COMPLETE that is no result of its search: 5"
@@ -363,6 +367,7 @@ BEST = "the best trial's checkpoint is on disk"
         ("learn-of-1/outcome.json", "learn-of-1/outcome.json"),
         ("prune-of-1/slices.safetensors", "prune-of-1/slices.safetensors"),
         ("measure-of-1/outcome.json", "measure-of-1/outcome.json"),
+        ("grow-of-1/manifest.json", "grow-of-1"),
     ],
 )
 def test_a_best_trial_that_cannot_be_restored(tmp_path: Path, gone: str, said: str) -> None:
@@ -375,6 +380,14 @@ def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
     folder = sound(tmp_path)
     tensors = folder.store / "learn-of-1" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
+    assert "learn-of-1/tensors.safetensors" in only(folder, BEST)
+
+
+def test_a_checkpoint_that_was_collected(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    entries.collect(folder.store / "baseline", "tensors.safetensors")
+    assert check(folder) == []  # the best trial's own come later
+    entries.collect(folder.store / "learn-of-1", "tensors.safetensors")
     assert "learn-of-1/tensors.safetensors" in only(folder, BEST)
 
 
@@ -406,7 +419,7 @@ def test_more_steps_wasted_than_between_two_checkpoints(tmp_path: Path) -> None:
     found = only(folder, "a lost worker costs at most a checkpoint interval")
     assert found == (
         "trial 2 lost its workers in learn at step 30 and went on from step 0: "
-        "30 steps were wasted, but scale.checkpoint_every_steps is 20"
+        "30 steps were wasted, with a checkpoint every 20"
     )
 
 
@@ -435,6 +448,9 @@ def test_a_worker_that_outlives_its_sweep(tmp_path: Path) -> None:
         assert only(folder, LEFT_OVER) == f"nobody runs the sweep, but its workers are alive: processes {pid}"
         with folder.lock():
             assert check(folder) == []
+        for host in ("another-machine", socket.gethostname()):
+            folder.add_session(Session(session=host, host=host, pid=1, started=0.0))
+            assert bool(check(folder)) == (host == socket.gethostname())  # there, the numbers name other processes
         lanes = folder.path / "lanes.jsonl"
         earlier = lanes.stat().st_mtime - 60
         os.utime(lanes, (earlier, earlier))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from rich.console import Console
 from rich.text import Text
 from sweeps import JOB, TAYLOR, WHOLE, add_trial, job_mapping, make_sweep, phase_record, trial_record
 
+from raysweep.archive import Session
+from raysweep.contracts import Report
 from raysweep.jobfile import Job, check_job
-from raysweep.plan import Fingerprints, make_plan
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records import PhaseRecord
 from raysweep.reports.progress import Progress, Silent, count, duration
 
@@ -78,11 +81,11 @@ def test_a_finished_trial_is_one_line_with_the_best_so_far_and_the_time_left(tmp
     lines = output.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[1] == (
-        "trial 1 (1/8)   baseline ✓ prune ✓ measure ✓ grow ✓ learn ✓   loss 3.7495   best 3.7495 (trial 1)   12.5 s"
+        "trial 1 (1/8)   baseline ✓ prune 30% ✓ measure ✓ grow ✓ learn ✓   loss 3.7495   best 3.7495 (trial 1)   12.5 s"
         "   about 4 min left"  # 7 trials of 30 s
     )
     assert lines[2].startswith(
-        "trial 2 (2/8)   baseline ◇ prune ✓ measure ✓ grow ✓ learn ✓   loss 3.9120   best 3.7495 (trial 1)"
+        "trial 2 (2/8)   baseline ◇ prune 30% ✓ measure ✓ grow ✓ learn ✓   loss 3.9120   best 3.7495 (trial 1)"
     )
 
 
@@ -186,23 +189,156 @@ def test_off_a_terminal_steps_and_phases_print_nothing(tmp_path: Path) -> None:
     assert output.getvalue() == before
 
 
-def test_on_a_terminal_a_live_line_shows_the_running_step(tmp_path: Path) -> None:
+def plan_of(trial: int, cycles: int = 1) -> TrialPlan:
+    job = check_job({**job_mapping(), "cycle": {**JOB["cycle"], "cycles": cycles}}, "heads.yaml")
+    return make_plan(job.with_values(TAYLOR), TAYLOR, trial=trial, fingerprints=Fingerprints(model="m", data="d"))
+
+
+def live(progress: Progress) -> list[str]:
+    """Return the lines of the table as it stands now."""
+    console = Console(file=StringIO(), force_terminal=True, width=200, height=20, record=True, _environ={})
+    console.print(progress._table())
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def cells(progress: Progress, trial: int) -> list[str]:
+    """Return trial, phases, heads, loss, held-out loss and attempt of a row; what is empty is left out."""
+    line = next(line for line in live(progress) if line.split()[:1] == [str(trial)])
+    return [cell.strip() for cell in line.strip().split("  ") if cell.strip()]
+
+
+def test_on_a_terminal_a_live_table_stands_below_what_is_printed(tmp_path: Path) -> None:
     with watched(terminal=True) as (progress, output):
         start(progress, tmp_path)
-        assert progress._status is not None
-        assert "starting workers" in _live(progress)
-        progress.phase_finished(phase_record(1, "baseline", 40.0))
-        progress.step_logged(1, "learn", 10, 40, 3.5)
-        assert _live(progress) == "trial 1: baseline ✓ learn ▶ 10/40 loss 3.500"
+        assert live(progress)[0].startswith("starting workers · ")
+        progress.trial_started(plan_of(1))
         run_trial(progress, 1)
-        assert _live(progress).startswith("1 of 8 trials ended   about ")
+        assert live(progress)[0].startswith("1 of 8 trials ended · best 3.7495 (trial 1) · ")
         assert "loss 3.7495   best 3.7495 (trial 1)" in Text.from_ansi(output.getvalue()).plain
-    assert output.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in output.getvalue()  # the cursor is back
+    assert "\x1b[?25h" in output.getvalue()  # the cursor is back
 
 
-def _live(progress: Progress) -> str:
-    assert progress._status is not None
-    return str(progress._status.status)
+def test_off_a_terminal_there_is_no_live_table(tmp_path: Path) -> None:
+    with watched() as (progress, _):
+        start(progress, tmp_path)
+        assert progress._live is None
+
+
+def test_a_row_shows_what_is_done_where_it_is_and_what_is_to_come(tmp_path: Path) -> None:
+    with watched() as (progress, _):
+        start(progress, tmp_path)
+        progress.trial_started(plan_of(4))
+        assert cells(progress, 4) == ["4", "baseline prune 30% measure grow learn", "1"]
+        progress.phase_finished(phase_record(4, "baseline", 40.0, reused=True))
+        assert cells(progress, 4) == ["4", "baseline ◇ prune 30% measure grow learn", "8/8", "3.689", "1"]
+        for label in ("prune", "measure", "grow"):
+            progress.phase_finished(phase_record(4, label, 50.0))
+        progress.step_logged(4, "learn", 120, 300, 3.5)
+        way = "baseline ◇ prune 30% ✓ measure ✓ grow ✓ learn ▶ 120/300"
+        assert cells(progress, 4) == ["4", way, "6/8", "3.500", "3.912", "1"]
+        progress.reported(Report(trial=4, phase="learn", cycle=1, step=100, flops=1.0, share=0.5, loss=3.25))
+        assert cells(progress, 4)[-2:] == ["3.250", "1"]
+
+
+def test_earlier_cycles_are_told_in_short(tmp_path: Path) -> None:
+    with watched() as (progress, _):
+        start(progress, tmp_path)
+        progress.trial_started(plan_of(1, cycles=2))
+        for label in WHOLE:
+            progress.phase_finished(phase_record(1, label, 50.0))
+        progress.phase_finished(phase_record(1, "prune@2", 50.0))
+        progress.step_logged(1, "learn", 10, 40, 3.5)
+        assert cells(progress, 1)[1] == "baseline ✓ cycle 1 ✓ prune@2 30% ✓ learn@2 ▶ 10/40 measure@2 grow@2"
+
+
+def test_who_waits_or_is_paused_says_so_and_stands_last(tmp_path: Path) -> None:
+    with watched() as (progress, _):
+        start(progress, tmp_path)
+        for trial in (1, 2, 3):
+            progress.trial_started(plan_of(trial))
+            progress.phase_finished(phase_record(trial, "baseline", 40.0))
+        progress.trial_waiting(1, "prune", 1)
+        progress.step_logged(2, "learn", 10, 40, 3.5)
+        progress.trial_paused(2)
+        assert cells(progress, 1)[1] == "baseline ✓ prune 30% … another trial runs it measure grow learn"
+        assert cells(progress, 2)[1] == "baseline ✓ learn ‖ paused by its stopping rule prune 30% measure grow"
+        assert [line.split()[0] for line in live(progress)[1:4]] == ["2", "3", "1"]
+        progress.trial_released(1)
+        progress.trial_started(plan_of(2))  # resumed by its rule: what it has done stays
+        assert [cells(progress, trial)[1] for trial in (1, 2)] == ["baseline ✓ prune 30% measure grow learn"] * 2
+        progress.trial_left(3)
+        assert all(line.split()[:1] != ["3"] for line in live(progress))
+
+
+def test_an_attempt_begins_its_row_again(tmp_path: Path) -> None:
+    with watched() as (progress, _):
+        start(progress, tmp_path)
+        progress.trial_started(plan_of(1))
+        progress.phase_finished(phase_record(1, "baseline", 40.0))
+        progress.trial_retried(1, 2)
+        progress.phase_finished(phase_record(1, "baseline", 40.0))
+        assert cells(progress, 1) == ["1", "baseline ✓ prune 30% measure grow learn", "8/8", "3.689", "2"]
+
+
+def test_control_arms_are_named(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path)
+        progress.trial_started(plan_of(1))
+        progress.phase_finished(replace(phase_record(1, "learn", 40.0), arm="dense"))
+        assert "dense:learn ✓" in cells(progress, 1)[1]
+        progress.trial_finished(trial_record(1, objective=3.0))
+    assert "dense:learn ✓" in output.getvalue()
+
+
+def test_more_trials_than_lines_are_counted(tmp_path: Path) -> None:
+    with watched() as (progress, _):
+        start(progress, tmp_path)
+        for trial in range(1, 61):
+            progress.trial_started(plan_of(trial))
+        lines = live_lines(progress, height=12)
+        assert len(lines) == 1 + 8 + 1 + 1
+        assert lines[-2] == "and 52 more"
+
+
+def live_lines(progress: Progress, height: int) -> list[str]:
+    progress._console.height = height
+    return live(progress)
+
+
+def test_the_last_line_tells_cost_and_budget_over_all_sessions(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    add_trial(folder, 1, perplexities={})
+    folder.add_phase(replace(phase_record(1, "baseline", 40.0), training_flops=2e12))
+    folder.add_phase(replace(phase_record(1, "learn", 40.0, reused=True), training_flops=9e12))
+    folder.add_session(Session(session="a", host="h", pid=1, started=0.0, seconds=1800.0))
+    job = check_job({**job_mapping(trials=8), "budget": {"hours": 12, "flops": 1e15}}, "heads.yaml")
+    now = [100.0]
+    progress = Progress(Console(file=StringIO(), width=120, _environ={}), clock=lambda: now[0])
+    progress.sweep_started(folder, job, 7)
+    now[0] += 1800.0
+    trained = replace(phase_record(2, "learn", 40.0), training_flops=1e12)
+    for record in (trained, trained):  # the second time by a later attempt
+        progress.phase_finished(record)
+    assert live(progress)[-1].endswith(" · 60 min of 12 h, 3e+12 of 1e+15 training FLOPs")
+
+
+def test_what_breaks_a_constraint_is_never_the_best(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path)
+        record = trial_record(1, phases=[phase_record(1, "learn", 40.0)])
+        progress.trial_finished(replace(record, violations={"perplexity <= 30": 10.0}))
+    assert "loss 3.6889 (misses a constraint)   12.5 s" in output.getvalue()
+    assert "best" not in output.getvalue()
+
+
+def test_why_a_trial_was_stopped_is_told_and_why_a_sweep_is(tmp_path: Path) -> None:
+    with watched() as (progress, output):
+        start(progress, tmp_path)
+        progress.trial_finished(replace(trial_record(1, "STOPPED"), stopped="rung 1: below the best third"))
+        progress.warned(2, "phase abc was damaged; it is run again")
+        progress.sweep_interrupted("budget.hours used up")
+    assert "STOPPED: rung 1: below the best third" in output.getvalue()
+    assert "trial 2: phase abc was damaged; it is run again\nstopping: budget.hours used up\n" in output.getvalue()
 
 
 def test_everything_goes_to_its_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

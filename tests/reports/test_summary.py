@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sweeps import (
     JOB,
     TAYLOR,
     WHOLE,
+    add_on_seed,
     add_trial,
     finished_sweep,
     job_mapping,
@@ -28,12 +30,13 @@ from raysweep.reports.summary import is_finished, label, next_commands, sweep_st
 
 SWEEP_FIELDS = {
     "sweep", "job", "model", "data", "minimize", "planned", "counts", "best", "phases_run", "phases_reused",
-    "steps_run", "worker_groups_started", "trials",
+    "steps_run", "worker_groups_started", "trials", "front", "points", "winner",
+    "seeds",
 }  # fmt: skip
 TRIAL_FIELDS = {
     "trial", "status", "values", "objective", "perplexity", "reused", "active_heads", "head_slots", "params",
     "flops_per_token", "attempts", "seconds", "error", "final_perplexity", "controls", "control_errors",
-    "recovery", "halted",
+    "recovery", "halted", "seed", "proposer", "of", "objectives", "violations", "feasible", "stopped",
 }  # fmt: skip
 PHASE_FIELDS = {
     "trial", "phase", "cycle", "key", "reused", "loss", "perplexity", "active_heads", "head_map", "params",
@@ -63,7 +66,7 @@ def test_a_trial_is_told_by_its_last_phase(tmp_path: Path) -> None:
 def test_the_fields_that_scripts_read_are_there(tmp_path: Path) -> None:
     folder = finished_sweep(tmp_path)
     state = sweep_state(folder)
-    assert set(state) >= SWEEP_FIELDS
+    assert set(state) == SWEEP_FIELDS
     assert all(set(trial) == TRIAL_FIELDS for trial in state["trials"])
     trial = trial_state(folder, 1)
     assert set(trial) == TRIAL_FIELDS | {"sweep", "phases", "control_phases"}
@@ -167,6 +170,125 @@ def test_where_all_failed_the_next_command_shows_why(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, job=job_mapping(trials=1))
     add_trial(folder, 1, status="FAILED", error="no space left")
     assert commands(folder) == ["raysweep show heads-1 1", "raysweep tensorboard heads-1"]
+
+
+# Several objectives, and constraints.
+
+
+def two_objectives(tmp_path: Path, **search: Any) -> SweepFolder:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=4, minimize=["loss", "params"], **search))
+    for trial, (loss, params) in enumerate([(3.0, 30.0), (2.0, 50.0), (3.5, 40.0), (4.0, 10.0)], start=1):
+        add_trial(folder, trial, status=None)
+        ended = replace(trial_record(trial, objective=loss), objectives={"loss": loss, "params": params})
+        folder.add_trial(ended)
+    return folder
+
+
+def test_of_several_objectives_the_front_is_listed_by_the_first(tmp_path: Path) -> None:
+    state = sweep_state(two_objectives(tmp_path))
+    assert (state["minimize"], state["front"], state["best"]) == (["loss", "params"], [2, 1, 4], 2)
+    assert state["trials"][2]["objectives"] == {"loss": 3.5, "params": 40.0}
+
+
+def test_what_breaks_a_constraint_is_no_best_trial(tmp_path: Path) -> None:
+    rule = "perplexity <= baseline.perplexity"
+    folder = make_sweep(tmp_path, job=job_mapping(constraints=[rule]))
+    for trial, (loss, missed) in enumerate([(1.0, 0.5), (3.0, -1.0), (2.0, 0.0)], start=1):
+        add_trial(folder, trial, status=None)
+        ended = trial_record(trial, objective=loss)
+        folder.add_trial(replace(ended, violations={rule: missed}))
+    state = sweep_state(folder)
+    assert (state["best"], state["front"]) == (3, [3])
+    assert [trial["feasible"] for trial in state["trials"]] == [False, True, True]
+    assert state["trials"][0]["violations"] == {rule: 0.5}
+
+
+def test_a_stopped_trial_says_why_and_is_neither_feasible_nor_not(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    add_trial(folder, 1, status=None)
+    folder.add_trial(replace(trial_record(1, "STOPPED"), stopped="slow"))
+    [trial] = sweep_state(folder)["trials"]
+    assert (trial["stopped"], trial["feasible"], trial["objectives"]) == ("slow", None, {})
+
+
+def test_a_sweep_whose_sampler_has_nothing_left_is_finished(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=9))
+    add_trial(folder, 1)
+    assert not is_finished(sweep_state(folder))
+    folder.exhaust()
+    assert sweep_state(folder)["planned"] == 1 and is_finished(sweep_state(folder))
+
+
+def test_a_fork_may_be_the_best_trial(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=1))
+    add_on_seed(folder, 1, TAYLOR, 42.0)
+    add_on_seed(folder, 2, ENTROPY, 41.0, proposer="fork", of=1)
+    state = sweep_state(folder)
+    assert (state["best"], state["planned"], state["trials"][1]["of"]) == (2, 2, 1) and is_finished(state)
+
+
+# Points over seeds.
+
+
+def replicated(tmp_path: Path, fresh: Sequence[float] = (41.9, 42.0), **search: Any) -> SweepFolder:
+    """Return a sweep of two points on two seeds: the second wins the search, the first is better by its mean."""
+    folder = make_sweep(tmp_path, job=job_mapping(trials=2, seeds=2, **search))
+    add_on_seed(folder, 1, TAYLOR, 42.0, dense=41.0)
+    add_on_seed(folder, 2, ENTROPY, 41.5, dense=41.0)
+    add_on_seed(folder, 3, TAYLOR, 42.1, seed=1, proposer="replicate", of=1, dense=41.4)
+    add_on_seed(folder, 4, ENTROPY, 43.5, seed=1, proposer="replicate", of=2, dense=41.4)
+    for seed, perplexity in enumerate(fresh, start=2):
+        add_on_seed(folder, 3 + seed, TAYLOR, perplexity, seed=seed, proposer="confirmation", of=1)
+    return folder
+
+
+def test_a_point_is_judged_by_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    state = sweep_state(replicated(tmp_path))
+    assert (state["best"], state["front"], state["planned"]) == (1, [1], 2 + 2 + 2)
+    assert is_finished(state)
+    one, two = state["points"]
+    assert (one["trial"], one["trials"], one["seeds"], one["against_best"]) == (1, [1, 3], [0, 1], None)
+    mean = (math.log(42.0) + math.log(42.1)) / 2
+    half = 12.7062 * abs(math.log(42.1) - math.log(42.0)) / 2  # t(0.975, 1) = 12.7062; s / sqrt 2 = half the distance
+    assert one["objectives"]["loss"] == {
+        "mean": pytest.approx(mean), "low": pytest.approx(mean - half), "high": pytest.approx(mean + half), "count": 2,
+    }  # fmt: skip
+    difference = two["against_best"]["loss"]
+    assert difference["mean"] == pytest.approx((math.log(41.5 / 42.0) + math.log(43.5 / 42.1)) / 2)
+    assert (difference["count"], difference["test"]) == (2, "t")
+
+
+def test_a_point_is_compared_with_its_control_arms_seed_by_seed(tmp_path: Path) -> None:
+    one = sweep_state(replicated(tmp_path))["points"][0]
+    expected = (math.log(42.0 / 41.0) + math.log(42.1 / 41.4)) / 2
+    assert one["against_controls"]["dense"]["mean"] == pytest.approx(expected)
+
+
+def test_while_replicates_are_running_the_search_says_which_trial_is_best(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=2, seeds=2))
+    add_on_seed(folder, 1, TAYLOR, 42.0)
+    add_on_seed(folder, 2, ENTROPY, 41.5)
+    add_on_seed(folder, 3, TAYLOR, 30.0, seed=1, proposer="replicate", of=1)
+    folder.add_proposal(Proposal(trial=4, values=ENTROPY, proposer="replicate", seed=1, attempt=1, of=2))
+    state = sweep_state(folder)
+    assert (state["best"], state["winner"], state["planned"]) == (2, None, 6)
+
+
+def test_a_winner_is_confirmed_by_fresh_seeds_only(tmp_path: Path) -> None:
+    state = sweep_state(replicated(tmp_path))["winner"]
+    assert (state["trial"], state["points_tried"], state["confirmed"]) == (1, 2, True)
+    assert state["searched"] == pytest.approx(math.log(42.0))
+    assert state["fresh"]["mean"] == pytest.approx((math.log(41.9) + math.log(42.0)) / 2)
+    assert state["runner_up"]["trial"] == 2
+    waiting = sweep_state(replicated(tmp_path / "b", fresh=[41.9]))["winner"]
+    assert (waiting["fresh"]["count"], waiting["fresh_seeds_planned"], waiting["confirmed"]) == (1, 2, False)
+    refuted = sweep_state(replicated(tmp_path / "c", fresh=[43.0, 44.0]))["winner"]
+    assert refuted["confirmed"] is False and refuted["fresh"]["mean"] > refuted["runner_up"]["mean"]
+
+
+def test_json_over_seeds_can_be_written(tmp_path: Path) -> None:
+    state = sweep_state(replicated(tmp_path))
+    assert json.loads(json.dumps(state)) == state
 
 
 # Control arms and halts.

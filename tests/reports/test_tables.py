@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,23 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.text import Text
-from sweeps import JOB, TAYLOR, WHOLE, add_trial, finished_sweep, job_mapping, make_sweep
+from sweeps import (
+    ENTROPY,
+    JOB,
+    TAYLOR,
+    WHOLE,
+    add_on_seed,
+    add_trial,
+    finished_sweep,
+    job_mapping,
+    make_sweep,
+    trial_record,
+)
 
 from raysweep.doctor import Finding
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.reports.tables import (
     last_cycle,
-    print_estimate,
     print_examination,
     print_listing,
     print_sweep,
@@ -26,17 +37,6 @@ from raysweep.reports.tables import (
     show_perplexity,
     show_value,
 )
-
-ESTIMATE: dict[str, Any] = {
-    "trials": 8, "phases": 40, "phases_shared": 31, "steps": 2880, "steps_shared": 780, "parameters": 940_800,
-    "seconds": 120.0, "seconds_from": "31 phases of this model run before", "worker_memory_bytes": 2**30,
-    "disk_bytes": 2**29, "example": [{"phase": "baseline"}, {"phase": "prune"}],
-}  # fmt: skip
-SCALED_JOB = {
-    "model": {"name": "gpt2-nano"},
-    "data": {"name": "python-docs", "seq_len": 128},
-    "scale": {"lanes": 1, "workers": 2},
-}
 
 
 def printed(print_it: Callable[..., None], *content: Any, width: int = 10_000, terminal: bool = False) -> str:
@@ -80,7 +80,7 @@ def test_the_best_trial_is_marked(tmp_path: Path) -> None:
     assert text.count("*") == 1
     best = next(line for line in sweep_text(folder, terminal=True).splitlines() if "*2" in line)
     assert best.startswith("\x1b[1;32m")
-    assert "best trial 2: perplexity 41.25 with 6 of 8 heads. One seed each: not yet a finding." in text
+    assert "best trial 2: perplexity 41.25 with 6 of 8 heads. Best of 2 on one seed each: expect worse" in text
 
 
 def test_a_value_whose_condition_does_not_hold_is_a_dash(tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_one_trial_shows_values_phases_decisions_heads_and_samples(tmp_path: Pat
     lines = printed(print_trial, trial_state(folder, 2)).splitlines()
     assert lines[0] == "heads-1 trial 2: COMPLETE   12.5 s   2 attempts"
     assert lines[1:6] == [
-        "  cycle.grow.ratio: 0", "  cycle.grow.strategy: balanced", "  cycle.prune.direction: low",
-        "  cycle.prune.level: 0.55", "  cycle.prune.strategy: entropy",
+        "  cycle.prune.strategy: entropy", "  cycle.prune.direction: low", "  cycle.prune.level: 0.55",
+        "  cycle.grow.strategy: balanced", "  cycle.grow.ratio: 0",
     ]  # fmt: skip
     text = "\n".join(lines)
     assert row(text, "baseline◇") == ["baseline◇", "3.6889", "40.00", "8", "1,080,000", "2.400", "100", "0.1"]
@@ -256,23 +256,6 @@ def test_a_trial_without_phases_says_so(tmp_path: Path) -> None:
     assert text.endswith("no phase finished.\n")
 
 
-def test_the_estimate_names_work_time_memory_and_disk() -> None:
-    text = printed(print_estimate, SCALED_JOB, ESTIMATE)
-    for piece in (
-        "gpt2-nano, 940,800 parameters", "8 on 1 lane of 2 workers", "40, of which 31 are run and the others reused",
-        "780 instead of 2,880 (73% fewer by sharing)", "about 2 min (judged by 31 phases of this model run before)",
-        "about 1.0 GiB a worker", "about 0.50 GiB of checkpoints", "baseline → prune", "drawn at random",
-    ):  # fmt: skip
-        assert piece in text, piece
-
-
-def test_the_estimate_claims_no_sharing_and_no_time_where_there_is_none() -> None:
-    alone = {**ESTIMATE, "trials": 1, "phases": 5, "phases_shared": 5, "steps": 360, "steps_shared": 360}
-    text = printed(print_estimate, SCALED_JOB, {**alone, "seconds": None, "seconds_from": "no GPU here to judge by"})
-    assert "unknown (no GPU here to judge by)" in text
-    assert all(word not in text for word in ("reused", "instead", " nan", "drawn"))
-
-
 def test_a_listing_wraps_and_says_where_nothing_is() -> None:
     text = printed(print_listing, {"prune": [{"name": "x", "about": "word " * 30}], "sweeps": []}, width=80)
     assert text.count("word") == 30
@@ -287,3 +270,90 @@ def test_findings_are_marked() -> None:
 
 def _plain(text: str) -> str:
     return Text.from_ansi(text).plain
+
+
+# Objectives, constraints, stopping rules, seeds.
+
+
+def test_the_front_of_several_objectives_is_marked_and_each_has_a_column(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=3, minimize=["loss", "params"]))
+    for trial, (loss, params) in enumerate([(3.0, 30e5), (2.125, 50e5), (3.5, 40e5)], start=1):
+        add_trial(folder, trial, status=None)
+        folder.add_trial(replace(trial_record(trial, objective=loss), objectives={"loss": loss, "params": params}))
+    text = sweep_text(folder)
+    assert "↓ loss" in text and "↓ params" in text
+    assert row(text, "*1")[5:7] == ["3", "3,000,000"] and row(text, "*2")[5:7] == ["2.125", "5,000,000"]
+    assert row(text, "3")
+    assert "Pareto front of loss and params: trials 2, 1. Best of 3 on one seed each" in text
+
+
+def test_who_misses_a_constraint_is_said(tmp_path: Path) -> None:
+    rule = "loss <= baseline.loss"
+    folder = make_sweep(tmp_path, job=job_mapping(constraints=[rule]))
+    for trial, missed in enumerate([0.5, 0.25, -1.0], start=1):
+        add_trial(folder, trial, status=None)
+        folder.add_trial(replace(trial_record(trial, objective=1.0), violations={rule: missed}))
+    text = sweep_text(folder)
+    assert "loss <= baseline.loss: missed by trials 1, 2; least by trial 2, by 0.25\n" in text
+    assert [row(text, number)[5] for number in ("1", "2", "*3")] == ["no", "no", "yes"]
+    shown = printed(print_trial, trial_state(folder, 1))
+    assert "loss <= baseline.loss: missed by 0.5" in shown
+
+
+def test_where_all_miss_a_constraint_there_is_no_best_trial(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=1, constraints=["loss <= 0"]))
+    add_trial(folder, 1, status=None)
+    folder.add_trial(replace(trial_record(1, objective=1.0), violations={"loss <= 0": 1.0}))
+    assert "no trial keeps to the constraints." in sweep_text(folder)
+
+
+def test_why_trials_were_stopped_is_said_of_a_few(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=7))
+    for trial in range(1, 8):
+        add_trial(folder, trial, status=None)
+        folder.add_trial(replace(trial_record(trial, "STOPPED"), stopped=f"rung {trial} [low]"))
+    text = sweep_text(folder)
+    assert "trial 5 STOPPED: rung 5 [low]\n2 more trials STOPPED; show a trial to see why.\n" in text
+    assert "stopped: rung 7 [low]" in printed(print_trial, trial_state(folder, 7))
+
+
+def seeded(tmp_path: Path, fresh: list[float]) -> str:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=2, seeds=2))
+    add_on_seed(folder, 1, TAYLOR, 42.0, dense=41.0)
+    add_on_seed(folder, 2, ENTROPY, 41.5, dense=41.0)
+    add_on_seed(folder, 3, TAYLOR, 42.1, seed=1, proposer="replicate", of=1, dense=41.0)
+    add_on_seed(folder, 4, ENTROPY, 43.5, seed=1, proposer="replicate", of=2, dense=41.0)
+    for seed, perplexity in enumerate(fresh, start=2):
+        add_on_seed(folder, 3 + seed, TAYLOR, perplexity, seed=seed, proposer="confirmation", of=1)
+    return sweep_text(folder)
+
+
+def test_replicates_stand_with_their_point(tmp_path: Path) -> None:
+    text = seeded(tmp_path, [41.9, 42.0])
+    first = text.index("over seeds")
+    assert row(text[:first], "*1") and row(text[:first], "2")
+    with pytest.raises(StopIteration):
+        row(text[:first], "3")
+    assert row(text[first:], "1")[:4] == ["1", "2", "3.7389 ± 0.0151", "–"]
+    assert row(text[first:], "2")[3].startswith("+0.0104 ± 0.2") and row(text[first:], "2")[3].endswith(", t)")
+
+
+def test_what_a_win_is_worth_is_said(tmp_path: Path) -> None:
+    chosen = "Chosen among 2 by loss: 3.7377 in the search, 3.7389 over its seeds, 3.7365 ± 0.0151 on 2 fresh seeds"
+    assert f"{chosen}: confirmed." in seeded(tmp_path / "a", [41.9, 42.0])
+    assert "not confirmed: 1 of 2 fresh seeds have completed." in seeded(tmp_path / "b", [41.9])
+    assert "no better than trial 2 with 3.7492, so there is no clear winner." in seeded(tmp_path / "c", [43.0, 44.0])
+    assert "Its other seeds are still to come." in one_of_several(tmp_path / "d")
+
+
+def one_of_several(tmp_path: Path) -> str:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=2, seeds=2))
+    add_on_seed(folder, 1, TAYLOR, 42.0)
+    return sweep_text(folder)
+
+
+def test_a_replicate_says_of_which_trial_it_is_one(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=1, seeds=2))
+    add_on_seed(folder, 1, TAYLOR, 42.0)
+    add_on_seed(folder, 2, TAYLOR, 43.0, seed=1, proposer="replicate", of=1)
+    assert "  replicate of trial 1, seed 1\n" in printed(print_trial, trial_state(folder, 2))

@@ -1,0 +1,83 @@
+"""What points came to over their seeds, as JSON: means with intervals, paired differences, and what a win is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from raysweep import points
+from raysweep.objectives import feasible
+from raysweep.points import Point
+from raysweep.records import TrialRecord
+from raysweep.spec import SearchSpec
+from raysweep.statistics import mean_of, paired
+
+Losses = Mapping[int, Mapping[str, float]]
+"""Of each trial, by arm (`main`: its own): the loss that it ends with."""
+
+
+def over_seeds(tried: Sequence[Point], best: int | None, losses: Losses) -> list[dict[str, Any]]:
+    """Return every point that ran on several seeds, against the best one and against its control arms."""
+    reference = next((point for point in tried if point.trial == best), None)
+    return [_point(point, reference, losses) for point in tried if len(point.by_seed) > 1]
+
+
+def winner(tried: Sequence[Point], search: SearchSpec) -> dict[str, Any] | None:
+    """Return the point that is best by its mean, and whether fresh seeds confirm it; None: there is none yet."""
+    order = points.by_mean(tried)
+    if not order:
+        return None
+    best, *others = order
+    [(name, searched)] = best.searched.objectives.items()
+    fresh = mean_of(_values(best.fresh.values(), name)) if best.fresh else None
+    second = others[0] if others else None
+    return {
+        "trial": best.trial,
+        "objective": name,
+        "points_tried": len(tried),
+        "searched": searched,
+        "mean": best.objectives[name],
+        "fresh": asdict(fresh) if fresh else None,
+        "fresh_seeds_planned": search.seeds,
+        "runner_up": {"trial": second.trial, "mean": second.objectives[name]} if second else None,
+        "confirmed": fresh is not None
+        and fresh.count == search.seeds
+        and (second is None or fresh.mean <= second.objectives[name]),
+    }
+
+
+def _point(point: Point, reference: Point | None, losses: Losses) -> dict[str, Any]:
+    names = list(point.searched.objectives)
+    compared = reference if reference is not None and reference.trial != point.trial else None
+    own = {seed: losses[record.trial] for seed, record in point.by_seed.items()}
+    arms = dict.fromkeys(arm for ends in own.values() for arm in ends if arm != "main")
+    return {
+        "trial": point.trial,
+        "trials": sorted(record.trial for record in point.by_seed.values()),
+        "seeds": sorted(point.by_seed),
+        "objectives": {name: asdict(mean_of(_values(point.by_seed.values(), name))) for name in names},
+        "feasible": feasible(point.violations),
+        "against_best": {name: _against(point, compared, name) for name in names} if compared else None,
+        "against_controls": {
+            arm: _difference(
+                {seed: ends["main"] for seed, ends in own.items()},
+                {seed: ends[arm] for seed, ends in own.items() if arm in ends},
+            )
+            for arm in arms
+        },
+    }
+
+
+def _values(records: Iterable[TrialRecord], name: str) -> list[float]:
+    return [record.objectives[name] for record in records]
+
+
+def _against(point: Point, other: Point, name: str) -> dict[str, Any] | None:
+    one, two = ({seed: r.objectives[name] for seed, r in p.by_seed.items()} for p in (point, other))
+    return _difference(one, two)
+
+
+def _difference(one: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any] | None:
+    found = paired(one, other)
+    return asdict(found) if found else None

@@ -1,0 +1,32 @@
+"""Quasi-random points, which fill the space more evenly than random ones: a scrambled Sobol or Halton sequence.
+
+Trial n has the n-th point, whatever ran before. Every parameter has a dimension of its own, so that those under a
+condition are spread evenly too. (Optuna's sampler counts its points in the study, and draws those at random.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raysweep.contracts import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    sequence: Literal["sobol", "halton"] = "sobol"
+    """Sobol is most even after 2, 4, 8, ... trials; Halton has no such numbers."""
+
+    def propose(self, draw: Draw) -> Mapping[str, Any]:
+        from scipy.stats import qmc
+
+        engine = {"sobol": qmc.Sobol, "halton": qmc.Halton}[self.sequence]
+        points = engine(len(draw.space.parameters), scramble=True, rng=draw.sequence)
+        if draw.trial > 1:
+            points.fast_forward(draw.trial - 1)
+        shares = points.random(1)[0]
+        return {
+            parameter.path: parameter.at(float(share))
+            for parameter, share in zip(draw.space.parameters, shares, strict=True)
+        }

@@ -1,0 +1,1 @@
+"""A sweep in virtual time: the real engine on modelled or recorded curves, with workers killed and lanes slow."""

@@ -1,0 +1,35 @@
+"""What rules of early stopping that never pause a trial have in common."""
+
+from __future__ import annotations
+
+from raysweep.contracts import GO, Decision, Report
+
+
+class PromptRule:
+    """Stops a trial or lets it go on, at once.
+
+    A trial whose worker was lost trains some steps again and reports them again: it is answered as it was the first
+    time, and nothing is counted twice.
+    """
+
+    def __init__(self) -> None:
+        self._judged: dict[int, float] = {}
+        self._stopped: dict[int, Decision] = {}
+
+    def judge(self, report: Report) -> str | None:
+        """Return why the trial should stop; each report comes once, a trial's by rising share."""
+        raise NotImplementedError
+
+    def report(self, report: Report) -> Decision:
+        trial = report.trial
+        if trial not in self._stopped and report.share > self._judged.get(trial, 0.0):
+            self._judged[trial] = report.share
+            reason = self.judge(report)
+            if reason is not None:
+                self._stopped[trial] = Decision(action="stop", reason=reason)
+        return self._stopped.get(trial, GO)
+
+    def ended(self, trial: int) -> None: ...
+
+    def decided(self) -> dict[int, Decision]:
+        return {}

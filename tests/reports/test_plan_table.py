@@ -1,0 +1,107 @@
+"""What a person reads of a plan: work, saving, time, memory and disk in words, and a tree of settings, not hashes."""
+
+from __future__ import annotations
+
+import copy
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sweeps import JOB
+
+from raysweep.reports.estimate import print_estimate
+
+
+def stage(phase: str, trials: int, next: list[Any] | None = None, steps: int = 0, **settings: Any) -> dict[str, Any]:
+    return {"phase": phase, "settings": settings, "steps": steps, "trials": trials, "key": "f00", "next": next or []}
+
+
+ESTIMATE: dict[str, Any] = {
+    "trials": 8, "phases": 40, "phases_shared": 31, "distinct": {"baseline": 1, "prune": 6}, "steps": 2880,
+    "steps_shared": 780, "parameters": 940_800, "seconds": 7200.0, "seconds_from": "31 phases of this model run before",
+    "worker_memory_bytes": 2**30, "disk_bytes": 2**29, "example": [{"phase": "baseline"}, {"phase": "prune"}],
+    "saving": "7 of 8 trials reuse 2 prefixes: 73% fewer steps", "stages": [stage("baseline", 8)],
+}  # fmt: skip
+SCALED_JOB = {
+    **copy.deepcopy(JOB),
+    "data": {"name": "python-docs", "seq_len": 128},
+    "scale": {"lanes": 1, "workers": 2},
+    "search": {"trials": 8},
+}
+
+
+def printed(job: Any = SCALED_JOB, **changes: Any) -> str:
+    output = StringIO()
+    print_estimate(job, {**ESTIMATE, **changes}, Console(file=output, width=10_000, _environ={}))
+    return output.getvalue()
+
+
+def tree(*stages: Any) -> list[str]:
+    lines = printed(stages=list(stages)).splitlines()
+    return [line.rstrip() for line in lines[next(at for at, line in enumerate(lines) if "disk" in line) + 1 : -1]]
+
+
+def test_the_estimate_names_work_time_memory_and_disk() -> None:
+    text = printed()
+    for piece in (
+        "gpt2-nano, 940,800 parameters", "8 on 1 lane of 2 workers", "40, of which 31 are run: 1 baseline, 6 prune",
+        "780 instead of 2,880", "7 of 8 trials reuse 2 prefixes: 73% fewer steps",
+        "about 2.0 h (judged by 31 phases of this model run before)", "about 1.0 GiB a worker",
+        "about 0.50 GiB of checkpoints", "baseline → prune", "drawn at random",
+    ):  # fmt: skip
+        assert piece in text, piece
+
+
+def test_one_trial_is_told_without_sharing_and_an_unknown_time_without_a_number() -> None:
+    alone = {"trials": 1, "phases": 5, "phases_shared": 5, "steps": 360, "steps_shared": 360}
+    job = {name: section for name, section in SCALED_JOB.items() if name != "search"}
+    text = printed(job, **alone, seconds=None, seconds_from="no GPU here to judge by")
+    assert "unknown (no GPU here to judge by)" in text
+    assert all(word not in text for word in ("reuse", "instead", " nan", "drawn", "budget", "search"))
+
+
+def test_repeats_on_other_seeds_are_told_apart() -> None:
+    assert "14 on 1 lane of 2 workers; 8 of them search, 6 repeat the best on other seeds" in printed(trials=14)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"hours": 3.0}, "budget             hours 3"),
+        ({"hours": 1.5}, "hours 1.5, too little: the sweep would stop before its end"),
+        ({"hours": 3.0, "disk_gb": 0.5}, "hours 3; disk_gb 0.5, too little"),
+        ({"flops": 1e15}, "flops 1e+15"),
+    ],
+)
+def test_a_budget_stands_beside_what_is_needed(budget: dict[str, float], said: str) -> None:
+    assert said in printed({**SCALED_JOB, "budget": budget})
+
+
+def test_stages_in_a_row_stand_on_one_line_with_what_sets_them_apart() -> None:
+    alone = [stage("learn", 1, steps=40)] * 3
+    pruned = [
+        stage("prune", 3, [stage("measure", 3, alone)], strategy="taylor", level=0.30000000000000004),
+        stage("prune", 2, [stage("measure", 2, [stage("learn", 2, steps=40)])], strategy="random", level=0.5),
+        stage("prune", 1, strategy="random", level=0.1),
+    ]
+    assert tree(stage("baseline", 6, pruned, steps=1500)) == [
+        "baseline   1,500 steps   6 trials",
+        "├── prune → measure   strategy taylor, level 0.3   3 trials   each alone from here",
+        "├── prune → measure → learn   strategy random, level 0.5   40 steps   2 trials",
+        "└── 1 trial alone",
+    ]
+
+
+def test_a_wide_tree_is_cut_and_says_what_is_left_out() -> None:
+    wide = [stage("prune", 2, level=number / 100) for number in range(9)]
+    lines = tree(stage("baseline", 18, wide))
+    assert lines[1:4] == [f"├── prune   level {number / 100:g}   2 trials" for number in range(3)]
+    assert lines[4:] == ["└── 6 more branches of 12 trials"]
+
+
+def test_beginnings_of_their_own_are_shown_and_counted() -> None:
+    seeds = [stage("baseline", 4, steps=10, seed=number) for number in range(6)]
+    lines = tree(*seeds, stage("baseline", 1, seed=7))
+    assert lines[0] == "baseline   seed 0   10 steps   4 trials"
+    assert lines[-2:] == ["1 more branch of 4 trials", "1 trial alone"]
