@@ -53,7 +53,8 @@ def open_sweep(results: Path, sweep: str) -> SweepFolder:
     return SweepFolder.open(results, sweep)
 
 
-def report_sweep(folder: SweepFolder, as_json: bool) -> None:
+def report_sweep(folder: SweepFolder, as_json: bool, every_trial: bool = False) -> None:
+    from raysweep.reports.selection import ROWS, narrowed
     from raysweep.reports.summary import next_commands, sweep_state
     from raysweep.reports.tables import print_sweep
 
@@ -61,7 +62,13 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     if as_json:
         print_json(state)
     else:
-        print_sweep(state, console())
+        shown = state if every_trial else narrowed(state, ROWS)
+        print_sweep(state, console(), shown)
+        if len(shown["trials"]) < len(state["trials"]):
+            way = complete_command(f"raysweep status {folder.name} --all")
+            click.echo(
+                f"shown are {len(shown['trials'])} trials, the best among them. All {len(state['trials'])}: {way}"
+            )
         print_next(*next_commands(state))
 
 

@@ -34,25 +34,29 @@ NUMBERS = ("#", "heads", "recovery", *COSTS, "s")
 Columns = dict[str, list[str]]
 
 
-def print_sweep(state: Mapping[str, Any], console: Console) -> None:
+def print_sweep(state: Mapping[str, Any], console: Console, shown: Mapping[str, Any] | None = None) -> None:
     """Print a sweep: one line a trial, then its points over their seeds, what went wrong, the best trial, and the work.
 
     Trials on other seeds stand with their points.
+
+    Args:
+        shown: the state with fewer trials, which are those to show one by one.
     """
+    shown = shown or state
     _say(console, f"{state['sweep']}   {state['model']} on {state['data']}")
-    if state["trials"]:
-        table, left_out = _fitting_table(state, console)
+    if shown["trials"]:
+        table, left_out = _fitting_table(shown, console)
         console.print(table)
         if left_out:
             _say(console, f"left out here for want of width, but in --json: {', '.join(left_out)}")
-    for trial in state["trials"]:
+    for trial in shown["trials"]:
         if trial["error"]:
             _say(console, f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}")
         for arm, error in trial["control_errors"].items():
             _say(console, f"trial {trial['trial']}, control {arm}: {error}")
         if trial["halted"]:
             _say(console, f"trial {trial['trial']} {halt_text(trial['halted'])}")
-    for line in (*stopped_lines(state), *missed_lines(state)):
+    for line in (*stopped_lines(shown), *missed_lines(shown)):
         _say(console, line)
     if state["points"]:
         print_points(state["points"], console)
