@@ -1,23 +1,29 @@
-"""The Python API: `run`, `resume`, `load` and `export` do what the commands do; `load_model` reads an export."""
+"""The Python API: what the commands do, under their names; `load` and `load_model` read a sweep and an export."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep import environment
+from raysweep import environment, lifecycle
 from raysweep.archive import SweepFolder, list_sweeps
 from raysweep.errors import UsageError
 from raysweep.jobfile import Job, load_job
+from raysweep.plan import Fingerprints
 from raysweep.recorder import Observer
+from raysweep.records import Status
 from raysweep.reports.progress import Silent
 
 if TYPE_CHECKING:
     from raysweep.core.estimate import Estimate
+    from raysweep.core.garbage import Keep, Survey
     from raysweep.exports.manifest import Format, Manifest
 
 RESULTS = Path("results")
+POLL_S = 1.0
 
 
 def run(
@@ -56,34 +62,142 @@ def run(
     fingerprints = preflight(checked)
     about = environment.describe() | {"fingerprints": fingerprints.__dict__, "sharing": sharing}
     folder = SweepFolder.create(results, checked, name, about)
-    lock = folder.lock()
-    try:
+    with _driving(folder):
         run_sweep(folder, checked, fingerprints, address=address, sharing=sharing, observer=observer or Silent())
-    finally:
-        lock.release()
     return folder
 
 
 def resume(
-    sweep: str, *, address: str | None = None, results: Path = RESULTS, observer: Observer | None = None
+    sweep: str,
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    results: Path = RESULTS,
+    observer: Observer | None = None,
 ) -> SweepFolder:
-    """Continue an interrupted sweep: finished trials stay, the others go on from their last finished phase.
+    """Continue a sweep: finished trials stay, the others go on from their last checkpoint.
+
+    Args:
+        overrides: `key=value` settings of its limits, such as budget.hours; see `lifecycle.CHANGEABLE`.
 
     Raises:
+        SpecError: a setting is wrong, or would change what the sweep means.
         ArchiveError: no such sweep, it runs elsewhere, or its model or corpus is no longer what it was.
     """
-    from raysweep.cluster.sweep import run_sweep
-    from raysweep.core.preflight import check_unchanged
+    return _go_on(SweepFolder.open(results, sweep), address, observer, lambda job: lifecycle.changed(job, overrides))
+
+
+def extend(
+    sweep: str,
+    trials: int | str,
+    *,
+    address: str | None = None,
+    results: Path = RESULTS,
+    observer: Observer | None = None,
+) -> SweepFolder:
+    """Give a sweep more trials and run them: so many in all, or `+N` more.
+
+    Raises:
+        UsageError: as `resume`; or those are not more.
+    """
+    return _go_on(SweepFolder.open(results, sweep), address, observer, lambda job: lifecycle.with_trials(job, trials))
+
+
+def fork(
+    sweep: str,
+    trial: int,
+    *,
+    after: str,
+    overrides: Sequence[str],
+    address: str | None = None,
+    results: Path = RESULTS,
+    observer: Observer | None = None,
+) -> SweepFolder:
+    """Add a trial that is another one up to a phase and goes on with other settings, and run it.
+
+    Args:
+        after: the last phase that both have: `baseline`, `prune`, `measure`, `grow`, `learn`; `prune@2` of cycle 2.
+        overrides: `key=value` settings of the later phases.
+
+    Raises:
+        UsageError: as `resume`; or there is no such trial or phase, or a setting touches a phase before the fork.
+    """
+    folder = SweepFolder.open(results, sweep)
+
+    def propose(job: Job, fingerprints: Fingerprints) -> None:
+        folder.add_proposal(lifecycle.forked(folder, job, fingerprints, trial, after, overrides))
+
+    return _go_on(folder, address, observer, prepare=propose)
+
+
+def retry(
+    sweep: str,
+    *,
+    statuses: Sequence[Status] = ("FAILED",),
+    address: str | None = None,
+    results: Path = RESULTS,
+    observer: Observer | None = None,
+) -> SweepFolder:
+    """Run trials that came to no good end once more, each from its last checkpoint.
+
+    Args:
+        statuses: FAILED, DIVERGED, or both. A trial that diverged does so again, unless its machine was at fault.
+
+    Raises:
+        UsageError: as `resume`; or there is no such trial.
+    """
+    folder = SweepFolder.open(results, sweep)
+
+    def reopen(job: Job, fingerprints: Fingerprints) -> None:
+        for trial in lifecycle.to_retry(folder, statuses):
+            folder.reopen(trial)
+
+    return _go_on(folder, address, observer, prepare=reopen)
+
+
+def stop(sweep: str, *, results: Path = RESULTS, waiting: Callable[[float], None] = lambda seconds: None) -> bool:
+    """Ask the driver of a sweep, on whatever machine it runs, to stop, and wait until it has; False: none runs it.
+
+    Its trials stop at their next step, with a checkpoint.
+
+    Args:
+        waiting: told every second how long it has taken so far.
+    """
+    folder = SweepFolder.open(results, sweep)
+    began, running = time.monotonic(), folder.running()
+    if not running:
+        return False
+    try:
+        while running:
+            folder.request_stop()  # again and again: a driver that has only just started clears old requests away
+            waiting(time.monotonic() - began)
+            time.sleep(POLL_S)
+            running = folder.running()
+    finally:
+        if not running:
+            folder.withdraw_stop()
+    return True
+
+
+def gc(sweep: str, *, keep: Keep | None = None, dry_run: bool = False, results: Path = RESULTS) -> Survey:
+    """Remove the checkpoints of a sweep that nothing needs, and return what stayed and what went.
+
+    Args:
+        keep: how many stay, beside those that something refers to.
+        dry_run: only say what would go.
+
+    Raises:
+        ArchiveError: no such sweep, or it is being run.
+    """
+    from raysweep.core.garbage import Keep, collect, survey
 
     folder = SweepFolder.open(results, sweep)
-    lock = folder.lock()
-    try:
-        job, about = folder.job(), folder.environment()
-        fingerprints = check_unchanged(job, about, sweep)
-        run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=observer or Silent())
-    finally:
-        lock.release()
-    return folder
+    if dry_run:
+        return survey(folder, keep or Keep())
+    with _held(folder):
+        found = survey(folder, keep or Keep())
+        collect(found)
+    return found
 
 
 def load(sweep: str, *, results: Path = RESULTS) -> SweepFolder:
@@ -140,6 +254,54 @@ def plan(
     past = [folder for folder in map(results.joinpath, list_sweeps(results)) if _same_work(folder, checked)]
     records = [record for folder in past for record in SweepFolder(folder).phases(stop="curve")]
     return checked, estimate(checked, preflight(checked), records, calibrate=calibrate)
+
+
+def _as_it_is(job: Job) -> Job:
+    return job
+
+
+def _go_on(
+    folder: SweepFolder,
+    address: str | None,
+    observer: Observer | None,
+    change: Callable[[Job], Job] = _as_it_is,
+    prepare: Callable[[Job, Fingerprints], None] = lambda job, fingerprints: None,
+) -> SweepFolder:
+    """Run what is left of a sweep, after it was changed and prepared; a refusal leaves it as it was."""
+    from raysweep.cluster.sweep import check_local_room, run_sweep
+    from raysweep.core.preflight import check_unchanged
+
+    with _driving(folder):
+        before, about = folder.job(), folder.environment()
+        job = change(before)
+        if address is None:
+            check_local_room(job)
+        fingerprints = check_unchanged(job, about, folder.name)
+        prepare(job, fingerprints)
+        if job is not before:
+            folder.replace_job(job)
+        run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=observer or Silent())
+    return folder
+
+
+@contextmanager
+def _driving(folder: SweepFolder) -> Iterator[None]:
+    """Be a sweep's only driver; first clear away what killed writers and an old request to stop left."""
+    from raysweep.core.store import sweep_up
+
+    with _held(folder):
+        folder.withdraw_stop()
+        sweep_up(folder.store)
+        yield
+
+
+@contextmanager
+def _held(folder: SweepFolder) -> Iterator[None]:
+    lock = folder.lock()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _with_trials(overrides: Sequence[str], trials: int | None) -> list[str]:

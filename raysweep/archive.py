@@ -7,6 +7,7 @@ checkpoints/    the phase store           tensorboard/   one run per trial
 lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
 retries.jsonl   what lost workers cost     sessions.jsonl when drivers were at work
 exports.jsonl   what was exported         stop           there while somebody asks the driver to stop
+exhausted       there once the sampler has nothing left to propose
 """
 
 from __future__ import annotations
@@ -262,6 +263,13 @@ class SweepFolder:
     def add_export(self, trial: int, key: str, out: Path) -> None:
         self._append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
 
+    def exhaust(self) -> None:
+        """Note that the sampler has nothing left to propose, however many trials the job asks for."""
+        (self.path / "exhausted").touch()
+
+    def exhausted(self) -> bool:
+        return (self.path / "exhausted").exists()
+
     def request_stop(self) -> None:
         """Ask the driver, on whatever machine it runs, to stop."""
         (self.path / "stop").touch()
@@ -272,12 +280,19 @@ class SweepFolder:
     def withdraw_stop(self) -> None:
         (self.path / "stop").unlink(missing_ok=True)
 
-    def reports(self) -> dict[int, list[Report]]:
-        """Return what each trial reported to its stopping rule, in order; a repeated one, by a later attempt, once."""
-        found: dict[int, dict[tuple[int, str, int], Report]] = {}
+    def all_reports(self) -> list[Report]:
+        """Return what was reported to the stopping rule, in order; a repeated one, by a later attempt, once."""
+        found: dict[tuple[int, int, str, int], Report] = {}
         for report in self._read("reports.jsonl", lambda line: Report(**line)):
-            found.setdefault(report.trial, {})[report.cycle, report.phase, report.step] = report
-        return {trial: list(reports.values()) for trial, reports in found.items()}
+            found.setdefault((report.trial, report.cycle, report.phase, report.step), report)
+        return list(found.values())
+
+    def reports(self) -> dict[int, list[Report]]:
+        """Return what each trial reported to its stopping rule, in order."""
+        found: dict[int, list[Report]] = {}
+        for report in self.all_reports():
+            found.setdefault(report.trial, []).append(report)
+        return found
 
     def add_report(self, report: Report) -> None:
         self._append("reports.jsonl", report.__dict__)

@@ -147,7 +147,7 @@ def due(spec: JobSpec, proposals: Proposals, records: Records, *, searched: bool
     return [follow_up for point in front(points)[:1] for follow_up in missing(point, "confirmation", fresh)]
 
 
-def planned(spec: JobSpec, proposals: Proposals, records: Records, *, exhausted: bool = False) -> int:
+def planned(spec: JobSpec, proposals: Proposals, records: Records, *, exhausted: bool) -> int:
     """Return how many trials a sweep has in all, as far as can be told now: forks, replicates, confirmations included.
 
     Args:

@@ -38,7 +38,8 @@ from raysweep.yamlfile import dump_mapping
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
 COMMANDS = [
-    "run", "resume", "validate", "plan", "list", "status", "show", "tensorboard", "export", "analyze", "doctor",
+    "run", "resume", "extend", "fork", "retry", "stop", "validate", "plan", "list", "status", "show", "tensorboard",
+    "export", "gc", "analyze", "simulate", "doctor",
 ]  # fmt: skip
 
 

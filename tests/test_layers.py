@@ -48,7 +48,7 @@ OWNERS = {
     "transformers": {"models", "plasticity", "core", "init", "exports", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
-    "scipy": {"statistics"},
+    "scipy": {"samplers", "statistics"},
     "click": {"cli"},
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import analyze, export, jobs, look, simulate, work
+from raysweep.cli import analyze, export, jobs, lifecycle, look, simulate, work
 
 
 class _Commands(click.Group):
@@ -43,7 +43,8 @@ def main() -> None:
 
 
 for command in (
-    work.run, work.resume, jobs.validate, jobs.plan, look.list_command, look.status, look.show, look.tensorboard,
-    export.export, analyze.analyze, simulate.simulate, look.doctor,
+    work.run, lifecycle.resume, lifecycle.extend, lifecycle.fork, lifecycle.retry, lifecycle.stop, jobs.validate,
+    jobs.plan, look.list_command, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,
+    analyze.analyze, simulate.simulate, look.doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -54,22 +54,27 @@ def open_sweep(results: Path, sweep: str) -> SweepFolder:
 
 
 def report_sweep(folder: SweepFolder, as_json: bool, every_trial: bool = False) -> None:
+    from raysweep.engine.limits import last_end, more_of
     from raysweep.reports.selection import ROWS, narrowed
-    from raysweep.reports.summary import next_commands, sweep_state
+    from raysweep.reports.summary import is_finished, next_commands, sweep_state
     from raysweep.reports.tables import print_sweep
 
     state = sweep_state(folder)
+    end = None if is_finished(state) else last_end(folder)
     if as_json:
-        print_json(state)
-    else:
-        shown = state if every_trial else narrowed(state, ROWS)
-        print_sweep(state, console(), shown)
-        if len(shown["trials"]) < len(state["trials"]):
-            way = complete_command(f"raysweep status {folder.name} --all")
-            click.echo(
-                f"shown are {len(shown['trials'])} trials, the best among them. All {len(state['trials'])}: {way}"
-            )
-        print_next(*next_commands(state))
+        print_json({**state, "stopped": end and end.ended})
+        return
+    shown = state if every_trial else narrowed(state, ROWS)
+    print_sweep(state, console(), shown)
+    if len(shown["trials"]) < len(state["trials"]):
+        way = complete_command(f"raysweep status {folder.name} --all")
+        click.echo(f"shown are {len(shown['trials'])} trials, the best among them. All {len(state['trials'])}: {way}")
+    commands = next_commands(state)
+    if end is not None:
+        click.echo(f"stopped: {end.ended}.")
+    if end is not None and end.limit is not None:
+        commands[0] = f"raysweep resume {folder.name} --set {more_of(end.limit, folder.job())}"
+    print_next(*commands)
 
 
 def print_next(*commands: str) -> None:

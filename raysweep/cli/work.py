@@ -1,4 +1,4 @@
-"""Commands that start work: run and resume."""
+"""The command that starts a sweep, and what commands that run one share."""
 
 from __future__ import annotations
 
@@ -60,26 +60,7 @@ def run(
 
     if sys.stdin.isatty() and not yes:
         _show_plan(job, overrides, trials, results)
-    _run_and_report(start, as_json)
-
-
-@click.command()
-@click.argument("sweep")
-@address_option
-@results_option
-@json_option
-def resume(sweep: str, address: str | None, results: Path, as_json: bool) -> None:
-    """Continue an interrupted sweep.
-
-    Finished trials stay; the others go on from their last checkpoint.
-    """
-
-    def start(observer: Any) -> SweepFolder:
-        from raysweep import api
-
-        return api.resume(sweep, address=address, results=results, observer=observer)
-
-    _run_and_report(start, as_json)
+    run_and_report(start, as_json)
 
 
 def _show_plan(job: Path, overrides: Sequence[str], trials: int | None, results: Path) -> None:
@@ -95,7 +76,7 @@ def _show_plan(job: Path, overrides: Sequence[str], trials: int | None, results:
         click.confirm("Proceed?", default=True, abort=True, err=True)
 
 
-def _run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:
+def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:
     """Run with progress on stderr; on Ctrl-C or SIGTERM, say how to go on."""
     from rich.console import Console
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from raysweep.contracts import Decision, Report, StoppingRule
@@ -29,8 +29,8 @@ class Mailbox:
 
     # The sweep's side.
 
-    async def replay(self, reports: Mapping[int, Iterable[Report]], ended: Iterable[int]) -> set[int]:
-        """Tell the stopping rule of an earlier session; return the trials that it left paused."""
+    async def replay(self, reports: Iterable[Report], ended: Iterable[int]) -> set[int]:
+        """Tell the stopping rule of earlier sessions; return the trials that they left paused."""
         return await self._do(lambda: self._dispatcher.replay(reports, ended))
 
     async def expect_lanes(self, count: int) -> None:

@@ -186,7 +186,7 @@ class _Session:
             .options(name=self.name, namespace=NAMESPACE, num_cpus=0)
             .remote(self.scale.max_attempts, self._rule(), self.sharing)
         )
-        self._take_up_paused(ray.get(mailbox.replay.remote(self.folder.reports(), list(self.folder.trials()))))
+        self._take_up_paused(ray.get(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))))
         ray.get(mailbox.settle.remote())
         listener = _Listener(mailbox, self)
         listener.start()

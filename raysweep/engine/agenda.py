@@ -40,7 +40,7 @@ class Agenda:
         self._follow_ups: deque[points.FollowUp] = deque()
         self._looked_ahead = False
         """Nothing has happened since that could add to the follow-ups."""
-        self._exhausted = False
+        self._exhausted = folder.exhausted()
         self._searched = sum(map(points.is_search, self._proposals.values()))
         self._newest = max(self._proposals, default=0)
         self._replay()
@@ -109,6 +109,7 @@ class Agenda:
         trial, search = self._newest + 1, self._spec.search
         values = self._study.ask(trial) if self._study else {}
         if values is None:
+            self._folder.exhaust()
             self._exhausted, self._looked_ahead = True, False
             return None
         self._searched += 1

@@ -8,7 +8,7 @@ was rebuilt is given the trial that it was working on. Every answer to a worker 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -76,7 +76,11 @@ class Dispatcher:
     _claims: dict[str, int] = field(default_factory=dict)
     """Key of a phase that is being run -> the trial that runs it."""
     _decided: dict[tuple[int, int, str, int], Decision] = field(default_factory=dict)
-    """What each report was answered: an attempt that repeats it is told the same."""
+    """What each report was answered: an attempt that repeats it is told the same, unless that was to pause."""
+    _paused: dict[int, int] = field(default_factory=dict)
+    """Trials that wait for the stopping rule, or to be submitted once more -> their attempts so far."""
+    _verdicts: dict[int, Decision] = field(default_factory=dict)
+    """What the rule has decided on trials that were told to pause, and are still on their way off their lanes."""
 
     # The sweep's side.
 
@@ -86,32 +90,37 @@ class Dispatcher:
 
     def submit(self, plan: TrialPlan, lane: str | None = None) -> None:
         """Take in a trial, or one that was paused once more."""
-        self._trials[plan.trial] = _Trial(plan=plan, phases=plan.every_phase(), lane=lane)
+        attempt = self._paused.pop(plan.trial, 1)
+        self._trials[plan.trial] = _Trial(plan=plan, phases=plan.every_phase(), lane=lane, attempt=attempt)
         if self._interrupted is not None:
             self._hand_back(plan.trial, "left")
         self._fail_what_nobody_can_take()
         self._tell_who_waits()
 
-    def replay(self, reports: Mapping[int, Iterable[Report]], ended: Iterable[int]) -> set[int]:
-        """Tell the stopping rule of an earlier session; return the trials that it left paused."""
-        finished, paused = set(ended), set()
-        for trial, told in reports.items():
-            last = [self._decide(report) for report in told][-1:]
-            if trial in finished:
-                self.rule.ended(trial)
-            elif last and last[0].action == "pause":
-                paused.add(trial)
-        for trial in finished - reports.keys():
+    def replay(self, reports: Iterable[Report], ended: Iterable[int]) -> set[int]:
+        """Tell the stopping rule of earlier sessions; return the trials that they left paused.
+
+        Args:
+            reports: of all trials, in the order in which they were told.
+        """
+        answers = {report.trial: self._decide(report) for report in reports}
+        for trial in ended:
+            answers.pop(trial, None)
             self.rule.ended(trial)
+        paused = {trial for trial, answer in answers.items() if answer.action == "pause"}
+        self._paused = dict.fromkeys(sorted(paused), 1)
         return paused
 
     def settle(self) -> None:
-        """Carry out what the stopping rule has decided on paused trials."""
-        for trial, decision in self.rule.decided().items():
+        """Carry out what the stopping rule has decided on paused trials, as soon as they have left their lanes."""
+        self._verdicts.update(self.rule.decided())
+        for trial in [trial for trial in self._verdicts if trial in self._paused]:
+            decision = self._verdicts.pop(trial)
             if decision.action == "go":
                 self.events.append({"type": "resumed_by_rule", "trial": trial})
             else:
-                self._end(trial, {"status": "STOPPED", "stopped": decision.reason, "error": None}, attempts=1)
+                ending = {"status": "STOPPED", "stopped": decision.reason, "error": None}
+                self._end(trial, ending, self._paused.pop(trial))
 
     def close(self) -> None:
         """Let every worker return once no trial waits for it."""
@@ -177,6 +186,7 @@ class Dispatcher:
             if (report.trial, report.cycle, report.phase, report.step) not in self._decided:
                 self.events.append(event)
             decision = self._decide(report)
+            self.settle()
         else:
             self.events.append(event)
             decision = GO
@@ -270,9 +280,11 @@ class Dispatcher:
 
     def _decide(self, report: Report) -> Decision:
         told = (report.trial, report.cycle, report.phase, report.step)
-        if told not in self._decided:
-            self._decided[told] = self.rule.report(report)
-        return self._decided[told]
+        known = self._decided.get(told)
+        if known is None or known.action == "pause":  # which may have been decided on since
+            self._verdicts.pop(report.trial, None)
+            known = self._decided[told] = self.rule.report(report)
+        return known
 
     def _tell_who_waits(self) -> None:
         """Tell of trials that begin to wait for another one's phase, and of those that wait no more."""
@@ -286,7 +298,9 @@ class Dispatcher:
 
     def _hand_back(self, trial: int, how: Literal["paused", "left"]) -> None:
         """Let go of a trial that has not ended."""
-        del self._trials[trial]
+        attempt = self._trials.pop(trial).attempt
+        if how == "paused":
+            self._paused[trial] = attempt
         self._unclaim(trial)
         self.events.append({"type": how, "trial": trial})
         self.settle()
@@ -307,6 +321,7 @@ class Dispatcher:
 
     def _end(self, trial: int, ending: Event, attempts: int) -> None:
         self._trials.pop(trial, None)
+        self._verdicts.pop(trial, None)
         self._unclaim(trial)
         self.events.append({**ending, "type": "final", "trial": trial, "attempts": attempts})
         self.rule.ended(trial)

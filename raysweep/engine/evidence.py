@@ -104,7 +104,7 @@ class Evidence:
 
     @property
     def planned(self) -> int:
-        return points.planned(self.job.spec, self.proposals, self.ended)
+        return points.planned(self.job.spec, self.proposals, self.ended, exhausted=self.folder.exhausted())
 
     @property
     def finished(self) -> bool:

@@ -75,7 +75,7 @@ class Limits:
         budget = self._budget
         hours = (sum(session.seconds for session in self._earlier) + now - self._began) / 3600
         if budget.hours is not None and hours >= budget.hours:
-            return _used_up("hours", budget, f"{hours:.3g} h in {len(self._earlier) + 1} session(s)")
+            return _used_up("hours", budget, f"{hours:.3g} h over all its sessions")
         if budget.flops is not None and self._executed() >= budget.flops:
             return _used_up("flops", budget, f"{self._flops:.3g} training FLOPs executed")
         if budget.disk_gb is not None and self._on_disk(now) >= budget.disk_gb * 1e9:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from raysweep import registry
-from raysweep.archive import SweepFolder
+from raysweep.archive import SweepFolder, plan_of
 from raysweep.contracts import Batch, Family
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.examples import Dataset
@@ -17,7 +17,7 @@ from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.errors import ArchiveError
-from raysweep.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.plan import Fingerprints, TrialPlan
 from raysweep.records import PhaseRecord
 
 EXPORTED = ("COMPLETE", "STOPPED")
@@ -52,17 +52,16 @@ def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
             has changed since.
     """
     records = _records(folder, trial)
-    store = PhaseStore(folder.store)
-    for record in records:
-        if store.find(record.key) is None:
-            raise ArchiveError(
-                f"trial {trial} of {folder.name!r}: phase {record.phase} ({record.key}) is no longer in "
-                f"{str(folder.store)!r}, so its weights cannot be restored. Run the sweep again under another --name."
-            )
+    store = PhaseStore(folder.store_of(trial))
+    lost = store.missing(records[-1].key)
+    if lost is not None:
+        raise ArchiveError(
+            f"trial {trial} of {folder.name!r}: the weights of phase {_name_of(lost, records)} ({lost}) are no longer "
+            f"in {str(store.folder)!r}: collected by 'raysweep gc', or damaged. Run the trial again in a new sweep."
+        )
     job, about = folder.job(), folder.environment()
     check_unchanged(job, about, folder.name)
-    values = folder.proposals()[trial].values
-    plan = make_plan(job.with_values(values), values, trial=trial, fingerprints=Fingerprints(**about["fingerprints"]))
+    plan = plan_of(job, folder.proposals()[trial], Fingerprints(**about["fingerprints"]))
     data = trial_data(plan)
     state = TrialState.restored(plan, records[-1].key, store, data.facts, _runtime())
     state.model.eval()
@@ -85,6 +84,10 @@ def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
     if not records or (ended.status == "COMPLETE" and len(records) != len(ended.phases)):
         raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, but its phases have no record.")
     return records
+
+
+def _name_of(key: str, records: list[PhaseRecord]) -> str:
+    return next((record.phase for record in records if record.key == key), "unknown")
 
 
 def _runtime() -> Runtime:

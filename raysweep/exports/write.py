@@ -50,6 +50,8 @@ def export(folder: SweepFolder, trial: int, out: Path, form: Format) -> Manifest
         manifest.write(part)
         (part / "README.md").write_text(card(finished.plan, finished.records, manifest), encoding="utf-8")
         _check_read_back(finished, part)
+    if os.access(folder.path, os.W_OK):  # from where nothing can be written, nothing can be collected either
+        folder.add_export(trial, manifest.plan_key, out.resolve())
     return manifest
 
 

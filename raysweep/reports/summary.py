@@ -172,7 +172,7 @@ def sweep_state(folder: SweepFolder) -> dict[str, Any]:
         "data": job.data.name,
         "minimize": minimized[0] if len(minimized) == 1 else list(minimized),
         "seeds": job.search.seeds if job.search else 1,
-        "planned": points.planned(job, proposals, ended),
+        "planned": points.planned(job, proposals, ended, exhausted=folder.exhausted()),
         "counts": dict(Counter(summary.status for summary in summaries)),
         "best": best[0] if best else None,
         "front": best,

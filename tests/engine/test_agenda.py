@@ -153,7 +153,7 @@ def test_a_sampler_with_nothing_left_ends_the_search(tmp_path: Path) -> None:
     agenda = Agenda(folder, job, FakeStudy([0.1, 0.2, 0.3]))
     assert len(run_all(folder, agenda)) == 3 and agenda.remaining == 0
     again = Agenda(folder, job, FakeStudy([0.1, 0.2, 0.3]))
-    assert again.next() is None and again.finished
+    assert again.finished and again.next() is None and again.remaining == 0
 
 
 def test_an_extended_sweep_goes_on_where_it_ended(tmp_path: Path) -> None:

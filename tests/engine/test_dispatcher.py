@@ -226,12 +226,72 @@ def test_a_paused_trial_is_on_no_lane_until_its_rule_decides() -> None:
     assert dispatcher.ask(report_event(report_of(1, 3))) == GO
 
 
+def test_what_is_decided_while_a_trial_is_still_leaving_its_lane_waits_for_that() -> None:
+    rule = Planted({(trial, 2): Decision(action="pause") for trial in (1, 2)})
+    dispatcher = dispatcher_of(rule)
+    first, second = Worker(dispatcher, "a"), Worker(dispatcher, "b")
+    for trial, worker in ((1, first), (2, second)):
+        dispatcher.submit(plan_of(trial, [f"own-{trial}"]))
+        worker.take()
+        assert dispatcher.ask(report_event(report_of(trial, 2))).action == "pause"
+    rule.later = {1: GO, 2: Decision(action="stop", reason="not among the best")}
+    dispatcher.settle()
+    assert kinds(dispatcher, "paused", "resumed_by_rule", "final") == []
+    second.hand_back("pause")
+    first.hand_back("pause")
+    assert kinds(dispatcher, "paused", "resumed_by_rule", "final") == [
+        ("paused", 2), ("final", 2), ("paused", 1), ("resumed_by_rule", 1),
+    ]  # fmt: skip
+
+
+def test_a_report_that_settles_a_rung_is_followed_at_once_by_those_who_waited_for_it() -> None:
+    rule = Planted({(1, 2): Decision(action="pause")})
+    dispatcher = dispatcher_of(rule)
+    first, second = Worker(dispatcher, "a"), Worker(dispatcher, "b")
+    for trial, worker in ((1, first), (2, second)):
+        dispatcher.submit(plan_of(trial, [f"own-{trial}"]))
+        worker.take()
+    dispatcher.ask(report_event(report_of(1, 2)))
+    first.hand_back("pause")
+    rule.later = {1: GO}
+    assert dispatcher.ask(report_event(report_of(2, 2))) == GO
+    assert kinds(dispatcher, "resumed_by_rule") == [("resumed_by_rule", 1)]
+
+
+def test_a_resumed_trial_that_repeats_the_report_at_which_it_paused_is_not_paused_again() -> None:
+    rule = Planted({(1, 2): Decision(action="pause")})
+    dispatcher = dispatcher_of(rule)
+    worker = Worker(dispatcher, "a")
+    dispatcher.submit(plan_of(1, ["own"]))
+    worker.take()
+    dispatcher.ask(report_event(report_of(1, 2)))
+    rule.later, rule.answers = {1: GO}, {}
+    worker.hand_back("pause")
+    dispatcher.submit(plan_of(1, ["own"]))
+    worker.take()
+    assert dispatcher.ask(report_event(report_of(1, 2))) == GO
+    assert len([event for event in dispatcher.events if event["type"] == "report"]) == 1
+
+
+def test_attempts_before_a_pause_count() -> None:
+    rule = Planted({(1, 2): Decision(action="pause")})
+    dispatcher = dispatcher_of(rule)
+    dispatcher.submit(plan_of(1, ["own"]))
+    Worker(dispatcher, "a", "first").take()
+    worker = Worker(dispatcher, "a", "second")
+    worker.take()
+    dispatcher.ask(report_event(report_of(1, 2)))
+    rule.later = {1: Decision(action="stop", reason="not among the best")}
+    worker.hand_back("pause")
+    assert dispatcher.events[-1]["attempts"] == 2
+
+
 def test_an_earlier_session_is_replayed_without_an_event() -> None:
     rule = Planted({(1, 2): Decision(action="pause"), (2, 2): Decision(action="pause"), (3, 1): GO})
     dispatcher = dispatcher_of(rule)
-    told = {1: [report_of(1, 1), report_of(1, 2)], 2: [report_of(2, 2)], 3: [report_of(3, 1)]}
+    told = [report_of(1, 1), report_of(3, 1), report_of(2, 2), report_of(1, 2)]
     assert dispatcher.replay(told, ended=[2, 4]) == {1}
-    assert (rule.told, rule.over) == ([(1, 1), (1, 2), (2, 2), (3, 1)], [2, 4])
+    assert (rule.told, rule.over) == ([(1, 1), (3, 1), (2, 2), (1, 2)], [2, 4])
     assert dispatcher.events == []
     assert dispatcher.ask(report_event(report_of(3, 1))) == GO  # its last attempt had come that far
     assert rule.told.count((3, 1)) == 1

@@ -211,6 +211,14 @@ def test_a_stopped_trial_says_why_and_is_neither_feasible_nor_not(tmp_path: Path
     assert (trial["stopped"], trial["feasible"], trial["objectives"]) == ("slow", None, {})
 
 
+def test_a_sweep_whose_sampler_has_nothing_left_is_finished(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, job=job_mapping(trials=9))
+    add_trial(folder, 1)
+    assert not is_finished(sweep_state(folder))
+    folder.exhaust()
+    assert sweep_state(folder)["planned"] == 1 and is_finished(sweep_state(folder))
+
+
 def test_a_fork_may_be_the_best_trial(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, job=job_mapping(trials=1))
     add_on_seed(folder, 1, TAYLOR, 42.0)
