@@ -68,6 +68,7 @@ class History:
     def __init__(self, space: Space, objectives: int, *, whole: bool) -> None:
         optuna.logging.set_verbosity(logging.ERROR)
         self._space = space
+        self._objectives = objectives
         self._filling = {p.path: p.corners()[0] for p in space.parameters} if whole else {}
         self._distributions = distributions_of(space)
         self._storage = optuna.storages.InMemoryStorage()
@@ -85,7 +86,7 @@ class History:
     def end(self, result: Result) -> None:
         """Turn a running trial into an ended one."""
         storage, number = self._storage, self._ids[result.trial]
-        if result.objectives is None or len(result.objectives) == 1:  # Optuna reads reports against one objective only
+        if self._objectives == 1:  # with several, TPE cannot compare what stopped trials reported
             for step, loss in result.reports.items():
                 storage.set_trial_intermediate_value(number, step, loss)
         for key, value in result.frozen({}).system_attrs.items():  # the constraints
