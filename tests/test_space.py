@@ -507,7 +507,10 @@ def test_a_range_of_the_last_phase_is_continuous_unless_it_says_otherwise() -> N
 def test_the_values_of_a_logarithmic_range_have_equal_ratios_and_are_numbers_that_a_person_would_write() -> None:
     parameter = only({"log_uniform": [1e-5, 1e-1], "values": 5})
     values = [parameter.value(index) for index in range(5)]
-    assert values == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1] and sorted(set(drawn({"log_uniform": [1e-5, 1e-1], "values": 5}))) == values
+    assert (
+        values == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+        and sorted(set(drawn({"log_uniform": [1e-5, 1e-1], "values": 5}))) == values
+    )
     assert [parameter.nearest(number) for number in (1e-9, 2e-4, 5e-4, 9)] == [1e-5, 1e-4, 1e-3, 1e-1]
 
 
@@ -519,9 +522,11 @@ def test_the_values_of_a_logarithmic_range_have_equal_ratios_and_are_numbers_tha
 def test_every_value_of_a_quantised_parameter_has_an_equal_share_of_the_way(body: dict[str, Any]) -> None:
     parameter = only(body)
     shares = [parameter.at((index + 0.5) / 1200) for index in range(1200)]
-    assert parameter.count and [shares.count(parameter.value(index)) for index in range(parameter.count)] == [
-        1200 / parameter.count
-    ] * parameter.count
+    assert (
+        parameter.count
+        and [shares.count(parameter.value(index)) for index in range(parameter.count)]
+        == [1200 / parameter.count] * parameter.count
+    )
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def test_a_fault_names_the_file_in_which_the_entry_stands() -> None:
 
 def test_what_comes_out_is_written_as_one_plain_space() -> None:
     """A sweep's folder holds its job with the space inside; the files that it came from may be gone by then."""
-    written("base.yaml", {"grow.ratio": {"choice": [0, 1]}, "groups": {"growing": GROWING}, "require": "grow.ratio < 2"})
+    written(
+        "base.yaml", {"grow.ratio": {"choice": [0, 1]}, "groups": {"growing": GROWING}, "require": "grow.ratio < 2"}
+    )
     space = load_space(written("space.yaml", {"include": "base.yaml", "use": "growing", "a.b": 3}), "job.yaml")
     again = parse_space(space.raw, "resolved")
     assert (again.parameters, again.constants, again.rules) == (space.parameters, space.constants, space.rules)
