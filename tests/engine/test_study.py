@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+from helpers import quick_job
 from optuna.trial import TrialState
 
 from raysweep import registry
@@ -21,7 +22,6 @@ from raysweep.errors import RunError, SpecError
 from raysweep.jobfile import Job, check_job
 from raysweep.records import TrialRecord
 from raysweep.space import Values
-from tests.helpers import quick_job
 
 RANGES: dict[str, Any] = {
     "cycle.prune.level": {"uniform": [0.1, 0.6], "step": 0.1},
@@ -59,8 +59,11 @@ def loss_of(values: Mapping[str, Any]) -> float:
     return loss + (values.get("cycle.prune.strategy") == "random") + values.get("cycle.prune.rounds", 2) / 10
 
 
-def record_of(trial: int, values: Mapping[str, Any], status: str = "COMPLETE", **changes: Any) -> TrialRecord:
-    objectives = {"loss": loss_of(values), "params": values["cycle.prune.level"]} if status == "COMPLETE" else {}
+def record_of(
+    trial: int, values: Mapping[str, Any], status: str = "COMPLETE", loss: float | None = None, **changes: Any
+) -> TrialRecord:
+    loss = loss_of(values) if loss is None else loss
+    objectives = {"loss": loss, "params": values["cycle.prune.level"]} if status == "COMPLETE" else {}
     fields: dict[str, Any] = {
         "trial": trial, "status": status, "values": dict(values), "seed": 0, "proposer": "tpe", "attempts": 1,
         "objective": objectives.get("loss"), "objectives": objectives, "phases": [], "seconds": 2.0, **changes,
@@ -314,19 +317,20 @@ def test_points_that_keep_a_constraint_are_preferred_to_better_ones_that_do_not(
     """The loss falls with the level, but a level above 0.35 is not allowed; infinite misses are no trouble."""
     space = {"cycle.prune.level": {"uniform": [0.1, 0.6], "step": 0.05}, "cycle.learn.lr": {"choice": [1e-3, 1e-4]}}
 
-    few = {"population": 6} if sampler == "nsga2" else {"startup_trials": 12}
+    few, trials = ({"population": 8}, 64) if sampler == "nsga2" else ({"startup_trials": 12}, 30)
 
     def mean_level(constrained: bool) -> float:
         rules = ["perplexity <= 3"] if constrained else []
         study, levels = Study(some_job(sampler, space, few, constraints=rules), None), []
-        for trial in range(1, 31):
+        for trial in range(1, trials + 1):
             values = study.ask(trial)
             assert values is not None
             level = float(values["cycle.prune.level"])  # type: ignore[arg-type]
             miss = {"perplexity <= 3": math.inf if level > 0.55 else level - 0.35} if constrained else {}
-            study.tell(record_of(trial, values, objectives={"loss": -level}, violations=miss), [])
+            study.tell(record_of(trial, values, loss=-level, violations=miss), [])
             levels.append(level)
-        return sum(levels[-10:]) / 10
+        late = levels[trials // 2 :]
+        return sum(late) / len(late)
 
     assert mean_level(True) < 0.42 < mean_level(False)
 
@@ -412,7 +416,7 @@ def test_a_result_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     other = sweep.resumed()
     for end in sweep.ended:
         other.tell(*end)
-        other.tell(record_of(end[0].trial, end[0].values, objectives={"loss": -99.0}), [])
+        other.tell(record_of(end[0].trial, end[0].values, loss=-99.0), [])
     assert other.ask(17) == sweep.resumed().ask(17)
 
 
@@ -436,7 +440,7 @@ def test_a_loss_that_is_no_number_is_a_failure() -> None:
     for trial in range(1, 9):
         values = study.ask(trial)
         assert values is not None
-        study.tell(record_of(trial, values, objectives={"loss": math.nan}), [])
+        study.tell(record_of(trial, values, loss=math.nan), [])
     assert study.ask(9) == Study(job, None).ask(9)
 
 
@@ -456,7 +460,7 @@ def test_a_space_of_every_form_survives_its_way_through_optuna(journal: Path) ->
         values = study.ask(trial)
         assert values is not None and job.space is not None and job.space.contains(values, job.spec.resolved())
         seen.append(values)
-        study.tell(record_of(trial, {**values, "cycle.learn.lr": 1.0}, loss=1.0), [])
+        study.tell(record_of(trial, values, loss=1.0), [])
     assert [trial.params for trial in shown(journal)] == seen
     assert {values["cycle.grow.ratio"] for values in seen} == {0.0, 0.333333333333, 0.666666666667, 1.0}
 
