@@ -12,6 +12,7 @@ BENCHMARKS = (
     "compaction",
     "training_step",
     "trial_overhead",
+    "simulate",
     "compaction",
     "head_scores",
     "quickstart",

@@ -309,11 +309,15 @@ def _with_trials(overrides: Sequence[str], trials: int | None) -> list[str]:
 
 
 def _same_work(folder: Path, job: Job) -> bool:
-    """Whether an earlier sweep's pace says something about this job's: same model, window, batch and workers."""
+    """Whether an earlier sweep's pace says something about this job's: same model, window, batch and workers.
+
+    A simulated one says nothing.
+    """
+    sweep = SweepFolder(folder)
     try:
-        earlier, now = SweepFolder(folder).job().spec, job.spec
+        earlier, now = sweep.job().spec, job.spec
     except UsageError:  # written by hand or by another raysweep; an estimate can do without it
         return False
-    return (earlier.model, earlier.data.seq_len, earlier.training, earlier.scale.workers) == (
+    return not sweep.simulated and (earlier.model, earlier.data.seq_len, earlier.training, earlier.scale.workers) == (
         now.model, now.data.seq_len, now.training, now.scale.workers,
     )  # fmt: skip

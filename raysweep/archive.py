@@ -197,7 +197,7 @@ class SweepFolder:
     @property
     def simulated(self) -> bool:
         """Whether nothing in it was ever trained; see simulation/."""
-        return bool(self.environment().get("simulated"))
+        return (self.path / "env.json").exists() and bool(self.environment().get("simulated"))
 
     def proposals(self) -> dict[int, Proposal]:
         """Return every proposed trial, its latest attempt."""
