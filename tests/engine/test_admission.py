@@ -1,4 +1,4 @@
-"""As many trials are in hand as lanes can take, and those that wait for a phase of another one stand in no lane's way."""
+"""As many trials are in hand as lanes can take; those that wait for a phase of another one stand in no lane's way."""
 
 from __future__ import annotations
 
