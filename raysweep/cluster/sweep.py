@@ -22,6 +22,7 @@ from raysweep.environment import usable_cores
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.points import is_search
 from raysweep.recorder import Observer, Recorder
 from raysweep.spec import ScaleSpec
 from raysweep.stopping import rule_of
@@ -193,7 +194,7 @@ class _Session:
         lanes = self._start_lanes(mailbox, remaining) if self.scale.isolation == "lane" else []
         searcher = SweepSearcher(
             lanes=self.scale.lanes,
-            propose=self._propose,
+            propose=lambda: self._propose(mailbox),
             finished=self._finished,
             start=self._start,
             waiting=lambda: ray.get(mailbox.waiting.remote()),
@@ -238,7 +239,9 @@ class _Session:
 
     def _plan(self, proposal: Proposal) -> TrialPlan:
         spec = self.job.with_values(proposal.values, seed=proposal.seed)
-        return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints)
+        return make_plan(
+            spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints, judged=is_search(proposal)
+        )
 
     def _start_lanes(self, mailbox: Any, remaining: int) -> list[Any]:
         import ray
@@ -261,9 +264,15 @@ class _Session:
 
     # On Ray Tune's thread.
 
-    def _propose(self) -> Proposal | None:
+    def _propose(self, mailbox: Any) -> Proposal | None:
+        import ray
+
         with self.news:
-            return None if self.stopped else self.agenda.next()
+            proposal = None if self.stopped else self.agenda.next()
+            never = list(self.agenda.unproposed)
+        if proposal is None and never:
+            ray.get(mailbox.never_run.remote(never))
+        return proposal
 
     def _finished(self) -> bool:
         with self.news:

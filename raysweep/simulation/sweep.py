@@ -15,6 +15,7 @@ from raysweep.engine.dispatcher import Dispatcher, Event
 from raysweep.engine.study import Study
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, derived_seed, make_plan
+from raysweep.points import is_search
 from raysweep.recorder import Recorder
 from raysweep.reports.progress import Silent
 from raysweep.simulation.curves import Curves
@@ -174,9 +175,12 @@ class Simulation:
         while has_room(len(self._out), lambda: self._dispatcher.waiting, scale.lanes):
             proposal = self._agenda.next()
             if proposal is None:
+                self._dispatcher.never_run(self._agenda.unproposed)
                 break
             spec = self.job.with_values(proposal.values, proposal.seed)
-            plan = make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=NOWHERE)
+            plan = make_plan(
+                spec, proposal.values, trial=proposal.trial, fingerprints=NOWHERE, judged=is_search(proposal)
+            )
             self._out.add(proposal.trial)
             self._recorder.start_trial(proposal, plan)
             self._dispatcher.submit(plan)
