@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -141,8 +142,13 @@ class TrialRecord:
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
     if content.get("schema") != SCHEMA:
         raise ValueError(f"record of schema {content.get('schema')!r}; this raysweep reads schema {SCHEMA}")
-    names = {item.name for item in fields(kind)}
+    names = _names(kind)
     return {key: value for key, value in content.items() if key in names}
+
+
+@cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(item.name for item in fields(kind))
 
 
 def perplexity(loss: float) -> float:

@@ -153,7 +153,7 @@ def best_trials(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialReco
 def sweep_state(folder: SweepFolder) -> dict[str, Any]:
     """Return a sweep as one JSON-able object: counts, table, best trials, points over seeds, work done."""
     job = folder.job().spec
-    proposals, ended, phases = folder.proposals(), folder.trials(), folder.phases()
+    proposals, ended, phases = folder.proposals(), folder.trials(), folder.phases(stop="curve")
     summaries = summarise(proposals, ended, phases)
     best = best_trials(proposals, ended)
     executed = [record for record in phases if not record.reused]
