@@ -59,8 +59,11 @@ def front(candidates: Mapping[Candidate, Goals]) -> list[Candidate]:
 
     Ordered by their objectives, the first objective first.
     """
+    order = _by_goals(candidates)
+    if order and len(order[0][1]) == 1:
+        return [candidate for candidate, goals in order if goals == order[0][1]]
     found: list[tuple[Candidate, list[float]]] = []
-    for candidate, goals in _by_goals(candidates):
+    for candidate, goals in order:
         # What dominates a candidate comes before it here, and so does what dominates that.
         if not any(_dominates(other, goals) for _, other in found):
             found.append((candidate, goals))

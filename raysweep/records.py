@@ -142,12 +142,12 @@ class TrialRecord:
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
     if content.get("schema") != SCHEMA:
         raise ValueError(f"record of schema {content.get('schema')!r}; this raysweep reads schema {SCHEMA}")
-    names = _field_names(kind)
+    names = _names(kind)
     return {key: value for key, value in content.items() if key in names}
 
 
 @cache
-def _field_names(kind: Any) -> frozenset[str]:
+def _names(kind: type) -> frozenset[str]:
     return frozenset(item.name for item in fields(kind))
 
 

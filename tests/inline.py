@@ -22,7 +22,7 @@ from raysweep.records import PhaseRecord, TrialRecord
 SPACE = {
     "cycle.prune.level": {"choice": [0.2, 0.3]},
     "cycle.grow.ratio": {"choice": [0.0, 0.5, 1.0]},
-    "cycle.learn.lr": {"choice": [1e-3, 3e-3]},
+    "cycle.learn.lr": {"log_uniform": [1e-3, 3e-3]},
 }
 
 

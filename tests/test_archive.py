@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from raysweep.archive import Proposal, SweepFolder, list_sweeps
-from raysweep.errors import ArchiveError, UsageError
+from raysweep.archive import Proposal, Session, SweepFolder, list_sweeps
+from raysweep.errors import ArchiveError, DiskFullError, UsageError
 from raysweep.jobfile import Job, check_job
 from raysweep.records import PhaseRecord, TrialRecord
+from raysweep.spec import BudgetSpec
 
 SPACE = {
     "cycle.prune.strategy": {"choice": ["taylor", "entropy"]},
@@ -365,3 +370,93 @@ def test_a_released_lock_can_be_taken_again(sweep: SweepFolder) -> None:
         SweepFolder.open(sweep.path.parent, sweep.name).lock()
     lock.release()
     sweep.lock().release()
+
+
+# Sessions, requests and limits of a sweep that has begun
+
+
+def session(name: str, **seen: Any) -> Session:
+    return Session(session=name, host="here", pid=1, started=5.0, **seen)
+
+
+def test_a_session_is_what_was_last_seen_of_it(sweep: SweepFolder) -> None:
+    assert sweep.sessions() == []
+    for seen in (session("a"), session("b", seconds=1.0), session("a", seconds=2.0), session("b", ended="done")):
+        sweep.add_session(seen)
+    assert sweep.sessions() == [session("a", seconds=2.0), session("b", ended="done")]
+
+
+def test_a_request_to_stop_is_seen_by_whoever_opens_the_sweep(sweep: SweepFolder) -> None:
+    other = SweepFolder.open(sweep.path.parent, sweep.name)
+    assert not sweep.stop_requested()
+    other.request_stop()
+    other.request_stop()
+    assert sweep.stop_requested()
+    sweep.withdraw_stop()
+    sweep.withdraw_stop()
+    assert not other.stop_requested()
+
+
+def test_a_replaced_job_is_as_old_as_the_one_before(tmp_path: Path) -> None:
+    first, second = new_sweep(tmp_path, "first"), new_sweep(tmp_path, "second")
+    changed = a_job().spec.model_copy(update={"budget": BudgetSpec(hours=2)})
+    first.replace_job(replace(a_job(), spec=changed))
+    assert list_sweeps(tmp_path) == ["first", "second"]
+    assert first.job().spec == changed and second.job().spec == a_job().spec
+    assert sorted(path.name for path in first.path.iterdir()) == ["env.json", "job.yaml"]
+
+
+def test_phases_are_read_on_from_where_one_was(sweep: SweepFolder) -> None:
+    assert sweep.phases_since(0) == ([], 0)
+    sweep.add_phase(phase(1, "a"))
+    found, byte = sweep.phases_since(0, stop="curve")
+    assert [record.key for record in found] == ["a"]
+    with (sweep.path / "phases.jsonl").open("ab") as stream:
+        stream.write(b'{"trial": 1, "pha')
+    assert sweep.phases_since(byte) == ([], byte)
+    sweep.add_phase(phase(1, "b"))
+    sweep.add_phase(phase(1, "c"))
+    found, byte = sweep.phases_since(byte)
+    assert [record.key for record in found] == ["b", "c"]
+    assert sweep.phases_since(byte) == ([], byte)
+
+
+def test_a_reopened_trial_has_not_ended(sweep: SweepFolder) -> None:
+    sweep.add_trial(ended(1, "FAILED"))
+    sweep.add_trial(ended(2))
+    sweep.reopen(1)
+    assert list(sweep.trials()) == [2]
+    sweep.add_trial(ended(1, attempts=2))
+    assert list(sweep.trials()) == [2, 1] and sweep.trials()[1].attempts == 2
+
+
+def test_a_full_disk_is_named_and_loses_the_line_only(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sweep.add_trial(ended(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError, match="no space is left for .*trials.jsonl.*resume the sweep"):
+            sweep.add_trial(ended(2))
+    with (sweep.path / "trials.jsonl").open("r+b") as stream:
+        stream.seek(-3, os.SEEK_END)
+        stream.truncate()  # what was written of it
+    assert list(sweep.trials()) == [1]
+    sweep.add_trial(ended(2))
+    assert list(sweep.trials()) == [1, 2]
+
+
+def test_a_look_at_a_sweep_does_not_keep_a_driver_out(sweep: SweepFolder) -> None:
+    looking = FileLock(sweep.path / ".lock", thread_local=False)
+    looking.acquire()
+    threading.Timer(0.05, looking.release).start()
+    sweep.lock().release()
+
+
+def test_a_sweep_knows_whether_it_runs(sweep: SweepFolder) -> None:
+    assert not sweep.running()
+    lock = sweep.lock()
+    assert SweepFolder.open(sweep.path.parent, sweep.name).running()
+    lock.release()
+    assert not sweep.running()

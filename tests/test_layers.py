@@ -16,8 +16,8 @@ PACKAGE = Path(raysweep.__file__).parent
 
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
-    {"errors", "statistics"},
-    {"disk", "entries", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
+    {"disk", "errors", "statistics"},
+    {"entries", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
     {"space"},
     {"spacefile"},
     {"jobfile"},

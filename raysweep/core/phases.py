@@ -242,7 +242,8 @@ class _Trial:
 
         Leases are taken from a phase to those before it only, so nobody waits in a circle.
         """
-        leads, before = self.runtime.rank == 0, self.previous
+        leads, before, judged = self.runtime.rank == 0, self.previous, self.judged
+        self.judged = None  # its evaluations were reported when it ran first
         chains = (self.plan.phases, *self.plan.controls.values())
         chain, at = next((chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key)
         with self.store.lease(key) if leads else nullcontext():
@@ -254,7 +255,7 @@ class _Trial:
                     earlier = self.store.find(key)
                     self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
             self.runtime.barrier()
-        self.state, self.previous = None, before
+        self.state, self.previous, self.judged = None, before, judged
 
     # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysweep.objectives import ranked
 from raysweep.points import ON_OTHER_SEEDS
 from raysweep.reports.conclusions import (
     conclusion,
@@ -19,6 +21,7 @@ from raysweep.reports.conclusions import (
     stopped_lines,
     work_done,
 )
+from raysweep.reports.progress import count
 
 SHOWN_TOGETHER = {
     # heading: the settings that one column shows
@@ -30,33 +33,35 @@ SHOWN_TOGETHER = {
 SHARES = ("cycle.prune.level", "cycle.grow.ratio")
 SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned"}
 COSTS = ("params", "MFLOP/token")
+MOST_ROWS = 200
+GAP = 2
+"""Blanks between two columns."""
 NUMBERS = ("#", "heads", "recovery", *COSTS, "s")
 Columns = dict[str, list[str]]
 
 
-def print_sweep(state: Mapping[str, Any], console: Console, shown: Mapping[str, Any] | None = None) -> None:
+def print_sweep(state: Mapping[str, Any], console: Console) -> None:
     """Print a sweep: one line a trial, then its points over their seeds, what went wrong, the best trial, and the work.
 
     Trials on other seeds stand with their points.
-
-    Args:
-        shown: the state with fewer trials, which are those to show one by one.
     """
-    shown = shown or state
     _say(console, f"{state['sweep']}   {state['model']} on {state['data']}")
-    if shown["trials"]:
-        table, left_out = _fitting_table(shown, console)
+    if state["trials"]:
+        shown = shown_trials(state)
+        table, left_out = _fitting_table({**state, "trials": shown}, console)
         console.print(table)
+        if hidden := sum(_has_row(trial) for trial in state["trials"]) - len(shown):
+            _say(console, f"left out here for want of room, but in --json: {count(hidden, 'trial')} that are no better")
         if left_out:
             _say(console, f"left out here for want of width, but in --json: {', '.join(left_out)}")
-    for trial in shown["trials"]:
+    for trial in state["trials"]:
         if trial["error"]:
             _say(console, f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}")
         for arm, error in trial["control_errors"].items():
             _say(console, f"trial {trial['trial']}, control {arm}: {error}")
         if trial["halted"]:
             _say(console, f"trial {trial['trial']} {halt_text(trial['halted'])}")
-    for line in (*stopped_lines(shown), *missed_lines(shown)):
+    for line in (*stopped_lines(state), *missed_lines(state)):
         _say(console, line)
     if state["points"]:
         print_points(state["points"], console)
@@ -138,27 +143,41 @@ def _fitting_table(state: Mapping[str, Any], console: Console) -> tuple[Table, l
     short = _columns(state, only_ends=True)
     without_seconds = _without(short, (*COSTS, "s"))
     layouts = [full, _without(full, COSTS), _without(full, (*COSTS, "s")), without_seconds, _merged(without_seconds)]
-    for columns in layouts:
-        table = _table(columns, state)
-        if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
-            break
-    return table, [heading for heading in full if heading in NUMBERS and heading not in columns]
+    columns = next((columns for columns in layouts if _width(columns) <= console.width), layouts[-1])
+    return _table(columns, state), [heading for heading in full if heading in NUMBERS and heading not in columns]
+
+
+def _width(columns: Columns) -> int:
+    """Return how wide a table would be; Rich would have to lay it out to say so."""
+    lines = [[line for text in (heading, *cells) for line in text.split("\n")] for heading, cells in columns.items()]
+    return sum(max(map(cell_len, column)) for column in lines) + GAP * (len(columns) - 1)
 
 
 def _table(columns: Columns, state: Mapping[str, Any]) -> Table:
-    table = _empty_table(columns, right=NUMBERS)
-    for trial, cells in zip(_rows(state), zip(*columns.values(), strict=True), strict=True):
-        table.add_row(*map(Text, cells), style="bold green" if trial["trial"] in _marked(state) else "")
+    table, marked = _empty_table(columns, right=NUMBERS), _marked(state)
+    for trial, cells in zip(state["trials"], zip(*columns.values(), strict=True), strict=True):
+        table.add_row(*map(Text, cells), style="bold green" if trial["trial"] in marked else "")
     return table
 
 
-def _rows(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [trial for trial in state["trials"] if trial["proposer"] not in ON_OTHER_SEEDS]
+def shown_trials(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the trials that get a row: all but those on other seeds; of very many the best, and those still open."""
+    rows = [trial for trial in state["trials"] if _has_row(trial)]
+    if len(rows) <= MOST_ROWS:
+        return rows
+    best = ranked({trial["trial"]: trial["objectives"] for trial in rows if trial["feasible"]})
+    unfinished = [trial["trial"] for trial in rows if trial["status"] == "UNFINISHED"]
+    kept = {*best[: MOST_ROWS // 2], *unfinished[: MOST_ROWS // 2]}
+    return [trial for trial in rows if trial["trial"] in kept]
 
 
-def _marked(state: Mapping[str, Any]) -> list[int]:
+def _has_row(trial: Mapping[str, Any]) -> bool:
+    return trial["proposer"] not in ON_OTHER_SEEDS
+
+
+def _marked(state: Mapping[str, Any]) -> set[int]:
     """Return the trials to mark: the best one, or of several objectives the front."""
-    return list(state["front"]) if isinstance(state["minimize"], list) else [state["best"]]
+    return set(state["front"]) if isinstance(state["minimize"], list) else {state["best"]}
 
 
 def _empty_table(headings: Iterable[str], right: Collection[str]) -> Table:
@@ -170,7 +189,7 @@ def _empty_table(headings: Iterable[str], right: Collection[str]) -> Table:
 
 def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
     """Return heading -> cells, one a trial; with only the first and the last perplexity where asked."""
-    trials = _rows(state)
+    trials, marked = state["trials"], _marked(state)
     chains = [last_cycle(trial["perplexity"]) for trial in trials]
     phases = [phase for phase in SHOWN_PHASES if any(phase in chain for chain in chains)]
     if only_ends:
@@ -179,7 +198,7 @@ def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
     heading = f"perplexity{' (last cycle)' if several else ''}\n{' → '.join(SHOWN_PHASES[phase] for phase in phases)}"
     values = {name: [_value(trial["values"], paths) for trial in trials] for name, paths in _headings(trials).items()}
     return {
-        "#": [f"{'*' if trial['trial'] in _marked(state) else ''}{trial['trial']}" for trial in trials],
+        "#": [f"{'*' if trial['trial'] in marked else ''}{trial['trial']}" for trial in trials],
         **values,
         heading.strip(): [_chain(trial, chain, phases) for trial, chain in zip(trials, chains, strict=True)],
         **_goal_columns(state, trials),
