@@ -16,6 +16,7 @@ BENCHMARKS = (
     "many_trials",
     "sharing",
     "quickstart",
+    "kill_loop",
 )
 
 for benchmark in BENCHMARKS:
