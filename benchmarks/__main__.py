@@ -12,10 +12,12 @@ BENCHMARKS = (
     "compaction",
     "training_step",
     "trial_overhead",
+    "bookkeeping",
+    "many_trials",
+    "sharing",
     "simulate",
-    "compaction",
-    "head_scores",
     "quickstart",
+    "kill_loop",
 )
 
 for benchmark in BENCHMARKS:

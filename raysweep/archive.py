@@ -327,7 +327,7 @@ class SweepFolder:
     def _sync(self) -> None:
         """Wait until every line is on the disk; for the end of a trial, since each wait takes milliseconds."""
         for file in sorted(self._unsynced) if self._durable else ():
-            with open(self.path / file, "rb") as stream:
+            with refuse_when_full(self.path / file), open(self.path / file, "rb") as stream:
                 os.fsync(stream.fileno())
         self._unsynced.clear()
 
