@@ -22,6 +22,8 @@ class Judged:
     """Training FLOPs of its judged phases that are over."""
 
     def judges(self, phase: PhasePlan) -> bool:
+        if not self.plan.judged:
+            return False
         learns = any(own.kind == "learn" for own in self.plan.phases)
         return phase.kind == ("learn" if learns else "baseline") and phase.steps > 0
 

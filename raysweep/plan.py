@@ -51,6 +51,8 @@ class TrialPlan:
     phases: tuple[PhasePlan, ...]
     halting: dict[str, Any]
     """Rules after which the trial stops early; see halting.py."""
+    judged: bool = True
+    """Whether stopping rules judge it: what runs on other seeds, or was forked on purpose, is to come to its end."""
     controls: dict[str, tuple[PhasePlan, ...]]
     """The phases of each control arm, from the beginning; those that are the trial's own have their keys."""
 
@@ -80,7 +82,9 @@ class Fingerprints:
     data: str
 
 
-def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerprints: Fingerprints) -> TrialPlan:
+def make_plan(
+    spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerprints: Fingerprints, judged: bool = True
+) -> TrialPlan:
     """Resolve one trial. `spec` already holds the trial's values; equal inputs give equal keys."""
     training = spec.training.model_dump(mode="json")
     root = content_key(
@@ -108,6 +112,7 @@ def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerpri
         checkpoint_every_steps=spec.scale.checkpoint_every_steps,
         phases=phases,
         halting=spec.cycle.model_dump(mode="json", include={"regression", "plateau"}, exclude_none=True),
+        judged=judged,
         controls={arm: _control(arm, root, spec.cycle, phases, training) for arm in controls},
     )
 

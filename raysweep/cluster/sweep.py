@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raysweep import registry
-from raysweep.archive import Proposal, SweepFolder
+from raysweep.archive import Proposal, SweepFolder, plan_of
 from raysweep.contracts import StoppingRule
 from raysweep.engine.agenda import Agenda
 from raysweep.engine.dispatcher import ENDINGS, Event
@@ -22,7 +22,7 @@ from raysweep.engine.study import Study
 from raysweep.environment import usable_cores
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.jobfile import Job
-from raysweep.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.plan import Fingerprints, TrialPlan
 from raysweep.recorder import Observer, Recorder
 from raysweep.spec import ScaleSpec
 
@@ -237,8 +237,7 @@ class _Session:
                 self.agenda.paused(trial)
 
     def _plan(self, proposal: Proposal) -> TrialPlan:
-        spec = self.job.with_values(proposal.values, seed=proposal.seed)
-        return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints)
+        return plan_of(self.job, proposal, self.fingerprints)
 
     def _rule(self) -> StoppingRule:
         search = self.job.spec.search

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysweep.archive import ON_OTHER_SEEDS
 from raysweep.objectives import ranked
-from raysweep.points import ON_OTHER_SEEDS
 from raysweep.reports.conclusions import (
     conclusion,
     halt_text,
