@@ -178,6 +178,18 @@ def test_a_finished_sweep_ends_with_what_to_look_at() -> None:
     assert text.endswith("next:  raysweep show heads-1 2 · raysweep tensorboard heads-1\n")
 
 
+def test_of_a_large_sweep_the_table_shows_what_tells_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_sweep(Path("results"))
+    assert "shown are" not in done("status", "heads-1")
+    monkeypatch.setattr("raysweep.reports.selection.ROWS", 1)
+    text = done("status", "heads-1")
+    assert "shown are 1 trials, the best among them. All 3: raysweep status heads-1 --all\n" in text
+    assert "FAILED" not in text
+    assert "3 of 3 trials ended" in text
+    assert "FAILED" in done("status", "heads-1", "--all")
+    assert len(from_json("status", "heads-1")["trials"]) == 3
+
+
 def test_a_check_says_of_each_invariant_whether_it_holds() -> None:
     folder = make_sweep(Path("results"))
     text = done("status", "heads-1", "--check")
@@ -408,7 +420,7 @@ def run(job, *, observer, results, **rest):
     folder = api.load("heads-1", results=results)
     observer.sweep_started(folder, folder.job(), 3)
     signal.signal(signal.SIGTERM, lambda *taken: print("taken"))  # as Ray does when it starts
-    observer.trial_started(types.SimpleNamespace(trial=1))
+    observer.trial_started(types.SimpleNamespace(trial=1, phases=()))
     try:
         signal.raise_signal(signal.SIGTERM)
     finally:

@@ -16,9 +16,9 @@ PACKAGE = Path(raysweep.__file__).parent
 
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
-    {"disk", "errors", "statistics"},
-    {"entries", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
-    {"space"},
+    {"errors", "statistics"},
+    {"disk", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
+    {"entries", "space"},
     {"spacefile"},
     {"jobfile"},
     {"plan", "records"},

@@ -53,8 +53,9 @@ def open_sweep(results: Path, sweep: str) -> SweepFolder:
     return SweepFolder.open(results, sweep)
 
 
-def report_sweep(folder: SweepFolder, as_json: bool) -> None:
+def report_sweep(folder: SweepFolder, as_json: bool, every_trial: bool = False) -> None:
     from raysweep.engine.limits import last_end, more_of
+    from raysweep.reports.selection import ROWS, narrowed
     from raysweep.reports.summary import is_finished, next_commands, sweep_state
     from raysweep.reports.tables import print_sweep
 
@@ -63,7 +64,11 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     if as_json:
         print_json({**state, "stopped": end and end.ended})
         return
-    print_sweep(state, console())
+    shown = state if every_trial else narrowed(state, ROWS)
+    print_sweep(state, console(), shown)
+    if len(shown["trials"]) < len(state["trials"]):
+        way = complete_command(f"raysweep status {folder.name} --all")
+        click.echo(f"shown are {len(shown['trials'])} trials, the best among them. All {len(state['trials'])}: {way}")
     commands = next_commands(state)
     if end is not None:
         click.echo(f"stopped: {end.ended}.")

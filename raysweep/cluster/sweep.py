@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raysweep import registry
 from raysweep.archive import Proposal, SweepFolder, plan_of
-from raysweep.contracts import StoppingRule
+from raysweep.engine.admission import IN_HAND
 from raysweep.engine.agenda import Agenda
 from raysweep.engine.dispatcher import ENDINGS, Event
 from raysweep.engine.limits import Limits
@@ -25,6 +24,7 @@ from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, TrialPlan
 from raysweep.recorder import Observer, Recorder
 from raysweep.spec import ScaleSpec
+from raysweep.stopping import rule_of
 
 if TYPE_CHECKING:
     from raysweep.cluster.lane import LaneConfig
@@ -179,12 +179,12 @@ class _Session:
 
         from raysweep.cluster.client import TrialClient
         from raysweep.cluster.mailbox import NAMESPACE, Mailbox
-        from raysweep.cluster.searcher import OUT_OF_HAND, SweepSearcher
+        from raysweep.cluster.searcher import SweepSearcher
 
         mailbox = (
             ray.remote(Mailbox)
             .options(name=self.name, namespace=NAMESPACE, num_cpus=0)
-            .remote(self.scale.max_attempts, self._rule(), self.sharing)
+            .remote(self.scale.max_attempts, rule_of(self.job.spec.search), self.sharing)
         )
         self._take_up_paused(ray.get(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))))
         ray.get(mailbox.settle.remote())
@@ -204,7 +204,7 @@ class _Session:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,  # the searcher says when it is enough
-                max_concurrent_trials=OUT_OF_HAND * self.scale.lanes,
+                max_concurrent_trials=IN_HAND * self.scale.lanes,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -238,12 +238,6 @@ class _Session:
 
     def _plan(self, proposal: Proposal) -> TrialPlan:
         return plan_of(self.job, proposal, self.fingerprints)
-
-    def _rule(self) -> StoppingRule:
-        search = self.job.spec.search
-        if search is None:
-            return registry.build("schedulers", "none").build(1)
-        return registry.build("schedulers", search.stopping.name, search.stopping.options).build(search.trials)
 
     def _start_lanes(self, mailbox: Any, remaining: int) -> list[Any]:
         import ray

@@ -287,20 +287,6 @@ def test_the_front_of_several_objectives_is_marked_and_each_has_a_column(tmp_pat
     assert "Pareto front of loss and params: trials 2, 1. Best of 3 on one seed each" in text
 
 
-def test_of_very_many_trials_the_best_are_shown_and_those_still_open(tmp_path: Path) -> None:
-    state = sweep_state(finished_sweep(tmp_path))
-    one = state["trials"][0]
-    state["trials"] = [{**one, "trial": number, "objectives": {"loss": float(-number)}} for number in range(1, 301)] + [
-        {**one, "trial": 301, "status": "UNFINISHED", "objectives": {}, "feasible": None}
-    ]
-    text = printed(print_sweep, state)
-    numbers = [int(line.split()[0]) for line in text.splitlines() if "→" in line and line.split()[0].isdigit()]
-    assert numbers == [*range(201, 301), 301]
-    assert "left out here for want of room, but in --json: 200 trials that are no better\n" in text
-    state["trials"] = state["trials"][:200]
-    assert "for want of room" not in printed(print_sweep, state)
-
-
 def test_who_misses_a_constraint_is_said(tmp_path: Path) -> None:
     rule = "loss <= baseline.loss"
     folder = make_sweep(tmp_path, job=job_mapping(constraints=[rule]))
