@@ -12,8 +12,9 @@ BENCHMARKS = (
     "compaction",
     "training_step",
     "trial_overhead",
-    "compaction",
-    "head_scores",
+    "bookkeeping",
+    "many_trials",
+    "sharing",
     "quickstart",
 )
 

@@ -13,7 +13,7 @@ from raysweep.records import PhaseRecord
 
 @dataclass(kw_only=True)
 class Judged:
-    """Reports held-out losses of a trial's learn phases; of its baseline, where there are none."""
+    """Reports held-out losses of a trial's learn phases; of its baseline, where there are none; if its plan says so."""
 
     plan: TrialPlan
     ask: Callable[[dict[str, Any]], Decision]

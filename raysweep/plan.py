@@ -51,10 +51,10 @@ class TrialPlan:
     phases: tuple[PhasePlan, ...]
     halting: dict[str, Any]
     """Rules after which the trial stops early; see halting.py."""
-    judged: bool = True
-    """Whether stopping rules judge it: what runs on other seeds, or was forked on purpose, is to come to its end."""
     controls: dict[str, tuple[PhasePlan, ...]]
     """The phases of each control arm, from the beginning; those that are the trial's own have their keys."""
+    judged: bool = True
+    """Whether it reports to the stopping rule; what is run for statistics or on demand runs to its end."""
 
     def every_phase(self) -> list[PhasePlan]:
         """Return what the trial runs if it does not halt, its control arms included, each phase once."""
@@ -112,8 +112,8 @@ def make_plan(
         checkpoint_every_steps=spec.scale.checkpoint_every_steps,
         phases=phases,
         halting=spec.cycle.model_dump(mode="json", include={"regression", "plateau"}, exclude_none=True),
-        judged=judged,
         controls={arm: _control(arm, root, spec.cycle, phases, training) for arm in controls},
+        judged=judged,
     )
 
 

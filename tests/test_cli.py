@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from sweeps import (
+    ENTROPY,
     JOB,
+    TAYLOR,
     WHOLE,
     add_trial,
     contents,
@@ -26,11 +29,12 @@ from sweeps import (
     trial_record,
 )
 
-from raysweep import api
-from raysweep.archive import SweepFolder
+from raysweep import api, entries
+from raysweep.archive import Session, SweepFolder
 from raysweep.cli import main
 from raysweep.core.estimate import estimate
 from raysweep.doctor import Finding
+from raysweep.engine.limits import ASKED
 from raysweep.jobfile import check_job
 from raysweep.listing import STRATEGIES
 from raysweep.plan import Fingerprints
@@ -176,18 +180,6 @@ def test_a_finished_sweep_ends_with_what_to_look_at() -> None:
     text = done("status", "heads-1")
     assert "best trial 2: perplexity 41.25" in text
     assert text.endswith("next:  raysweep show heads-1 2 · raysweep tensorboard heads-1\n")
-
-
-def test_of_a_large_sweep_the_table_shows_what_tells_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    finished_sweep(Path("results"))
-    assert "shown are" not in done("status", "heads-1")
-    monkeypatch.setattr("raysweep.reports.selection.ROWS", 1)
-    text = done("status", "heads-1")
-    assert "shown are 1 trials, the best among them. All 3: raysweep status heads-1 --all\n" in text
-    assert "FAILED" not in text
-    assert "3 of 3 trials ended" in text
-    assert "FAILED" in done("status", "heads-1", "--all")
-    assert len(from_json("status", "heads-1")["trials"]) == 3
 
 
 def test_a_check_says_of_each_invariant_whether_it_holds() -> None:
@@ -341,8 +333,10 @@ class FakeSweep:
         self.status, self.interrupt = status, interrupt
         self.asked: dict[str, Any] = {}
 
-    def __call__(self, named: Any, *, observer: Any, results: Path, **asked: Any) -> SweepFolder:
-        self.asked = {"named": named, **asked}
+    def __call__(
+        self, named: Any, *, observer: Any, results: Path, given: tuple[Any, ...] = (), **asked: Any
+    ) -> SweepFolder:
+        self.asked = {"named": named, **({"given": given} if given else {}), **asked}
         folder = make_sweep(results, job=job_mapping(trials=1))
         print("Ray has something to say")
         observer.sweep_started(folder, check_job(job_mapping(trials=1), "job.yaml"), 1)
@@ -358,8 +352,8 @@ class FakeSweep:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSweep:
     sweep = FakeSweep()
-    monkeypatch.setattr(api, "run", lambda *given, **asked: sweep(*given, **asked))
-    monkeypatch.setattr(api, "resume", lambda *given, **asked: sweep(*given, **asked))
+    for name in ("run", "resume", "extend", "fork", "retry"):
+        monkeypatch.setattr(api, name, lambda named, *given, **asked: sweep(named, given=given, **asked))
     return sweep
 
 
@@ -392,7 +386,148 @@ def test_run_passes_on_what_it_was_given(fake: FakeSweep) -> None:
     }  # fmt: skip
     assert [path.name for path in Path("elsewhere").iterdir()] == ["heads-1"]
     invoke("resume", "heads-2", "--results", "again")
-    assert fake.asked == {"named": "heads-2", "address": None}
+    assert fake.asked == {"named": "heads-2", "overrides": (), "address": None}
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (["resume", "x", "--set", "budget.hours=2", "--set", "scale.lanes=3", "--address", "there:1"],
+         {"overrides": ("budget.hours=2", "scale.lanes=3"), "address": "there:1"}),
+        (["extend", "x", "--trials", "+8"], {"given": ("+8",), "address": None}),
+        (["extend", "x", "--trials", "16", "--address", "there:1"], {"given": ("16",), "address": "there:1"}),
+        (["fork", "x", "3", "--after", "prune@2", "--set", "cycle.learn.lr=1e-3", "--set", "cycle.cycles=3"],
+         {"given": (3,), "after": "prune@2", "overrides": ("cycle.learn.lr=1e-3", "cycle.cycles=3"), "address": None}),
+        (["retry", "x", "--failed"], {"statuses": ["FAILED"], "address": None}),
+        (["retry", "x", "--diverged"], {"statuses": ["DIVERGED"], "address": None}),
+        (["retry", "x", "--failed", "--diverged"], {"statuses": ["FAILED", "DIVERGED"], "address": None}),
+    ],
+)  # fmt: skip
+def test_commands_of_the_life_cycle_pass_on_what_they_were_given(
+    fake: FakeSweep, command: list[str], asked: dict[str, Any]
+) -> None:
+    result = invoke(*command)
+    assert result.exit_code == 0, result.output
+    assert fake.asked == {"named": "x", **asked}
+    assert "best trial 1" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["extend", "x"], "--trials"),
+        (["fork", "x", "3", "--set", "cycle.learn.lr=1e-3"], "--after"),
+        (["fork", "x", "3", "--after", "grow"], "--set"),
+        (["retry", "x"], "say which trials: --failed, --diverged, or both"),
+        (["gc", "heads-1", "--sweep-best", "0"], "--sweep-best"),
+    ],
+)
+def test_commands_of_the_life_cycle_say_what_they_need(command: list[str], said: str) -> None:
+    finished_sweep(Path("results"))
+    result = invoke(*command)
+    assert result.exit_code == 2 and said in result.stderr and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["resume"], ["extend", "--trials", "+1"], ["fork", "1", "--after", "grow", "--set", "a=1"], ["retry", "--failed"],
+     ["stop"], ["gc", "--dry-run"]],
+)  # fmt: skip
+def test_commands_of_the_life_cycle_know_the_sweeps(command: list[str]) -> None:
+    finished_sweep(Path("results"))
+    result = invoke(command[0], "heads-2", *command[1:])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: sweep in 'results': no 'heads-2'. Did you mean 'heads-1'?")
+
+
+def ended_session(folder: SweepFolder, ended: str, limit: str | None) -> None:
+    folder.add_session(Session(session="s", host="there", pid=7, started=1.0, seconds=5.0, ended=ended, limit=limit))
+
+
+def test_a_sweep_that_ended_with_its_budget_says_which_and_how_to_go_on() -> None:
+    folder = interrupted(Path("results"))
+    folder.replace_job(check_job({**job_mapping(trials=6), "budget": {"hours": 0.5}}, "job.yaml"))
+    ended_session(folder, "budget.hours = 0.5 is used up: 0.5 h over all its sessions", "budget.hours")
+    text = done("status", "heads-1")
+    assert "stopped: budget.hours = 0.5 is used up: 0.5 h over all its sessions.\n" in text
+    assert "next:  raysweep resume heads-1 --set budget.hours=1 · " in text
+    assert from_json("status", "heads-1")["stopped"].startswith("budget.hours = 0.5 is used up")
+
+
+def test_a_sweep_that_was_asked_to_stop_says_so() -> None:
+    folder = interrupted(Path("results"))
+    ended_session(folder, ASKED, None)
+    text = done("status", "heads-1")
+    assert f"stopped: {ASKED}.\n" in text and "next:  raysweep resume heads-1 · " in text
+    ended_session(folder, "done", None)
+    assert "stopped:" not in done("status", "heads-1")
+
+
+def test_stopping_what_does_not_run_says_so(workplace: Path) -> None:
+    finished_sweep(Path("results"))
+    result = invoke("stop", "heads-1")
+    assert result.exit_code == 0 and result.stderr == "heads-1 is not running.\n"
+    assert "best trial 2" in result.stdout and not (workplace / "results" / "heads-1" / "stop").exists()
+
+
+def test_stop_names_the_driver_waits_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = interrupted(Path("results"))
+    folder.add_session(Session(session="s", host="there", pid=7, started=1.0))
+    monkeypatch.setattr(api, "POLL_S", 0.01)
+    driving = threading.Event()
+
+    def drive() -> None:
+        lock = folder.lock()
+        driving.set()
+        while not folder.stop_requested():
+            time.sleep(0.01)
+        ended_session(folder, ASKED, None)
+        lock.release()
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    driving.wait()
+    result = invoke("stop", "heads-1")
+    thread.join()
+    assert result.stderr.splitlines() == [
+        "heads-1 (there, process 7) was asked to stop at the next step of its trials", "heads-1 has stopped.",
+    ]  # fmt: skip
+    assert "next:  raysweep resume heads-1 · " in result.stdout
+
+
+def with_checkpoints(results: Path) -> SweepFolder:
+    """Two trials, the second better, each with a kilobyte after each training phase."""
+    folder = make_sweep(results, job=job_mapping(trials=2))
+    about = folder.environment() | {"fingerprints": {"model": "m", "data": "d"}}
+    (folder.path / "env.json").write_text(json.dumps(about))
+    folder.store.mkdir()
+    for trial, values in ((1, TAYLOR), (2, ENTROPY)):
+        add_trial(folder, trial, values, {**WHOLE, "learn": 42.0 - trial})
+        for name in ("baseline", "learn"):
+            with entries.appearing(folder.store / f"{name}-of-{trial}", folder.store) as entry:
+                (entry / "tensors.safetensors").write_bytes(bytes(1000))
+    return folder
+
+
+def test_collecting_lists_first_and_then_says_what_was_freed(workplace: Path) -> None:
+    folder = with_checkpoints(Path("results"))
+    before = contents(workplace)
+    text = done("gc", "heads-1", "--dry-run", "--trial-best", "0", "--trial-latest", "0")
+    assert contents(workplace) == before
+    assert [line.split()[:4] for line in text.splitlines()[1:4]] == [
+        ["baseline", "1", "1.0", "kB"], ["baseline", "2", "1.0", "kB"], ["learn", "1", "1.0", "kB"],
+    ]  # fmt: skip
+    assert text.splitlines()[-2:] == [
+        "3.0 kB would be freed, 1.0 kB in 1 checkpoint stays.",
+        "next:  raysweep gc heads-1 --trial-best 0 --trial-latest 0 · raysweep status heads-1",
+    ]
+    freed = from_json("gc", "heads-1", "--trial-best", "0", "--trial-latest", "0")
+    assert (freed["bytes_collected"], freed["bytes_kept"], freed["dry_run"]) == (3000, 1000, False)
+    assert [entry["trials"] for entry in freed["kept"]] == [[2]]
+    assert not (folder.store / "learn-of-1" / "tensors.safetensors").exists()
+    assert done("gc", "heads-1").splitlines() == [
+        "0.0 kB freed, 1.0 kB in 1 checkpoint stays.", "next:  raysweep status heads-1",
+    ]  # fmt: skip
 
 
 def test_a_run_in_which_nothing_completed_has_failed(fake: FakeSweep) -> None:

@@ -53,9 +53,8 @@ def open_sweep(results: Path, sweep: str) -> SweepFolder:
     return SweepFolder.open(results, sweep)
 
 
-def report_sweep(folder: SweepFolder, as_json: bool, every_trial: bool = False) -> None:
+def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     from raysweep.engine.limits import last_end, more_of
-    from raysweep.reports.selection import ROWS, narrowed
     from raysweep.reports.summary import is_finished, next_commands, sweep_state
     from raysweep.reports.tables import print_sweep
 
@@ -64,11 +63,7 @@ def report_sweep(folder: SweepFolder, as_json: bool, every_trial: bool = False) 
     if as_json:
         print_json({**state, "stopped": end and end.ended})
         return
-    shown = state if every_trial else narrowed(state, ROWS)
-    print_sweep(state, console(), shown)
-    if len(shown["trials"]) < len(state["trials"]):
-        way = complete_command(f"raysweep status {folder.name} --all")
-        click.echo(f"shown are {len(shown['trials'])} trials, the best among them. All {len(state['trials'])}: {way}")
+    print_sweep(state, console())
     commands = next_commands(state)
     if end is not None:
         click.echo(f"stopped: {end.ended}.")

@@ -221,7 +221,8 @@ def _print(found: Survey, dry_run: bool) -> None:
         console().print(table)
     freed, kept = (sum(entry.bytes for entry in part) for part in (found.collected, found.kept))
     said = "would be freed" if dry_run else "freed"
-    click.echo(f"{_bytes(freed)} {said}, {_bytes(kept)} in {len(found.kept)} checkpoints stay.")
+    stay = "1 checkpoint stays" if len(found.kept) == 1 else f"{len(found.kept)} checkpoints stay"
+    click.echo(f"{_bytes(freed)} {said}, {_bytes(kept)} in {stay}.")
 
 
 def _bytes(number: int) -> str:

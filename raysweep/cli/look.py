@@ -48,12 +48,9 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("sweep")
 @click.option("--check", is_flag=True, help="Instead, judge the invariants of its records, store and processes.")
-@click.option(
-    "--all", "every_trial", is_flag=True, help="Show every trial of a large sweep, not only those that tell most."
-)
 @results_option
 @json_option
-def status(sweep: str, check: bool, every_trial: bool, results: Path, as_json: bool) -> None:
+def status(sweep: str, check: bool, results: Path, as_json: bool) -> None:
     """Show how far a sweep has come.
 
     Read-only: any sweep can be looked at, running or not. With --check, exits with 1 where an invariant is broken.
@@ -62,7 +59,7 @@ def status(sweep: str, check: bool, every_trial: bool, results: Path, as_json: b
     if check:
         _check(folder, as_json)
     else:
-        report_sweep(folder, as_json, every_trial)
+        report_sweep(folder, as_json)
 
 
 def _check(folder: SweepFolder, as_json: bool) -> None:

@@ -193,7 +193,7 @@ class _Session:
         lanes = self._start_lanes(mailbox, remaining) if self.scale.isolation == "lane" else []
         searcher = SweepSearcher(
             lanes=self.scale.lanes,
-            propose=self._propose,
+            propose=lambda: self._propose(mailbox),
             finished=self._finished,
             start=self._start,
             waiting=lambda: ray.get(mailbox.waiting.remote()),
@@ -260,9 +260,15 @@ class _Session:
 
     # On Ray Tune's thread.
 
-    def _propose(self) -> Proposal | None:
+    def _propose(self, mailbox: Any) -> Proposal | None:
+        import ray
+
         with self.news:
-            return None if self.stopped else self.agenda.next()
+            proposal = None if self.stopped else self.agenda.next()
+            never = list(self.agenda.unproposed)
+        if proposal is None and never:
+            ray.get(mailbox.never_run.remote(never))
+        return proposal
 
     def _finished(self) -> bool:
         with self.news:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
 from raysweep.core.trajectory import Trajectory
-from raysweep.errors import TrialError
+from raysweep.errors import DiskFullError, TrialError
 from raysweep.halting import reached, result, verdict
 from raysweep.judged import Judged
 from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
@@ -44,6 +44,7 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
     Raises:
         TrialError: a phase of its own cannot be carried out as asked; DivergedError: a loss is not finite.
         Interrupted: the sweep says that the trial shall not go on, or not here.
+        DiskFullError: the store cannot be written; what is in it is whole.
     """
     trial = _Trial.of(plan, runtime, store)
     judged = Judged(plan=plan, ask=runtime.ask)
@@ -146,8 +147,7 @@ class _Trial:
             outcome: Outcome | None = self.runtime.from_rank_0(self.store.find(phase.key) if leads else None)
             if outcome is None:
                 outcome = self._run(phase, started)
-                if leads:
-                    self._save(phase, outcome)
+                self._save(phase, outcome)
             else:
                 self.state = None  # the store is ahead of it
             self.runtime.barrier()
@@ -218,10 +218,26 @@ class _Trial:
         return TRAINING_TO_FORWARD * per_token * tokens * self.plan.training["batch_size"]
 
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
-        assert self.state is not None
+        state = self._state()
         trained = phase.kind in TRAINING_PHASES and phase.steps
-        slices = self.state.changed_slices() if phase.kind in ("prune", "grow") else None
-        self.store.save(phase.key, outcome, self.state.tensors() if trained else None, slices)
+        slices = state.changed_slices() if phase.kind in ("prune", "grow") else None
+        self._write(lambda: self.store.save(phase.key, outcome, state.tensors() if trained else None, slices))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Let rank 0 write into the store; the others wait.
+
+        Raises:
+            DiskFullError: on all ranks alike, so that none waits for one that is gone.
+        """
+        full: str | None = None
+        if self.runtime.rank == 0:
+            try:
+                write()
+            except DiskFullError as error:
+                full = str(error)
+        full = self.runtime.from_rank_0(full)
+        if full is not None:
+            raise DiskFullError(full)
 
     def _state(self) -> TrialState:
         if self.state is None:
@@ -251,9 +267,8 @@ class _Trial:
                 self.warn(f"phase {chain[at].label} ({key}) is run again: its weights are no longer in the store.")
                 self.previous = chain[at - 1].key if at else None
                 outcome = self._run(chain[at], time.perf_counter())
-                if leads:
-                    earlier = self.store.find(key)
-                    self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
+                earlier = self.store.find(key)
+                self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
             self.runtime.barrier()
         self.state, self.previous, self.judged = None, before, judged
 
@@ -373,7 +388,8 @@ class _Trial:
         self, phase: PhasePlan, training: Training, trajectory: Trajectory, step: int, events: Events | None
     ) -> None:
         unlogged = self.runtime.all_gather(training.unlogged)
-        if self.runtime.rank == 0:
+
+        def write() -> None:
             tensors = training.state.tensors() | {UNLOGGED: unlogged} | trajectory.tensors()
             partial = Partial(
                 step=step,
@@ -385,7 +401,8 @@ class _Trial:
                 trajectory=trajectory.points,
             )
             self.store.save_partial(phase.key, partial)
-        self.runtime.barrier()
+
+        self._write(write)
 
     def _event(self, kind: str, phase: PhasePlan, **content: Any) -> dict[str, Any]:
         about = {"trial": self.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}

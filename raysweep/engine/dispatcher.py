@@ -111,6 +111,12 @@ class Dispatcher:
         self._paused = dict.fromkeys(sorted(paused), 1)
         return paused
 
+    def never_run(self, trials: Iterable[int]) -> None:
+        """Take note that the stopping rule need not wait for some trials."""
+        for trial in trials:
+            self.rule.ended(trial)
+        self.settle()
+
     def settle(self) -> None:
         """Carry out what the stopping rule has decided on paused trials, as soon as they have left their lanes."""
         while ready := self._ready():

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.archive import ON_OTHER_SEEDS
+from raysweep.objectives import ranked
 from raysweep.reports.conclusions import (
     conclusion,
     halt_text,
@@ -18,8 +19,10 @@ from raysweep.reports.conclusions import (
     show_mean,
     show_perplexity,
     stopped_lines,
+    trouble_lines,
     work_done,
 )
+from raysweep.reports.progress import count
 
 SHOWN_TOGETHER = {
     # heading: the settings that one column shows
@@ -31,39 +34,31 @@ SHOWN_TOGETHER = {
 SHARES = ("cycle.prune.level", "cycle.grow.ratio")
 SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned"}
 COSTS = ("params", "MFLOP/token")
+MOST_ROWS = 200
 GAP = 2
 """Blanks between two columns."""
 NUMBERS = ("#", "heads", "recovery", *COSTS, "s")
 Columns = dict[str, list[str]]
 
 
-def print_sweep(state: Mapping[str, Any], console: Console, shown: Mapping[str, Any] | None = None) -> None:
+def print_sweep(state: Mapping[str, Any], console: Console) -> None:
     """Print a sweep: one line a trial, then its points over their seeds, what went wrong, the best trial, and the work.
 
     Trials on other seeds stand with their points.
-
-    Args:
-        shown: the state with fewer trials, which are those to show one by one.
     """
-    shown = shown or state
     _say(console, f"{state['sweep']}   {state['model']} on {state['data']}")
-    rows = [trial for trial in shown["trials"] if trial["proposer"] not in ON_OTHER_SEEDS]
-    if rows:
-        table, left_out = _fitting_table({**state, "trials": rows}, console)
+    if state["trials"]:
+        shown = shown_trials(state)
+        table, left_out = _fitting_table({**state, "trials": shown}, console)
         console.print(table)
+        if hidden := sum(_has_row(trial) for trial in state["trials"]) - len(shown):
+            _say(console, f"left out here for want of room, but in --json: {count(hidden, 'trial')} that are no better")
         if left_out:
             _say(console, f"left out here for want of width, but in --json: {', '.join(left_out)}")
-    for trial in shown["trials"]:
-        if trial["error"]:
-            _say(console, f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}")
-        for arm, error in trial["control_errors"].items():
-            _say(console, f"trial {trial['trial']}, control {arm}: {error}")
-        if trial["halted"]:
-            _say(console, f"trial {trial['trial']} {halt_text(trial['halted'])}")
-    for line in (*stopped_lines(shown), *missed_lines(shown)):
+    for line in (*trouble_lines(state), *stopped_lines(state), *missed_lines(state)):
         _say(console, line)
-    shown_trials = {trial["trial"] for trial in shown["trials"]}
-    if points := [point for point in state["points"] if point["trial"] in shown_trials]:
+    rows = {trial["trial"] for trial in shown_trials(state)}
+    if points := [point for point in state["points"] if point["trial"] in rows]:
         print_points(points, console)
     _say(console, f"{conclusion(state)}\n{work_done(state)}")
 
@@ -158,6 +153,21 @@ def _table(columns: Columns, state: Mapping[str, Any]) -> Table:
     for trial, cells in zip(state["trials"], zip(*columns.values(), strict=True), strict=True):
         table.add_row(*map(Text, cells), style="bold green" if trial["trial"] in marked else "")
     return table
+
+
+def shown_trials(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the trials that get a row: all but those on other seeds; of very many the best, and those still open."""
+    rows = [trial for trial in state["trials"] if _has_row(trial)]
+    if len(rows) <= MOST_ROWS:
+        return rows
+    best = ranked({trial["trial"]: trial["objectives"] for trial in rows if trial["feasible"]})
+    unfinished = [trial["trial"] for trial in rows if trial["status"] == "UNFINISHED"]
+    kept = {*best[: MOST_ROWS // 2], *unfinished[: MOST_ROWS // 2]}
+    return [trial for trial in rows if trial["trial"] in kept]
+
+
+def _has_row(trial: Mapping[str, Any]) -> bool:
+    return trial["proposer"] not in ON_OTHER_SEEDS
 
 
 def _marked(state: Mapping[str, Any]) -> set[int]:

@@ -174,6 +174,7 @@ class Simulation:
         while has_room(len(self._out), lambda: self._dispatcher.waiting, scale.lanes):
             proposal = self._agenda.next()
             if proposal is None:
+                self._dispatcher.never_run(self._agenda.unproposed)
                 break
             plan = plan_of(self.job, proposal, NOWHERE)
             self._out.add(proposal.trial)

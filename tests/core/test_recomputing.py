@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import torch
 from helpers import cpu, quick_plan, run_all
 
 from raysweep import entries
+from raysweep.core import store as store_module
 from raysweep.core.phases import run_trial
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore
+from raysweep.errors import DiskFullError
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord
 
@@ -128,3 +133,28 @@ def test_a_control_arm_finds_its_way_back_too(tmp_path: Path) -> None:
     records = run_all(plan, folder)
     assert [record.outcome() for record in records] == [record.outcome() for record in expected]
     assert len(records) > own
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_disk_that_fills_up_ends_a_trial_that_can_be_resumed(
+    plan: TrialPlan, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """It fills up at each of the first writes of weights: checkpoints inside phases, and phases."""
+    expected = run_all(plan, finished)
+    plan = replace(plan, checkpoint_every_steps=3)
+    save, count = store_module.save_file, itertools.count()
+
+    def save_or_fail(tensors: Any, path: Path) -> None:
+        if next(count) >= written:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "save_file", save_or_fail)
+        with pytest.raises(DiskFullError, match="no space is left for .*resume the sweep"):
+            run_all(plan, tmp_path)
+    assert entries.leftovers(tmp_path) == []
+    store = PhaseStore(tmp_path)
+    assert all(store.missing(phase.key) is None for phase in plan.phases if store.has(phase.key))
+    assert [record.outcome() for record in run_all(plan, tmp_path)] == [record.outcome() for record in expected]

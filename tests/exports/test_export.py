@@ -193,7 +193,7 @@ def test_lost_checkpoints_are_named(results: Path, tmp_path: Path) -> None:
     sweep = finished_sweep(results, "lost", cycle__cycles=1)
     store, key = PhaseStore(sweep.store), sweep.phases()[0].key
     (store.folder / key / "outcome.json").unlink()
-    with pytest.raises(ArchiveError, match=f"phase baseline .{key}. is no longer in"):
+    with pytest.raises(ArchiveError, match=f"weights of phase baseline .{key}. are no longer in"):
         export(sweep, 1, tmp_path / "out", "compact")
 
 

@@ -287,6 +287,20 @@ def test_the_front_of_several_objectives_is_marked_and_each_has_a_column(tmp_pat
     assert "Pareto front of loss and params: trials 2, 1. Best of 3 on one seed each" in text
 
 
+def test_of_very_many_trials_the_best_are_shown_and_those_still_open(tmp_path: Path) -> None:
+    state = sweep_state(finished_sweep(tmp_path))
+    one = state["trials"][0]
+    state["trials"] = [{**one, "trial": number, "objectives": {"loss": float(-number)}} for number in range(1, 301)] + [
+        {**one, "trial": 301, "status": "UNFINISHED", "objectives": {}, "feasible": None}
+    ]
+    text = printed(print_sweep, state)
+    numbers = [int(line.split()[0]) for line in text.splitlines() if "→" in line and line.split()[0].isdigit()]
+    assert numbers == [*range(201, 301), 301]
+    assert "left out here for want of room, but in --json: 200 trials that are no better\n" in text
+    state["trials"] = state["trials"][:200]
+    assert "for want of room" not in printed(print_sweep, state)
+
+
 def test_who_misses_a_constraint_is_said(tmp_path: Path) -> None:
     rule = "loss <= baseline.loss"
     folder = make_sweep(tmp_path, job=job_mapping(constraints=[rule]))
@@ -305,6 +319,15 @@ def test_where_all_miss_a_constraint_there_is_no_best_trial(tmp_path: Path) -> N
     add_trial(folder, 1, status=None)
     folder.add_trial(replace(trial_record(1, objective=1.0), violations={"loss <= 0": 1.0}))
     assert "no trial keeps to the constraints." in sweep_text(folder)
+
+
+def test_what_went_wrong_is_said_of_the_first_trials(tmp_path: Path) -> None:
+    state = sweep_state(finished_sweep(tmp_path))
+    failed = state["trials"][2]
+    state["trials"] += [{**failed, "trial": number} for number in range(4, 63)]  # 60 in all
+    text = printed(print_sweep, state)
+    assert text.count("FAILED: RuntimeError") == 50
+    assert "10 more lines of this kind; show a trial to see its own.\n" in text
 
 
 def test_why_trials_were_stopped_is_said_of_a_few(tmp_path: Path) -> None:

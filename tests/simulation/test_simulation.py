@@ -136,6 +136,18 @@ def test_replicates_and_the_winners_confirmation_are_run(tmp_path: Path) -> None
     assert (proposers.count("random"), proposers.count("replicate"), proposers.count("confirmation")) == (10, 3, 2)
 
 
+def test_a_cohort_does_not_wait_for_trials_that_a_used_up_grid_never_proposes(tmp_path: Path) -> None:
+    raw = job_of(trials=20, stopping={"name": "successive_halving"}, seeds=2).spec.resolved()
+    raw["search"] |= {"sampler": {"name": "grid"}, "space": {"cycle.prune.level": {"choice": [0.1, 0.2, 0.3, 0.4]}}}
+    found, folder = run(tmp_path, check_job(raw, "job.yaml"))
+    assert found.broken == []
+    of_search = [trial for trial, proposal in folder.proposals().items() if proposal.proposer == "grid"]
+    assert of_search == [1, 2, 3, 4]
+    assert folder.reports().keys() == set(of_search), "what is run for statistics is not judged"
+    statuses = [folder.trials()[trial].status for trial in of_search]
+    assert statuses.count("COMPLETE") == 1 and statuses.count("STOPPED") == 3
+
+
 # What it finds.
 
 
