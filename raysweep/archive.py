@@ -37,6 +37,11 @@ LOOK_S = 0.2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
+ON_OTHER_SEEDS = ("replicate", "confirmation")
+DERIVED = (*ON_OTHER_SEEDS, "fork")
+"""Proposers of trials made from another one; all others are the search's own, and its sampler hears of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """A trial as proposed: what resume needs to run it again."""
@@ -367,9 +372,10 @@ def _skimming(stop: str | None) -> Callable[[bytes], Any]:
 
 
 def plan_of(job: Job, proposal: Proposal, fingerprints: Fingerprints) -> TrialPlan:
-    """Resolve a proposed trial, on its own seed."""
+    """Resolve a proposed trial, on its own seed; stopping rules judge those that the search proposed."""
     spec = job.with_values(proposal.values, proposal.seed)
-    return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints)
+    judged = proposal.proposer not in DERIVED
+    return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints, judged=judged)
 
 
 def list_sweeps(results: Path) -> list[str]:

@@ -12,13 +12,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from raysweep import objectives
-from raysweep.archive import Proposal
+from raysweep.archive import DERIVED, Proposal
 from raysweep.records import TrialRecord
 from raysweep.spec import JobSpec
-
-ON_OTHER_SEEDS = ("replicate", "confirmation")
-DERIVED = (*ON_OTHER_SEEDS, "fork")
-"""Proposers of trials made from another one; all others are the search's own, and its sampler hears of them."""
 
 Proposals = Mapping[int, Proposal]
 Records = Mapping[int, TrialRecord]

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from raysweep.archive import Proposal, Session, SweepFolder, list_sweeps
+from raysweep.archive import Proposal, Session, SweepFolder, list_sweeps, plan_of
 from raysweep.errors import ArchiveError, DiskFullError, UsageError
 from raysweep.jobfile import Job, check_job
+from raysweep.plan import Fingerprints
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.spec import BudgetSpec
 
@@ -460,3 +461,24 @@ def test_a_sweep_knows_whether_it_runs(sweep: SweepFolder) -> None:
     assert SweepFolder.open(sweep.path.parent, sweep.name).running()
     lock.release()
     assert not sweep.running()
+
+
+@pytest.mark.parametrize(
+    ("proposer", "judged"),
+    [("tpe", True), ("job", True), ("replicate", False), ("confirmation", False), ("fork", False)],
+)
+def test_a_proposal_is_planned_on_its_own_seed_and_only_the_searchs_trials_are_judged(
+    proposer: str, judged: bool
+) -> None:
+    marks = Fingerprints(model="m", data="d")
+    made = replace(proposal(3), proposer=proposer, seed=11)
+    plan = plan_of(a_job(), made, marks)
+    assert (plan.trial, plan.seed, plan.judged) == (3, 11, judged)
+    other = plan_of(a_job(), replace(made, seed=12), marks)
+    assert plan.phases[0].key != other.phases[0].key
+
+
+def test_that_a_sampler_has_nothing_left_stays_known(sweep: SweepFolder) -> None:
+    assert not sweep.exhausted()
+    sweep.exhaust()
+    assert sweep.exhausted() and SweepFolder(sweep.path).exhausted()

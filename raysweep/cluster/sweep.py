@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raysweep.archive import Proposal, SweepFolder
+from raysweep.archive import Proposal, SweepFolder, plan_of
 from raysweep.engine.admission import IN_HAND
 from raysweep.engine.agenda import Agenda
 from raysweep.engine.dispatcher import ENDINGS, Event
@@ -21,8 +21,7 @@ from raysweep.engine.study import Study
 from raysweep.environment import usable_cores
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.jobfile import Job
-from raysweep.plan import Fingerprints, TrialPlan, make_plan
-from raysweep.points import is_search
+from raysweep.plan import Fingerprints, TrialPlan
 from raysweep.recorder import Observer, Recorder
 from raysweep.spec import ScaleSpec
 from raysweep.stopping import rule_of
@@ -238,10 +237,7 @@ class _Session:
                 self.agenda.paused(trial)
 
     def _plan(self, proposal: Proposal) -> TrialPlan:
-        spec = self.job.with_values(proposal.values, seed=proposal.seed)
-        return make_plan(
-            spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints, judged=is_search(proposal)
-        )
+        return plan_of(self.job, proposal, self.fingerprints)
 
     def _start_lanes(self, mailbox: Any, remaining: int) -> list[Any]:
         import ray

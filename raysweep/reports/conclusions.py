@@ -8,6 +8,7 @@ from typing import Any
 from raysweep.reports.progress import count
 
 MOST_LINES = 5
+MOST_TROUBLES = 50
 MOST_NUMBERS = 8
 
 
@@ -67,6 +68,23 @@ def work_done(state: Mapping[str, Any]) -> str:
 
 def halt_text(halted: Mapping[str, Any]) -> str:
     return f"halted after cycle {halted['cycle']} ({halted['rule']}): {halted['reason']}."
+
+
+def trouble_lines(state: Mapping[str, Any]) -> Iterator[str]:
+    """Say what went wrong in trials, and which ones halted; of very many the first."""
+    lines = [line for trial in state["trials"] for line in _troubles(trial)]
+    yield from lines[:MOST_TROUBLES]
+    if len(lines) > MOST_TROUBLES:
+        yield f"{count(len(lines) - MOST_TROUBLES, 'more line')} of this kind; show a trial to see its own."
+
+
+def _troubles(trial: Mapping[str, Any]) -> Iterator[str]:
+    if trial["error"]:
+        yield f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}"
+    for arm, error in trial["control_errors"].items():
+        yield f"trial {trial['trial']}, control {arm}: {error}"
+    if trial["halted"]:
+        yield f"trial {trial['trial']} {halt_text(trial['halted'])}"
 
 
 def stopped_lines(state: Mapping[str, Any]) -> Iterator[str]:

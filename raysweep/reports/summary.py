@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep import objectives, points
-from raysweep.archive import Proposal, SweepFolder
+from raysweep.archive import ON_OTHER_SEEDS, Proposal, SweepFolder
 from raysweep.errors import ArchiveError
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.reports.over_seeds import over_seeds, winner
@@ -145,7 +145,7 @@ def best_trials(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialReco
             for trial, record in sorted(ended.items())
             if record.status == "COMPLETE"
             and objectives.feasible(record.violations)
-            and record.proposer not in points.ON_OTHER_SEEDS
+            and record.proposer not in ON_OTHER_SEEDS
         }
     )
 

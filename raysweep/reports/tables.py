@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysweep.archive import ON_OTHER_SEEDS
 from raysweep.objectives import ranked
-from raysweep.points import ON_OTHER_SEEDS
 from raysweep.reports.conclusions import (
     conclusion,
     halt_text,
@@ -19,6 +19,7 @@ from raysweep.reports.conclusions import (
     show_mean,
     show_perplexity,
     stopped_lines,
+    trouble_lines,
     work_done,
 )
 from raysweep.reports.progress import count
@@ -54,17 +55,11 @@ def print_sweep(state: Mapping[str, Any], console: Console) -> None:
             _say(console, f"left out here for want of room, but in --json: {count(hidden, 'trial')} that are no better")
         if left_out:
             _say(console, f"left out here for want of width, but in --json: {', '.join(left_out)}")
-    for trial in state["trials"]:
-        if trial["error"]:
-            _say(console, f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}")
-        for arm, error in trial["control_errors"].items():
-            _say(console, f"trial {trial['trial']}, control {arm}: {error}")
-        if trial["halted"]:
-            _say(console, f"trial {trial['trial']} {halt_text(trial['halted'])}")
-    for line in (*stopped_lines(state), *missed_lines(state)):
+    for line in (*trouble_lines(state), *stopped_lines(state), *missed_lines(state)):
         _say(console, line)
-    if state["points"]:
-        print_points(state["points"], console)
+    rows = {trial["trial"] for trial in shown_trials(state)}
+    if points := [point for point in state["points"] if point["trial"] in rows]:
+        print_points(points, console)
     _say(console, f"{conclusion(state)}\n{work_done(state)}")
 
 

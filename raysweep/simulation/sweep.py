@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from raysweep.archive import SweepFolder
+from raysweep.archive import SweepFolder, plan_of
 from raysweep.engine.admission import has_room
 from raysweep.engine.agenda import Agenda
 from raysweep.engine.dispatcher import Dispatcher, Event
 from raysweep.engine.study import Study
 from raysweep.jobfile import Job
-from raysweep.plan import Fingerprints, derived_seed, make_plan
-from raysweep.points import is_search
+from raysweep.plan import Fingerprints, derived_seed
 from raysweep.recorder import Recorder
 from raysweep.reports.progress import Silent
 from raysweep.simulation.curves import Curves
@@ -177,10 +176,7 @@ class Simulation:
             if proposal is None:
                 self._dispatcher.never_run(self._agenda.unproposed)
                 break
-            spec = self.job.with_values(proposal.values, proposal.seed)
-            plan = make_plan(
-                spec, proposal.values, trial=proposal.trial, fingerprints=NOWHERE, judged=is_search(proposal)
-            )
+            plan = plan_of(self.job, proposal, NOWHERE)
             self._out.add(proposal.trial)
             self._recorder.start_trial(proposal, plan)
             self._dispatcher.submit(plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,14 @@ def test_only_learning_is_reported_and_its_end_too(tmp_path: Path) -> None:
     assert sweep.reports[-1]["loss"] == records[-1].loss
     assert [point["step"] for point in records[0].evaluations] == [4.0]
     assert [point["loss"] for point in records[-1].evaluations] == [report["loss"] for report in sweep.reports[:-1]]
+
+
+def test_a_trial_that_is_not_judged_reports_nothing_and_is_measured_the_same(tmp_path: Path) -> None:
+    judged, spared = Sweep(), Sweep(lambda event: Decision(action="stop") if event["type"] == "report" else None)
+    expected = run_all(plan_of(), tmp_path / "judged", judged.runtime())
+    records = run_all(replace(plan_of(), judged=False), tmp_path / "spared", spared.runtime())
+    assert judged.reports and spared.reports == []
+    assert [record.outcome() for record in records] == [record.outcome() for record in expected]
 
 
 def test_without_learning_the_baseline_is_reported(tmp_path: Path) -> None:

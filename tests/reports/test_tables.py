@@ -321,6 +321,15 @@ def test_where_all_miss_a_constraint_there_is_no_best_trial(tmp_path: Path) -> N
     assert "no trial keeps to the constraints." in sweep_text(folder)
 
 
+def test_what_went_wrong_is_said_of_the_first_trials(tmp_path: Path) -> None:
+    state = sweep_state(finished_sweep(tmp_path))
+    failed = state["trials"][2]
+    state["trials"] += [{**failed, "trial": number} for number in range(4, 63)]  # 60 in all
+    text = printed(print_sweep, state)
+    assert text.count("FAILED: RuntimeError") == 50
+    assert "10 more lines of this kind; show a trial to see its own.\n" in text
+
+
 def test_why_trials_were_stopped_is_said_of_a_few(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, job=job_mapping(trials=7))
     for trial in range(1, 8):
