@@ -12,9 +12,11 @@ BENCHMARKS = (
     "compaction",
     "training_step",
     "trial_overhead",
-    "compaction",
-    "head_scores",
+    "bookkeeping",
+    "many_trials",
+    "sharing",
     "quickstart",
+    "kill_loop",
 )
 
 for benchmark in BENCHMARKS:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seconds, together_gb = run_quickstart(Path(folder))
         sweep = SweepFolder(Path(folder) / "quickstart-1")
-        pattern = run_documentation_pattern(Path(folder), sweep)
+        pattern = run_documentation_pattern(Path(folder), sweep, list(sweep.proposals()))
         ours = sorted(record.objective for record in sweep.trials().values() if record.objective is not None)
         assert ours == pattern["losses"], "the two ways of running the same trials disagree"
     peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
@@ -73,12 +74,13 @@ def proportional_memory_gb(root: int) -> float:
     return total / 1e9
 
 
-def run_documentation_pattern(folder: Path, sweep: SweepFolder) -> dict[str, Any]:
-    job = sweep.job()
+def run_documentation_pattern(folder: Path, sweep: SweepFolder, trials: Sequence[int]) -> dict[str, Any]:
+    """Run some trials of a sweep once more, by Ray's documentation pattern; return its seconds and the losses."""
+    job, proposals = sweep.job(), sweep.proposals()
     marks = preflight(job)
-    proposals = sweep.proposals().values()
     plans = [
-        make_plan(job.with_values(p.values), p.values, trial=p.trial, fingerprints=marks).to_json() for p in proposals
+        make_plan(job.with_values(p.values), p.values, trial=p.trial, fingerprints=marks).to_json()
+        for p in map(proposals.__getitem__, trials)
     ]
     given = folder / "plans.json"
     given.write_text(json.dumps({"plans": plans, "workers": job.spec.scale.workers}), encoding="utf-8")

@@ -96,6 +96,8 @@ class SweepFolder:
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path.resolve()
         self._durable = durable
+        self._unsynced: set[str] = set()
+        """Files with lines that only the system knows of so far: a killed process loses none of them."""
         self.name = path.name
         self._phases_seen: set[tuple[int, str]] | None = None
 
@@ -238,15 +240,19 @@ class SweepFolder:
         if self._phases_seen is None:
             self._phases_seen = {(known.trial, known.key) for known in self.phases(stop="curve")}
         if (record.trial, record.key) not in self._phases_seen:
-            self._append("phases.jsonl", record.to_dict())
+            self._append("phases.jsonl", vars(record))
             self._phases_seen.add((record.trial, record.key))
 
     def add_trial(self, record: TrialRecord) -> None:
-        self._append("trials.jsonl", record.to_dict())
+        """Append a final record; it and all that it rests on are on the disk then, whatever becomes of the machine."""
+        self._sync()
+        self._append("trials.jsonl", vars(record))
+        self._sync()
 
     def reopen(self, trial: int) -> None:
         """Let a trial that has ended count as unfinished; what it has finished of its phases stays."""
         self._append("trials.jsonl", _Reopened(trial=trial, reopened=True).__dict__)
+        self._sync()
 
     def sessions(self) -> list[Session]:
         """Return the sessions of all drivers, oldest first, each as it was last seen."""
@@ -262,6 +268,7 @@ class SweepFolder:
 
     def add_export(self, trial: int, key: str, out: Path) -> None:
         self._append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
+        self._sync()
 
     def exhaust(self) -> None:
         """Note that the sampler has nothing left to propose, however many trials the job asks for."""
@@ -315,9 +322,14 @@ class SweepFolder:
         with refuse_when_full(self.path / file), open(self.path / file, "ab+") as stream:
             _cut_partial_line(stream)
             stream.write(line)
-            stream.flush()
-            if self._durable:
+        self._unsynced.add(file)
+
+    def _sync(self) -> None:
+        """Wait until every line is on the disk; for the end of a trial, since each wait takes milliseconds."""
+        for file in sorted(self._unsynced) if self._durable else ():
+            with refuse_when_full(self.path / file), open(self.path / file, "rb") as stream:
                 os.fsync(stream.fileno())
+        self._unsynced.clear()
 
     def _read(
         self, file: str, parse: Callable[[dict[str, Any]], Record], load: Callable[[bytes], Any] = json.loads

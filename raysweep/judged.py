@@ -13,7 +13,7 @@ from raysweep.records import PhaseRecord
 
 @dataclass(kw_only=True)
 class Judged:
-    """Reports held-out losses of a trial's learn phases; of its baseline, where there are none."""
+    """Reports held-out losses of a trial's learn phases; of its baseline, where there are none; if its plan says so."""
 
     plan: TrialPlan
     ask: Callable[[dict[str, Any]], Decision]
@@ -22,6 +22,8 @@ class Judged:
     """Training FLOPs of its judged phases that are over."""
 
     def judges(self, phase: PhasePlan) -> bool:
+        if not self.plan.judged:
+            return False
         learns = any(own.kind == "learn" for own in self.plan.phases)
         return phase.kind == ("learn" if learns else "baseline") and phase.steps > 0
 

@@ -53,6 +53,8 @@ class TrialPlan:
     """Rules after which the trial stops early; see halting.py."""
     controls: dict[str, tuple[PhasePlan, ...]]
     """The phases of each control arm, from the beginning; those that are the trial's own have their keys."""
+    judged: bool = True
+    """Whether it reports to the stopping rule; what is run for statistics or on demand runs to its end."""
 
     def every_phase(self) -> list[PhasePlan]:
         """Return what the trial runs if it does not halt, its control arms included, each phase once."""
@@ -80,7 +82,9 @@ class Fingerprints:
     data: str
 
 
-def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerprints: Fingerprints) -> TrialPlan:
+def make_plan(
+    spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerprints: Fingerprints, judged: bool = True
+) -> TrialPlan:
     """Resolve one trial. `spec` already holds the trial's values; equal inputs give equal keys."""
     training = spec.training.model_dump(mode="json")
     root = content_key(
@@ -109,6 +113,7 @@ def make_plan(spec: JobSpec, values: Mapping[str, Any], *, trial: int, fingerpri
         phases=phases,
         halting=spec.cycle.model_dump(mode="json", include={"regression", "plateau"}, exclude_none=True),
         controls={arm: _control(arm, root, spec.cycle, phases, training) for arm in controls},
+        judged=judged,
     )
 
 

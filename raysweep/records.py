@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ class PhaseRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in their order: what tables need comes first, what is bulky last; see `skim`."""
-        return dict(vars(self))  # nothing in it is a dataclass
+        return copy.deepcopy(vars(self))
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> PhaseRecord:
@@ -132,7 +133,7 @@ class TrialRecord:
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))  # nothing in it is a dataclass
+        return copy.deepcopy(vars(self))
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> TrialRecord:
@@ -142,12 +143,12 @@ class TrialRecord:
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
     if content.get("schema") != SCHEMA:
         raise ValueError(f"record of schema {content.get('schema')!r}; this raysweep reads schema {SCHEMA}")
-    names = _names(kind)
+    names = _field_names(kind)
     return {key: value for key, value in content.items() if key in names}
 
 
 @cache
-def _names(kind: type) -> frozenset[str]:
+def _field_names(kind: Any) -> frozenset[str]:
     return frozenset(item.name for item in fields(kind))
 
 

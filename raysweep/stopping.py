@@ -1,8 +1,19 @@
-"""What rules of early stopping that never pause a trial have in common."""
+"""The rule of early stopping that a job names, and what rules that never pause a trial have in common."""
 
 from __future__ import annotations
 
-from raysweep.contracts import GO, Decision, Report
+from raysweep import registry
+from raysweep.contracts import GO, Decision, Report, StoppingRule
+from raysweep.spec import SearchSpec
+
+
+def rule_of(search: SearchSpec | None) -> StoppingRule:
+    """Return the rule that a search asks for; none stops the single trial of a job without a search."""
+    search = search or SearchSpec()
+    rule: StoppingRule = registry.build("schedulers", search.stopping.name, search.stopping.options).build(
+        search.trials
+    )
+    return rule
 
 
 class PromptRule:

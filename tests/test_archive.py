@@ -231,23 +231,38 @@ def test_a_phase_that_a_trial_repeats_is_recorded_once(sweep: SweepFolder) -> No
 def test_a_phase_that_could_not_be_written_can_be_added_again(
     sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int) -> None:
+    def full(stream: Any) -> None:
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr("raysweep.archive._cut_partial_line", full)
         with pytest.raises(OSError, match="disk full"):
             sweep.add_phase(phase(1, "k"))
-    (sweep.path / "phases.jsonl").unlink()  # what was not synced is gone
+    (sweep.path / "phases.jsonl").unlink()
     sweep.add_phase(phase(1, "k"))
     assert len(sweep.phases()) == 1
 
 
-def test_a_record_is_on_the_disk_before_the_call_returns(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+def test_an_ended_trial_and_what_it_rests_on_are_on_the_disk_before_the_call_returns(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[str, int] = {}
+
+    def sync(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        assert not (name != "trials.jsonl" and (sweep.path / "trials.jsonl").exists())  # the record comes last
+        synced[name] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", sync)
+    sweep.add_proposal(proposal(1))
+    sweep.add_phase(phase(1, "k"))
+    assert synced == {}  # a killed process loses no line; what follows from it is told anew
     sweep.add_trial(ended(1))
-    assert synced == [(sweep.path / "trials.jsonl").stat().st_size]
+    names = ("plans.jsonl", "phases.jsonl", "trials.jsonl")
+    assert synced == {name: (sweep.path / name).stat().st_size for name in names}
+    synced.clear()
+    sweep.reopen(1)
+    assert list(synced) == ["trials.jsonl"]
 
 
 def test_a_kill_at_any_byte_of_a_line_loses_that_line_only(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:

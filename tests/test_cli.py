@@ -555,7 +555,7 @@ def run(job, *, observer, results, **rest):
     folder = api.load("heads-1", results=results)
     observer.sweep_started(folder, folder.job(), 3)
     signal.signal(signal.SIGTERM, lambda *taken: print("taken"))  # as Ray does when it starts
-    observer.trial_started(types.SimpleNamespace(trial=1))
+    observer.trial_started(types.SimpleNamespace(trial=1, phases=()))
     try:
         signal.raise_signal(signal.SIGTERM)
     finally:

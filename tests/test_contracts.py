@@ -432,44 +432,7 @@ def test_a_network_in_training_mode_drops_nothing_out(name: str, size: str) -> N
         assert torch.equal(network(inputs).logits, network(inputs).logits)
 
 
-# samplers/
-
-
-def points(name: str, options: dict[str, Any], seed: int, count: int = 25) -> list[dict[str, Any]]:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=registry.build("samplers", name, options).build(seed))
-    for _ in range(count):
-        trial = study.ask()
-        level = trial.suggest_float("level", 0.1, 0.6, step=0.1)
-        rate = trial.suggest_float("rate", 1e-5, 1e-2, log=True)
-        kind = trial.suggest_categorical("kind", ["a", "b", "c"])
-        heads = trial.suggest_int("heads", 2, 8, step=2) if kind == "b" else 4
-        study.tell(trial, abs(level - 0.3) + abs(np.log10(rate) + 3) + (kind == "a") + heads / 8)
-    return [trial.params for trial in study.trials]
-
-
-@pytest.mark.parametrize(("name", "options"), all_of("samplers"))
-def test_a_sampler_stays_inside_the_space(name: str, options: dict[str, Any]) -> None:
-    for point in points(name, options, seed=0):
-        assert round(point["level"], 9) in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6) and 1e-5 <= point["rate"] <= 1e-2
-        assert point["kind"] in ("a", "b", "c") and ("heads" in point) == (point["kind"] == "b")
-        assert point.get("heads", 2) in (2, 4, 6, 8)
-
-
-@pytest.mark.parametrize(("name", "options"), all_of("samplers"))
-def test_a_sampler_draws_the_same_points_from_the_same_seed_and_others_from_another(
-    name: str, options: dict[str, Any]
-) -> None:
-    first = points(name, options, seed=4)
-    assert first == points(name, options, seed=4)
-    assert first[:10] != points(name, options, seed=5, count=10)
-
-
-def test_tpe_leaves_random_drawing_behind_after_its_startup_trials() -> None:
-    early, late = (points("tpe", {"startup_trials": trials}, seed=1) for trials in (5, 100))
-    assert early[:5] == late[:5] and early[5:] != late[5:]
+# samplers/ are tested with the study that asks them, in engine/test_study.py.
 
 
 # tasks/

@@ -14,7 +14,8 @@ from helpers import REPOSITORY
 from raysweep import registry
 from raysweep.errors import Fault, SpecError, UsageError
 from raysweep.jobfile import Job, apply_values, check_job, load_job
-from raysweep.space import get_path, parse_space, set_path
+from raysweep.space import get_path, set_path
+from raysweep.spacefile import load_space
 from raysweep.yamlfile import dump_mapping, load_mapping, parse_scalar
 
 JOBS = sorted((REPOSITORY / "jobs").glob("*.yaml"))
@@ -625,6 +626,81 @@ def test_values_that_only_fail_together_are_found() -> None:
     assert (key, value) == ("training.batch_size", 24) and "= 1 x 16." in message
 
 
+def test_fixed_values_of_a_space_are_part_of_the_job_and_may_not_be_overridden(tmp_path: Path) -> None:
+    space = {"cycle.prune.strategy": "random", "cycle.prune.level": {"choice": [0.2, 0.4]}}
+    path = written(tmp_path, job_with({}, space))
+    job = load_job(path)
+    assert job.spec.cycle.prune is not None and job.spec.cycle.prune.strategy == "random"
+    assert check_job(job.spec.resolved(), "resolved").spec == job.spec
+    with pytest.raises(SpecError, match=r"--set: cycle.prune.strategy = 'taylor': the space sets this"):
+        load_job(path, ["cycle.prune.strategy=taylor"])
+
+
+def test_a_fixed_value_that_no_job_can_have_is_refused_in_the_file_that_sets_it() -> None:
+    faults = space_faults({"cycle.prune.level": 7, "cycle.learn.lr": {"choice": [1e-3]}, "search.trials": 3})
+    assert [(key, value) for key, value, _ in faults] == [("cycle.prune.level", 7), ("search.trials", None)]
+    assert "less than 1" in faults[0][2] and "is not part of a trial" in faults[1][2]
+
+
+def test_points_that_a_rule_excludes_need_not_be_good_ones() -> None:
+    space = {"cycle.learn.gate_warmup_steps": {"integer": [0, 20]}, "cycle.learn.steps": {"integer": [5, 20]}}
+    assert {key for key, _, _ in space_faults(space)} == {"cycle.learn.gate_warmup_steps"}
+    rule = "cycle.learn.gate_warmup_steps <= cycle.learn.steps"
+    assert check_job(job_with({}, {**space, "require": [rule]}), "job.yaml").space is not None
+
+
+@pytest.mark.parametrize(
+    ("rules", "value", "said"),
+    [
+        (["cycle.lern.steps <= 9"], "cycle.lern.steps <= 9", "no 'cycle.lern.steps'. Did you mean 'cycle."),
+        (["scale.workers <= 9"], "scale.workers <= 9", "neither in this space nor set in the job"),
+        (["cycle.learn.lr > 1"], "cycle.learn.lr > 1", "no point of the space meets it."),
+        (["cycle.learn.lr > 2e-3", "cycle.learn.lr < 1e-3"], None, "only 0 of 1000 random points meet all of it"),
+        (["cycle.learn.lr == 2e-3"], "cycle.learn.lr == 2e-3", "no point of the space meets it."),
+        (["cycle.learn.lr <= 1.01e-5"], None, "random points meet all of it, too few to search among; narrow"),
+        (["model.name * 2 <= cycle.learn.lr"], None, "is the text 'gpt2-nano', not a number"),
+    ],
+)
+def test_a_rule_that_cannot_be_met_in_the_job_is_refused(rules: list[str], value: Any, said: str) -> None:
+    space = {"cycle.learn.lr": {"log_uniform": [1e-5, 1e-2]}, "require": rules}
+    [(key, shown, message)] = space_faults(space)
+    assert (key, shown) == ("require", value) and said in message
+
+
+CONDITIONAL = {
+    "cycle.prune.strategy": {"choice": ["taylor", "entropy"]},
+    "cycle.prune.direction": {"choice": ["high", "low"], "when": {"cycle.prune.strategy": "entropy"}},
+}
+ALL_BUT_CMAES = "These can: gp, grid, nsga2, quasi_random, random, tpe."
+
+
+@pytest.mark.parametrize(
+    ("sampler", "space", "search", "said"),
+    [
+        ("grid", {"cycle.learn.lr": {"uniform": [0.1, 1]}}, {}, "cycle.learn.lr is continuous; give it a step"),
+        ("cmaes", CONDITIONAL, {}, f"cycle.prune.strategy is a choice, not a range. {ALL_BUT_CMAES}"),
+        ("cmaes", {"cycle.learn.lr": {"uniform": [0.1, 1]},
+                   "cycle.prune.rounds": {"integer": [1, 3], "when": {"cycle.learn.lr": {"above": 0.5}}}}, {},
+         "cycle.prune.rounds exists under a condition only. These can: gp, nsga2, quasi_random, random, tpe."),
+        ("cmaes", LEVEL, {"minimize": ["loss", "params"]}, f"search.minimize names 2 objectives. {ALL_BUT_CMAES}"),
+        ("cmaes", LEVEL, {"constraints": ["perplexity <= 3"]}, f"would teach it nothing. {ALL_BUT_CMAES}"),
+    ],
+)  # fmt: skip
+def test_a_sampler_that_cannot_do_a_search_is_refused_with_those_that_can(
+    sampler: str, space: dict[str, Any], search: dict[str, Any], said: str
+) -> None:
+    changes = {"search.sampler.name": sampler, **{f"search.{key}": value for key, value in search.items()}}
+    [fault] = faults_of(job_with(changes, space))
+    assert (fault.key, fault.value) == ("search.sampler.name", sampler)
+    assert fault.message.startswith("cannot do this search: ") and said in fault.message
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsga2", "quasi_random", "random", "tpe"])
+def test_the_same_space_drives_every_sampler_that_needs_no_special_one(sampler: str) -> None:
+    space = {**CONDITIONAL, "cycle.learn.lr": {"log_uniform": [1e-5, 1e-2]}}
+    assert check_job(job_with({"search.sampler.name": sampler}, space), "job.yaml").space is not None
+
+
 # What comes out
 
 
@@ -736,7 +812,7 @@ def test_every_job_of_the_repository_is_good_from_any_folder(
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.name)
 def test_every_search_space_of_the_repository_is_good_in_the_jobs_that_name_it(path: Path) -> None:
-    assert parse_space(load_mapping(path), str(path)).parameters
+    assert load_space(str(path), "job.yaml").parameters
     users = [job for job in JOBS if get_path(load_mapping(job), "search.space") == f"search_spaces/{path.name}"]
     assert users, "no job uses it, so nothing shows that its paths exist"
 

@@ -407,3 +407,155 @@ def test_a_path_is_read_and_set_through_mappings_only() -> None:
     for path in ("a.b", "a.c.x", "d.e", "x.y.z"):
         set_path(mapping, path, 5)
         assert get_path(mapping, path) == 5
+
+
+# Fixed values and rules
+
+
+def test_a_plain_value_is_fixed_and_no_parameter() -> None:
+    space = parse_space({"a.b": "taylor", "a.c": False, "a.d": {"choice": [1, 2], "when": {"a.b": "taylor"}}}, "s.yaml")
+    assert space.constants == {"a.b": "taylor", "a.c": False} and space.paths == ("a.d",)
+    assert all(values.keys() == {"a.d"} for values in draws(space, 10))
+
+
+def test_every_drawn_point_meets_the_rules_and_all_that_meet_them_are_drawn() -> None:
+    space = parse_space({"a": {"integer": [0, 4]}, "b": {"integer": [0, 4]}, "require": ["a + b == 4", "a < b"]}, "s")
+    assert {(values["a"], values["b"]) for values in draws(space)} == {(0, 4), (1, 3)}
+
+
+def test_a_rule_may_name_settings_of_the_job_and_fixed_values() -> None:
+    space = parse_space({"a": {"integer": [0, 9]}, "c": 3, "require": ["a <= job.steps / 2", "a >= c"]}, "s")
+    assert {values["a"] for values in draws(space, job={"job": {"steps": 10}})} == {3, 4, 5}
+
+
+def test_a_rule_does_not_apply_where_a_parameter_that_it_names_does_not_exist() -> None:
+    space = parse_space(
+        {"a": {"choice": [0, 1]}, "b": {"integer": [0, 9], "when": {"a": 1}}, "require": ["b <= 2"]}, "s"
+    )
+    found = draws(space, job={"b": 7})
+    assert {values["a"] for values in found} == {0, 1}
+    assert {values["b"] for values in found if "b" in values} == {0, 1, 2}
+
+
+def test_a_rule_that_hardly_any_point_meets_ends_in_an_error_and_not_in_a_point_that_breaks_it() -> None:
+    space = parse_space({"a": {"uniform": [0, 1]}, "require": ["a == 0.123"]}, "s")
+    with pytest.raises(ValueError, match="none of 1000 random points meets every 'require'"):
+        space.draw({}, random.Random(0))
+
+
+def test_corner_assignments_meet_the_rules_and_leave_out_corners_that_cannot() -> None:
+    space = parse_space({"a": {"integer": [0, 9]}, "b": {"integer": [0, 9]}, "require": ["a + b >= 9", "a != 1"]}, "s")
+    visited = [(parameter.path, values) for parameter, values in space.corner_assignments({})]
+    assert all(values["a"] + values["b"] >= 9 and values["a"] != 1 for _, values in visited)
+    assert {(path, values[path]) for path, values in visited} == {("a", 0), ("a", 9), ("b", 0), ("b", 1), ("b", 9)}
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ("a <= 1", "needs a list of rules"),
+        (["a <="], "cannot be read"),
+        (["a"], "compares nothing"),
+        ([3], "a rule is text"),
+        (["open('x') == a"], "has no place in a rule"),
+    ],
+)
+def test_a_malformed_rule_is_refused(rules: Any, said: str) -> None:
+    assert said in message_of({"a": {"integer": [0, 9]}, "require": rules}, key="require")
+
+
+def test_every_point_of_a_quantised_space_is_listed_once_in_the_order_of_its_file() -> None:
+    space = parse_space(
+        {"a": {"choice": ["x", "y"]}, "b": {"integer": [1, 2], "when": {"a": "y"}}, "c": {"uniform": [0, 1], "step": 1},
+         "require": ["c < 1"]}, "s",
+    )  # fmt: skip
+    assert list(space.points({})) == [{"a": "x", "c": 0.0}, {"a": "y", "b": 1, "c": 0.0}, {"a": "y", "b": 2, "c": 0.0}]
+
+
+def test_it_knows_its_own_points() -> None:
+    space = parse_space(HEADS, "space.yaml")
+    assert all(space.contains(values, {}) for values in draws(space, 100))
+    point = {"prune.strategy": "entropy", "prune.direction": "low", "grow.ratio": 0.0}
+    assert space.contains(point, {})
+    for wrong in (
+        {**point, "grow.ratio": 0.1}, {**point, "grow.ratio": 1.5}, {**point, "prune.strategy": "taylor"},
+        {**point, "learn.multiplier": 2.0}, {**point, "other": 1}, {**point, "prune.direction": "up"},
+        {**point, "grow.ratio": "0.0"}, {"prune.strategy": "taylor"}, {},
+    ):  # fmt: skip
+        assert not space.contains(wrong, {}), wrong
+
+
+# Early phases are quantised
+
+
+@pytest.mark.parametrize("path", ["cycle.prune.level", "training.clip_norm", "cycle.baseline.lr", "model.x", "data.x"])
+def test_a_range_of_an_early_phase_takes_eleven_values_unless_it_says_otherwise(path: str) -> None:
+    [parameter] = parse_space({path: {"uniform": [0.1, 0.6]}}, "s").parameters
+    assert [parameter.value(index) for index in range(parameter.count or 0)] == [
+        0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6,
+    ]  # fmt: skip
+    for body, count in (({"step": 0.25}, 3), ({"values": 4}, 4), ({"continuous": True}, None)):
+        assert parse_space({path: {"uniform": [0.1, 0.6], **body}}, "s").parameters[0].count == count
+
+
+def test_a_range_of_the_last_phase_is_continuous_unless_it_says_otherwise() -> None:
+    for path in ("cycle.learn.lr", "cycle.continuous.every", "p"):
+        assert parse_space({path: {"log_uniform": [1, 10]}}, "s").parameters[0].count is None
+        assert parse_space({path: {"log_uniform": [1, 10], "values": 3}}, "s").parameters[0].count == 3
+
+
+def test_the_values_of_a_logarithmic_range_have_equal_ratios_and_are_numbers_that_a_person_would_write() -> None:
+    parameter = only({"log_uniform": [1e-5, 1e-1], "values": 5})
+    values = [parameter.value(index) for index in range(5)]
+    assert (
+        values == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+        and sorted(set(drawn({"log_uniform": [1e-5, 1e-1], "values": 5}))) == values
+    )
+    assert [parameter.nearest(number) for number in (1e-9, 2e-4, 5e-4, 9)] == [1e-5, 1e-4, 1e-3, 1e-1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"choice": ["a", "b", "c"]}, {"integer": [8, 32], "step": 8}, {"uniform": [0.1, 0.6], "step": 0.1},
+     {"uniform": [0, 1], "values": 4}, {"log_uniform": [1, 1000], "values": 4}],
+)  # fmt: skip
+def test_every_value_of_a_quantised_parameter_has_an_equal_share_of_the_way(body: dict[str, Any]) -> None:
+    parameter = only(body)
+    shares = [parameter.at((index + 0.5) / 1200) for index in range(1200)]
+    assert (
+        parameter.count
+        and [shares.count(parameter.value(index)) for index in range(parameter.count)]
+        == [1200 / parameter.count] * parameter.count
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"uniform": [2, 6]}, {"log_uniform": [1e-5, 1e-1]}, {"integer": [0, 9]}, {"log_uniform": [1, 1000], "values": 4}],
+)
+def test_a_share_of_the_way_leads_back_to_its_value(body: dict[str, Any]) -> None:
+    parameter = only(body)
+    for share in (0.0, 0.1, 0.37, 0.5, 0.99):
+        value = parameter.at(share)
+        assert parameter.at(parameter.share(value)) == pytest.approx(value)  # type: ignore[arg-type]
+        assert parameter.has(value)
+
+
+def warnings_of(body: dict[str, Any], path: str = "cycle.prune.level", learn: Any = True) -> list[str]:
+    return parse_space({path: body}, "s").warnings({"cycle": {"learn": learn}})
+
+
+def test_what_keeps_trials_from_sharing_is_said_with_the_way_out() -> None:
+    [decided] = warnings_of({"uniform": [0.1, 0.6]})
+    assert "cycle.prune.level takes 11 values, 0.1 to 0.6," in decided and "'continuous: true' for all" in decided
+    [continuous] = warnings_of({"uniform": [0.1, 0.6], "continuous": True})
+    assert "cycle.prune.level is continuous" in continuous and "'step:'" in continuous
+    [many] = warnings_of({"integer": [100, 1000]}, "cycle.baseline.steps")
+    assert "cycle.baseline.steps has 901 values" in many and "larger 'step:'" in many
+
+
+def test_nothing_is_said_of_what_can_be_shared_or_has_nothing_after_it() -> None:
+    for body in ({"uniform": [0.1, 0.6], "step": 0.1}, {"choice": [0.1, 0.2]}, {"uniform": [0.1, 0.6], "values": 3}):
+        assert warnings_of(body) == []
+    assert warnings_of({"log_uniform": [1e-5, 1e-3]}, "cycle.learn.lr") == []
+    assert warnings_of({"uniform": [0.1, 0.6], "continuous": True}, learn=None) == []

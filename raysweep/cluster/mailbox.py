@@ -56,6 +56,9 @@ class Mailbox:
         """Return how many trials wait for a phase that another one is running."""
         return self._dispatcher.waiting
 
+    async def never_run(self, trials: Iterable[int]) -> None:
+        await self._do(lambda: self._dispatcher.never_run(trials))
+
     async def settle(self) -> None:
         await self._do(self._dispatcher.settle)
 

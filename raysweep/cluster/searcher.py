@@ -8,10 +8,9 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raysweep.archive import Proposal
+from raysweep.engine.admission import has_room
 
 Config = dict[str, Any]
-OUT_OF_HAND = 2
-"""Clients to a lane at most; those beyond one stand for trials that wait for a phase of another trial."""
 
 
 class SweepSearcher(Searcher):
@@ -42,10 +41,7 @@ class SweepSearcher(Searcher):
         self._clients: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Config | str | None:
-        clients = len(self._clients)
-        if clients >= OUT_OF_HAND * self._lanes or (
-            clients >= self._lanes and clients - self._waiting() >= self._lanes
-        ):
+        if not has_room(len(self._clients), self._waiting, self._lanes):
             return None
         proposal = self._propose()
         if proposal is None:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raysweep import registry
 from raysweep.archive import Proposal, SweepFolder
-from raysweep.contracts import StoppingRule
+from raysweep.engine.admission import IN_HAND
 from raysweep.engine.agenda import Agenda
 from raysweep.engine.dispatcher import ENDINGS, Event
 from raysweep.engine.limits import Limits
@@ -23,8 +22,10 @@ from raysweep.environment import usable_cores
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.points import is_search
 from raysweep.recorder import Observer, Recorder
 from raysweep.spec import ScaleSpec
+from raysweep.stopping import rule_of
 
 if TYPE_CHECKING:
     from raysweep.cluster.lane import LaneConfig
@@ -179,12 +180,12 @@ class _Session:
 
         from raysweep.cluster.client import TrialClient
         from raysweep.cluster.mailbox import NAMESPACE, Mailbox
-        from raysweep.cluster.searcher import OUT_OF_HAND, SweepSearcher
+        from raysweep.cluster.searcher import SweepSearcher
 
         mailbox = (
             ray.remote(Mailbox)
             .options(name=self.name, namespace=NAMESPACE, num_cpus=0)
-            .remote(self.scale.max_attempts, self._rule(), self.sharing)
+            .remote(self.scale.max_attempts, rule_of(self.job.spec.search), self.sharing)
         )
         self._take_up_paused(ray.get(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))))
         ray.get(mailbox.settle.remote())
@@ -193,7 +194,7 @@ class _Session:
         lanes = self._start_lanes(mailbox, remaining) if self.scale.isolation == "lane" else []
         searcher = SweepSearcher(
             lanes=self.scale.lanes,
-            propose=self._propose,
+            propose=lambda: self._propose(mailbox),
             finished=self._finished,
             start=self._start,
             waiting=lambda: ray.get(mailbox.waiting.remote()),
@@ -204,7 +205,7 @@ class _Session:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,  # the searcher says when it is enough
-                max_concurrent_trials=OUT_OF_HAND * self.scale.lanes,
+                max_concurrent_trials=IN_HAND * self.scale.lanes,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -238,13 +239,9 @@ class _Session:
 
     def _plan(self, proposal: Proposal) -> TrialPlan:
         spec = self.job.with_values(proposal.values, seed=proposal.seed)
-        return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints)
-
-    def _rule(self) -> StoppingRule:
-        search = self.job.spec.search
-        if search is None:
-            return registry.build("schedulers", "none").build(1)
-        return registry.build("schedulers", search.stopping.name, search.stopping.options).build(search.trials)
+        return make_plan(
+            spec, proposal.values, trial=proposal.trial, fingerprints=self.fingerprints, judged=is_search(proposal)
+        )
 
     def _start_lanes(self, mailbox: Any, remaining: int) -> list[Any]:
         import ray
@@ -267,9 +264,15 @@ class _Session:
 
     # On Ray Tune's thread.
 
-    def _propose(self) -> Proposal | None:
+    def _propose(self, mailbox: Any) -> Proposal | None:
+        import ray
+
         with self.news:
-            return None if self.stopped else self.agenda.next()
+            proposal = None if self.stopped else self.agenda.next()
+            never = list(self.agenda.unproposed)
+        if proposal is None and never:
+            ray.get(mailbox.never_run.remote(never))
+        return proposal
 
     def _finished(self) -> bool:
         with self.news:

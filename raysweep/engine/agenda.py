@@ -56,6 +56,15 @@ class Agenda:
         planned = points.planned(self._spec, self._proposals, self._records, exhausted=self._exhausted)
         return planned - len(self._records)
 
+    @property
+    def unproposed(self) -> range:
+        """Numbers of planned trials of the search that will never be proposed: its sampler has nothing left."""
+        search = self._spec.search
+        if not self._exhausted or search is None:
+            return range(0)
+        last = max((trial for trial, proposal in self._proposals.items() if points.is_search(proposal)), default=0)
+        return range(last + 1, search.trials + 1)
+
     def next(self) -> Proposal | None:
         """Return the next trial to run now; None: there is none, as long as no other one has ended."""
         if self._unfinished:

@@ -111,16 +111,23 @@ class Dispatcher:
         self._paused = dict.fromkeys(sorted(paused), 1)
         return paused
 
+    def never_run(self, trials: Iterable[int]) -> None:
+        """Take note that the stopping rule need not wait for some trials."""
+        for trial in trials:
+            self.rule.ended(trial)
+        self.settle()
+
     def settle(self) -> None:
         """Carry out what the stopping rule has decided on paused trials, as soon as they have left their lanes."""
-        self._verdicts.update(self.rule.decided())
-        for trial in [trial for trial in self._verdicts if trial in self._paused]:
-            decision = self._verdicts.pop(trial)
-            if decision.action == "go":
-                self.events.append({"type": "resumed_by_rule", "trial": trial})
-            else:
-                ending = {"status": "STOPPED", "stopped": decision.reason, "error": None}
-                self._end(trial, ending, self._paused.pop(trial))
+        while ready := self._ready():
+            for trial in ready:
+                decision = self._verdicts.pop(trial)
+                if decision.action == "go":
+                    self.events.append({"type": "resumed_by_rule", "trial": trial})
+                else:
+                    ending = {"status": "STOPPED", "stopped": decision.reason, "error": None}
+                    self._close_trial(trial, ending, self._paused.pop(trial))
+        self._tell_who_waits()
 
     def close(self) -> None:
         """Let every worker return once no trial waits for it."""
@@ -186,7 +193,8 @@ class Dispatcher:
             if (report.trial, report.cycle, report.phase, report.step) not in self._decided:
                 self.events.append(event)
             decision = self._decide(report)
-            self.settle()
+            if self._ready():
+                self.settle()
         else:
             self.events.append(event)
             decision = GO
@@ -304,7 +312,6 @@ class Dispatcher:
         self._unclaim(trial)
         self.events.append({"type": how, "trial": trial})
         self.settle()
-        self._tell_who_waits()
 
     def _fail(self, current: Assignment, reason: str) -> None:
         current.over = True
@@ -319,14 +326,21 @@ class Dispatcher:
                 reason = dead[trial.lane] if trial.lane in dead else next(iter(dead.values()))
                 self._end(number, {"status": "FAILED", "error": reason}, attempts=0)
 
+    def _ready(self) -> list[int]:
+        """Return the paused trials that are decided on."""
+        self._verdicts.update(self.rule.decided())
+        return [trial for trial in self._verdicts if trial in self._paused]
+
     def _end(self, trial: int, ending: Event, attempts: int) -> None:
+        self._close_trial(trial, ending, attempts)
+        self.settle()
+
+    def _close_trial(self, trial: int, ending: Event, attempts: int) -> None:
         self._trials.pop(trial, None)
         self._verdicts.pop(trial, None)
         self._unclaim(trial)
         self.events.append({**ending, "type": "final", "trial": trial, "attempts": attempts})
         self.rule.ended(trial)
-        self.settle()
-        self._tell_who_waits()
 
 
 def report_event(report: Report) -> Event:

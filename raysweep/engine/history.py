@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -21,8 +21,8 @@ from raysweep.contracts import TOLD
 from raysweep.parameter import Parameter
 from raysweep.space import Space, Values
 
-WORST_MISS = 1e9
-"""A constraint that is missed by more, or by no finite amount, counts as missed by so much: models need numbers."""
+ENDLESS = 1e9
+"""Stands in the journal for a miss of no finite amount: JSON knows none."""
 STATES = {"COMPLETE": TrialState.COMPLETE, "STOPPED": TrialState.PRUNED}
 """By status of a record; any other is FAIL."""
 
@@ -54,7 +54,7 @@ class Result:
             distributions={path: distributions[path] for path in params},
             user_attrs=attributes,
             intermediate_values=dict(self.reports),
-            constraints={name: min(max(miss, -WORST_MISS), WORST_MISS) for name, miss in self.misses.items()} or None,
+            constraints={name: min(max(miss, -ENDLESS), ENDLESS) for name, miss in self.misses.items()} or None,
         )
 
 
@@ -68,6 +68,7 @@ class History:
     def __init__(self, space: Space, objectives: int, *, whole: bool) -> None:
         optuna.logging.set_verbosity(logging.ERROR)
         self._space = space
+        self._objectives = objectives
         self._filling = {p.path: p.corners()[0] for p in space.parameters} if whole else {}
         self._distributions = distributions_of(space)
         self._storage = optuna.storages.InMemoryStorage()
@@ -76,6 +77,7 @@ class History:
         self._scratch = self._storage.create_new_study(directions, "scratch")
         self._ids: dict[int, int] = {}
         self._told = 0
+        self._largest: dict[str, float] = {}
 
     def add(self, trial: int, values: Values) -> None:
         """Add a running trial."""
@@ -85,14 +87,22 @@ class History:
     def end(self, result: Result) -> None:
         """Turn a running trial into an ended one."""
         storage, number = self._storage, self._ids[result.trial]
-        if result.objectives is None or len(result.objectives) == 1:  # Optuna reads reports against one objective only
+        if self._objectives == 1:  # with several, TPE cannot compare what stopped trials reported
             for step, loss in result.reports.items():
                 storage.set_trial_intermediate_value(number, step, loss)
-        for key, value in result.frozen({}).system_attrs.items():  # the constraints
+        comparable = replace(result, misses={name: self._finite(name, miss) for name, miss in result.misses.items()})
+        for key, value in comparable.frozen({}).system_attrs.items():  # the constraints, as Optuna keeps them
             storage.set_trial_system_attr(number, key, value)
         storage.set_trial_user_attr(number, TOLD, self._told)
         storage.set_trial_state_values(number, result.state, result.objectives)
         self._told += 1
+
+    def _finite(self, constraint: str, miss: float) -> float:
+        """Return a miss, an infinite one as the largest so far: beside 1e9, all others would look equal to a model."""
+        if math.isfinite(miss):
+            self._largest[constraint] = max(self._largest.get(constraint, 0.0), abs(miss))
+            return miss
+        return math.copysign(self._largest.get(constraint) or 1.0, miss)
 
     def draw(self, sampler: optuna.samplers.BaseSampler, job: Mapping[str, Any]) -> Values:
         """Let a sampler draw a point. What it writes goes to a trial of another study, which nobody reads."""

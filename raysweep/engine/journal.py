@@ -21,6 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from raysweep.engine.history import Result
 from raysweep.records import TrialRecord
 
+NAME = "raysweep"
+
 
 class Journal:
     """Appends each trial once, whichever session of the sweep it ends in.
@@ -33,9 +35,11 @@ class Journal:
         optuna.logging.set_verbosity(logging.ERROR)
         self._distributions = distributions
         _repair(path)
-        self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))), study_name="raysweep",
-            directions=["minimize"] * len(objectives), load_if_exists=True,
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        known = [study.study_name for study in storage.get_all_studies()]  # create_study would write a line each time
+        self._study = (
+            optuna.load_study(study_name=NAME, storage=storage) if NAME in known
+            else optuna.create_study(study_name=NAME, storage=storage, directions=["minimize"] * len(objectives))
         )  # fmt: skip
         if not self._study.metric_names:
             with warnings.catch_warnings():

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
     yield _scalar("heads/active", record.active_heads)
     yield _scalar("model/params", record.params)
     yield _scalar("model/flops_per_token", record.flops_per_token)
-    yield _image("heads/map", _head_map_pixels(record.head_map), HEAD_MAP_LEGEND)
+    yield _image("heads/map", *_head_map_png(tuple(map(tuple, record.head_map))), HEAD_MAP_LEGEND)
     if record.samples:
         yield _scalar("eval/repetition", sum(sample["repetition"] for sample in record.samples) / len(record.samples))
         yield _text("samples", _samples_markdown(record.samples))
@@ -262,6 +263,15 @@ def _phase_mark(record: PhaseRecord) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@lru_cache(maxsize=64)
+def _head_map_png(head_map: tuple[tuple[int, ...], ...]) -> tuple[bytes, int, int]:
+    """Return the map as a picture, its height and its width; most phases leave the map as it was."""
+    pixels = _head_map_pixels(head_map)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue(), pixels.shape[0], pixels.shape[1]
 
 
 def _head_map_pixels(head_map: Sequence[Sequence[int]]) -> Any:
@@ -401,12 +411,8 @@ def _text(tag: str, markdown: str) -> Any:
     return Summary.Value(tag=tag, metadata=text_metadata(display_name=tag, description=""), tensor=tensor)
 
 
-def _image(tag: str, pixels: Any, description: str) -> Any:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    image = Summary.Image(
-        height=pixels.shape[0], width=pixels.shape[1], colorspace=3, encoded_image_string=buffer.getvalue()
-    )
+def _image(tag: str, png: bytes, height: int, width: int, description: str) -> Any:
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
     return Summary.Value(tag=tag, metadata=image_metadata(display_name=tag, description=description), image=image)
 
 

@@ -43,7 +43,8 @@ def _by_order_of_results() -> Any:
             return _completed(study)[first : first + self.population_size]
 
         def get_parent_population(self, study: Any, generation: int) -> list[Any]:
-            return self.select_parent(study, generation) if generation else []
+            found = super().get_parent_population(study, generation)  # kept by generation: the study's past is fixed
+            return sorted(found, key=lambda trial: trial.number)
 
     return ByOrderOfResults
 

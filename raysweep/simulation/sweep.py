@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from raysweep import registry
 from raysweep.archive import SweepFolder
 from raysweep.engine.admission import has_room
 from raysweep.engine.agenda import Agenda
@@ -16,10 +15,12 @@ from raysweep.engine.dispatcher import Dispatcher, Event
 from raysweep.engine.study import Study
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, derived_seed, make_plan
+from raysweep.points import is_search
 from raysweep.recorder import Recorder
 from raysweep.reports.progress import Silent
 from raysweep.simulation.curves import Curves
 from raysweep.simulation.worker import Chance, Counts, Killed, Store, Time, Worker
+from raysweep.stopping import rule_of
 
 RESTART_SECONDS = 17.0
 """From a worker group's death to its successor's first question."""
@@ -72,10 +73,8 @@ class Simulation:
     _ended: int = 0
 
     def __post_init__(self) -> None:
-        search, scale = self.job.spec.search, self.job.spec.scale
-        name, options = (search.stopping.name, search.stopping.options) if search else ("none", {})
-        rule = registry.build("schedulers", name, options).build(search.trials if search else 1)
-        self._dispatcher = Dispatcher(max_attempts=scale.max_attempts, rule=rule)
+        scale = self.job.spec.scale
+        self._dispatcher = Dispatcher(max_attempts=scale.max_attempts, rule=rule_of(self.job.spec.search))
         study = Study(self.job, self.folder.path / "study.journal") if self.job.space else None
         self._agenda = Agenda(self.folder, self.job, study)
         self._recorder = Recorder(
@@ -173,12 +172,15 @@ class Simulation:
     def _submit(self) -> None:
         """Hand trials out as long as lanes have room for them; close when there are none any more."""
         scale = self.job.spec.scale
-        while has_room(len(self._out), self._dispatcher.waiting, scale.lanes):
+        while has_room(len(self._out), lambda: self._dispatcher.waiting, scale.lanes):
             proposal = self._agenda.next()
             if proposal is None:
+                self._dispatcher.never_run(self._agenda.unproposed)
                 break
             spec = self.job.with_values(proposal.values, proposal.seed)
-            plan = make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=NOWHERE)
+            plan = make_plan(
+                spec, proposal.values, trial=proposal.trial, fingerprints=NOWHERE, judged=is_search(proposal)
+            )
             self._out.add(proposal.trial)
             self._recorder.start_trial(proposal, plan)
             self._dispatcher.submit(plan)

@@ -27,6 +27,9 @@ Time = Iterator[float | None]
 FETCH_SECONDS = 0.1
 """What taking a phase from the store takes."""
 
+CHECKPOINT_SECONDS = 2.0
+"""Between the word that a trial shall pause and its lane's being free."""
+
 
 class Killed(Exception):
     """The worker group is gone, in the middle of a phase."""
@@ -114,6 +117,7 @@ class Worker:
             yield from _Trial(worker=self, plan=TrialPlan.from_json(assignment.plan)).run()
         except HandedBack as back:
             if back.decision.action != "stop":
+                yield from self.passes(0.0 if back.decision.action == "wait" else CHECKPOINT_SECONDS)
                 self.dispatcher.release(self.lane, assignment.sequence, back.decision)
                 return
             ending = {"status": "STOPPED", "stopped": back.decision.reason, "error": None}

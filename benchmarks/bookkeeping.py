@@ -1,0 +1,117 @@
+"""What a trial costs beside its phases in proposing, planning and recording, and whether that grows with the sweep.
+
+Trials are stubs: their records are made up, as large as GPT-2's, and arrive at once. Everything else is real: the
+agenda, the study (random search) with its journal, the recorder, TensorBoard and the archive. No Ray, no torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.many_trials import JOB, phase_records
+from benchmarks.reference import figure, write
+from raysweep.archive import Proposal, SweepFolder
+from raysweep.engine.agenda import Agenda
+from raysweep.engine.study import Study
+from raysweep.jobfile import Job, load_job
+from raysweep.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.recorder import Recorder
+from raysweep.reports.progress import Silent
+
+FEW, MANY = 200, 2000
+RUNS = 3
+FINGERPRINTS = Fingerprints(model="made up", data="made up")
+
+
+def main() -> None:
+    few = [1e3 * statistics.mean(sweep(FEW)) for _ in range(RUNS)]
+    many = sweep(MANY)
+    ratio = 1e3 * statistics.mean(many) / statistics.median(few)
+    early, late = statistics.mean(many[:FEW]), statistics.mean(many[-FEW:])
+    write(
+        "bookkeeping",
+        [
+            figure(f"a trial's share of {FEW} stub trials", few, asked="<= 20", unit="ms", baseline="-"),
+            figure(
+                f"a trial's share of {MANY} stub trials", [1e3 * statistics.mean(many)], asked="<= 20", unit="ms",
+                baseline="-",
+            ),
+            figure(f"{MANY} / {FEW} trials", [ratio], asked="<= 1.3", unit="x", baseline="the figures above"),
+            figure(
+                f"the last {FEW} of {MANY} trials / the first {FEW}", [late / early], asked="<= 1.3", unit="x",
+                baseline="the same sweep",
+            ),
+        ],
+    )  # fmt: skip
+
+
+def sweep(trials: int) -> list[float]:
+    """Run a sweep of stub trials; return the seconds of each, the making of its records left out."""
+    mapping = copy.deepcopy(JOB)
+    mapping["search"]["trials"] = trials
+    job = load_job(mapping)
+    with tempfile.TemporaryDirectory() as results:
+        folder = SweepFolder.create(Path(results), job, None, {"fingerprints": {}, "sharing": True})
+        agenda = Agenda(folder, job, Study(job, folder.path / "study.journal"))
+        recorder = Recorder(folder, job, Silent())
+        stub = Stub(job, agenda, recorder)
+        seconds = []
+        while (took := stub.next_trial()) is not None:
+            seconds.append(took)
+        assert len(folder.trials()) == trials and agenda.finished
+        return seconds
+
+
+class Stub:
+    """A driver whose trials end as soon as they begin."""
+
+    def __init__(self, job: Job, agenda: Agenda, recorder: Recorder) -> None:
+        self._job, self._agenda, self._recorder = job, agenda, recorder
+        self._records: dict[str, dict[str, Any]] = {}
+        """Made up once for each kind of phase."""
+        self._ran: set[str] = set()
+
+    def next_trial(self) -> float | None:
+        """Run one trial; return what its bookkeeping took in seconds, None where there is no more."""
+        started = time.perf_counter()
+        proposal = self._agenda.next()
+        if proposal is None:
+            return None
+        plan = self._plan(proposal)
+        self._recorder.start_trial(proposal, plan)
+        began = time.perf_counter() - started
+        events = self._events(plan)
+        started = time.perf_counter()
+        for event in events:
+            self._recorder.handle(event)
+        self._agenda.ended(self._recorder.record_of(plan.trial), self._recorder.reports_of(plan.trial))
+        return began + time.perf_counter() - started
+
+    def _plan(self, proposal: Proposal) -> TrialPlan:
+        spec = self._job.with_values(proposal.values, seed=proposal.seed)
+        return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=FINGERPRINTS)
+
+    def _events(self, plan: TrialPlan) -> list[dict[str, Any]]:
+        if not self._records:
+            self._records = {record.phase: record.to_dict() for record in phase_records(plan, set())}
+        events: list[dict[str, Any]] = []
+        for phase in plan.phases:
+            about = {"trial": plan.trial, "key": phase.key, "reused": phase.key in self._ran}
+            loss = 3.0 + random.Random(phase.key).random()
+            self._ran.add(phase.key)
+            events.append({
+                "type": "phase", "trial": plan.trial,
+                "record": {**self._records[phase.kind], **about, "loss": loss},
+            })  # fmt: skip
+        final = {"type": "final", "trial": plan.trial, "status": "COMPLETE", "attempts": 1, "error": None}
+        return [*events, final]
+
+
+if __name__ == "__main__":
+    main()
