@@ -54,10 +54,11 @@ class InlineDriver:
                 plan = plan_of(job, proposal, fingerprints)
                 store = PhaseStore(folder.store_of(trial))
                 records: list[PhaseRecord] = []
+                known = {(record.trial, record.key) for record in folder.phases()}
                 for record in run_trial(plan, cpu(), store):
                     records.append(record)
                     folder.add_phase(record)
-                    if not record.reused:
+                    if not record.reused and (trial, record.key) not in known:
                         self.ran.append((trial, record.phase))
                     if limits.reached() is not None:
                         return
