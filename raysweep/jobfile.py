@@ -51,6 +51,11 @@ class Job:
     space: Space | None
     source: str
 
+    @property
+    def warnings(self) -> list[str]:
+        """What its space does to the sharing of phases, a sentence each."""
+        return self.space.warnings(self.spec.resolved()) if self.space else []
+
     def with_values(self, values: Mapping[str, Any], seed: int | None = None) -> JobSpec:
         """Return the spec of one trial: the job with a point of the space, and the trial's seed, filled in.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raysweep.archive import SweepFolder
+    from raysweep.jobfile import Job
 
 QUICKSTART = "jobs/quickstart.yaml"
 
@@ -70,6 +71,12 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     if end is not None and end.limit is not None:
         commands[0] = f"raysweep resume {folder.name} --set {more_of(end.limit, folder.job())}"
     print_next(*commands)
+
+
+def print_warnings(job: Job) -> None:
+    """Say on stderr what in a job's space keeps trials from sharing phases."""
+    for text in job.warnings:
+        click.echo(f"note: {text}", err=True)
 
 
 def print_next(*commands: str) -> None:

@@ -15,6 +15,7 @@ from raysweep.cli.common import (
     json_option,
     print_json,
     print_next,
+    print_warnings,
     results_option,
     set_option,
     trials_option,
@@ -37,7 +38,7 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
     faults = []
     for job in jobs:
         try:
-            load_job(job, overrides)
+            print_warnings(load_job(job, overrides))
         except SpecError as error:
             faults += error.faults
     if as_json:
@@ -71,6 +72,7 @@ def plan(
     from raysweep.reports.estimate import print_estimate
 
     checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results, calibrate=calibrate)
+    print_warnings(checked)
     if as_json:
         print_json(estimate.to_dict())
     else:

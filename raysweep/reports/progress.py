@@ -81,6 +81,8 @@ class Progress(Silent):
             self._count_flops(phase)
         self._seconds_before = sum(session.seconds for session in folder.sessions())
         self._began = self._clock()
+        for text in job.warnings:
+            self._print(f"note: {text}")
         trials = count(remaining, "trial") + (" left" if earlier else "")
         lanes, workers = count(self._lanes, "lane"), count(spec.scale.workers, "worker")
         self._print(f"{folder.name}   {trials} on {lanes} of {workers}   {spec.data.name}   {spec.model.name}")
