@@ -63,7 +63,7 @@ def test_trials_that_never_agree_share_the_baseline_alone() -> None:
 
 
 def test_trials_with_baselines_of_their_own_share_nothing() -> None:
-    found = estimated({"cycle.baseline.lr": {"log_uniform": [1e-4, 1e-2]}})
+    found = estimated({"cycle.baseline.lr": {"log_uniform": [1e-4, 1e-2], "continuous": True}})
     assert (found.phases_shared, found.steps_shared) == (found.phases, found.steps) == (15, 420)
 
 
@@ -166,7 +166,7 @@ def test_points_on_more_seeds_are_trials_too() -> None:
     job["search"] = {"space": SPACE, "trials": 5, "seeds": 3, "top": 2}
     checked = check_job(job, "job.yaml")
     found = estimate(checked, FINGERPRINTS, PAST)
-    assert found.trials == points.planned(checked.spec, {}, {}) == 5 + 2 * 2 + 3
+    assert found.trials == points.planned(checked.spec, {}, {}, exhausted=False) == 5 + 2 * 2 + 3
     assert [len(stage.trials) for stage in found.stages] == [5, 2, 2, 1, 1, 1]  # a baseline a seed
     assert found.distinct["baseline"] == 6
 
