@@ -294,6 +294,14 @@ def write_job(**search: Any) -> str:
     return "job.yaml"
 
 
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_a_space_in_which_no_two_trials_share_a_phase_is_told_of(command: str) -> None:
+    continuous = {"cycle.prune.level": {"uniform": [0.1, 0.5], "continuous": True}}
+    result = invoke(command, write_job(space=continuous))
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: cycle.prune.level is continuous, so that no two trials share a phase")
+
+
 def test_a_plan_is_counted_and_starts_nothing(workplace: Path) -> None:
     job = write_job(space={"cycle.prune.strategy": {"choice": ["taylor"]}})
     found = from_json("plan", job)

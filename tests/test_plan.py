@@ -55,6 +55,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "training.clip_norm": (2.0, 0),
     "training.warmup_fraction": (0.2, 0),
     "training.precision": ("fp32", 0),
+    "training.evaluate_every": (5, 0),
     "cycle.cycles": (3, NEVER),
     "cycle.level_escalation": (0.1, 5),
     "cycle.regression.ratio": (1.2, NEVER),
@@ -87,6 +88,10 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "search.space": ({"cycle.prune.level": {"uniform": [0.1, 0.2]}}, NEVER),
     "search.trials": (5, NEVER),
     "search.minimize": ("perplexity", NEVER),
+    "search.constraints": (["perplexity <= 100"], NEVER),
+    "search.stopping.name": ("asha", NEVER),
+    "search.seeds": (2, NEVER),
+    "search.top": (1, NEVER),
     "search.sampler.name": ("random", NEVER),
     "search.controls": (["dense"], NEVER),
     "scale.workers": (2, 0),
@@ -96,6 +101,9 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "scale.isolation": ("process", NEVER),
     "scale.checkpoint_every_steps": (3, NEVER),
     "scale.max_attempts": (1, NEVER),
+    "budget.hours": (1.0, NEVER),
+    "budget.flops": (1e12, NEVER),
+    "budget.disk_gb": (1.0, NEVER),
 }
 
 
@@ -362,13 +370,9 @@ def test_a_plan_survives_its_way_to_a_worker() -> None:
     plan = plan_of(spec, trial=3, values={"cycle.prune.level": 0.3, "data.tokenizer": None, "cycle.learn.lr": 1e-3})
     read = TrialPlan.from_json(plan.to_json())
     assert read == plan and read.phases[1] == plan.phases[1] and type(read.phases) is tuple
-    assert (read.trial, read.seed, read.minimize, read.checkpoint_every_steps) == (3, 0, "perplexity", 7)
+    assert (read.trial, read.seed, read.checkpoint_every_steps) == (3, 0, 7)
     assert json.loads(plan.to_json())["values"] == {
         "cycle.prune.level": 0.3,
         "data.tokenizer": None,
         "cycle.learn.lr": 1e-3,
     }
-
-
-def test_a_job_without_a_search_minimizes_the_loss() -> None:
-    assert plan_of(JobSpec.model_validate({**JOB, "search": None})).minimize == "loss"
