@@ -403,6 +403,7 @@ class _Trial:
             self.store.save_partial(phase.key, partial)
 
         self._write(write)
+        self.runtime.barrier()
 
     def _event(self, kind: str, phase: PhasePlan, **content: Any) -> dict[str, Any]:
         about = {"trial": self.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
