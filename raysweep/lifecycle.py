@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from raysweep.archive import Proposal, SweepFolder, plan_of
+from raysweep.checks.sections import TRIAL_SECTIONS
 from raysweep.errors import ArchiveError, Fault, SpecError, UsageError, known_names_hint
-from raysweep.jobfile import TRIAL_SECTIONS, Job, apply_values, check_job, parse_settings
+from raysweep.jobfile import Job, apply_values, check_job, parse_settings
 from raysweep.plan import Fingerprints, PhasePlan, TrialPlan
 from raysweep.records import Status
 from raysweep.space import get_path

@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "statistics"},
     {"disk", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
     {"entries", "space"},
-    {"spacefile"},
+    {"spacefile", "checks"},
     {"jobfile"},
     {"plan", "records"},
     {"halting", "stages"},

@@ -1,0 +1,58 @@
+"""Where a job names strategies, and what stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pydantic
+
+from raysweep import registry
+from raysweep.errors import known_names_hint
+from raysweep.spec import JobSpec
+
+STRATEGY_KEYS = {
+    # path of the section: (kind, key of the name) of each strategy that has its options there
+    "cycle.prune": (("prune", "strategy"),),
+    "cycle.grow": (("grow", "strategy"), ("init", "init")),
+    "search.sampler": (("samplers", "name"),),
+    "search.stopping": (("schedulers", "name"),),
+}
+TRIAL_SECTIONS = ("model", "data", "training", "cycle")
+"""What a trial may have of its own."""
+
+
+def section_class(location: Sequence[str]) -> type[pydantic.BaseModel]:
+    """Return the spec class of the section at a location."""
+    section: type[pydantic.BaseModel] = JobSpec
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
+    return section
+
+
+def nearest_field(location: Sequence[str]) -> str:
+    return known_names_hint(location[-1], section_class(location[:-1]).model_fields)
+
+
+def options_of(section: str, body: Mapping[str, Any]) -> list[str]:
+    fields = section_class(section.split(".")).model_fields
+    return [key for key in body if key not in fields]
+
+
+def name_in(section: str, name_key: str, body: Mapping[str, Any]) -> Any:
+    """Return a strategy's name as a section says it, or its default."""
+    return body.get(name_key, section_class(section.split(".")).model_fields[name_key].default)
+
+
+def known_options(kind: str, name: Any) -> list[str]:
+    """Return the options of a strategy; none where there is no such strategy, which is a fault of its own."""
+    try:
+        return list(registry.load(kind, name).__dataclass_fields__) if isinstance(name, str) else []
+    except registry.UnknownNameError:
+        return []
+
+
+def sentence(message: str) -> str:
+    return f"{message[0].lower()}{message[1:].rstrip('.')}."
