@@ -498,7 +498,7 @@ def test_stop_names_the_driver_waits_and_says_how_to_go_on(monkeypatch: pytest.M
     result = invoke("stop", "heads-1")
     thread.join()
     assert result.stderr.splitlines() == [
-        "heads-1 (there, process 7) was asked to stop at the next step of its trials", "heads-1 has stopped.",
+        "heads-1 (there, process 7) was asked to stop", "heads-1 has stopped.",
     ]  # fmt: skip
     assert "next:  raysweep resume heads-1 · " in result.stdout
 

@@ -136,7 +136,7 @@ def retry(sweep: str, failed: bool, diverged: bool, address: str | None, results
 def stop(sweep: str, results: Path, as_json: bool) -> None:
     """Ask a running sweep to stop, and wait until it has.
 
-    Wherever it runs, its trials stop at their next step with a checkpoint; `raysweep resume` goes on from there.
+    Wherever it runs, its trials stop within a few steps, with a checkpoint; `raysweep resume` goes on from there.
     """
     from rich.console import Console
 
@@ -152,7 +152,7 @@ def stop(sweep: str, results: Path, as_json: bool) -> None:
         def waiting(seconds: float) -> None:
             nonlocal told
             if not told:
-                progress.print(f"{sweep}{driver} was asked to stop at the next step of its trials", highlight=False)
+                progress.print(f"{sweep}{driver} was asked to stop", highlight=False)
             told = True
             status.update(f"waiting for {seconds:.0f} s")
 

@@ -16,7 +16,7 @@ import ray
 from raysweep.cluster.mailbox import NAMESPACE
 from raysweep.contracts import Decision
 from raysweep.engine.dispatcher import Assignment
-from raysweep.errors import DivergedError, TrialError
+from raysweep.errors import DiskFullError, DivergedError, TrialError
 from raysweep.spec import ScaleSpec
 
 IDLE_TIMEOUT_S = 24 * 3600
@@ -120,22 +120,16 @@ def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -
     from raysweep.core.phases import run_trial
     from raysweep.core.runtime import Interrupted
     from raysweep.core.store import PhaseStore
-    from raysweep.halting import result
     from raysweep.plan import TrialPlan
 
     plan = TrialPlan.from_json(assignment.plan)
     folder = Path(lane.store) if lane.sharing else Path(lane.store) / f"trial-{plan.trial}"
-    own = []
     ending: dict[str, Any] = {"status": "COMPLETE", "error": None}
     handed_back: Decision | None = None
     try:
         for record in run_trial(plan, runtime, PhaseStore(folder)):
-            if record.arm == "main":
-                own.append(record)
             if runtime.rank == 0:
                 runtime.emit({"type": "phase", "trial": plan.trial, "record": record.to_dict()})
-        _, halt = result(own, plan.halting)
-        ending["halted"] = halt and halt.__dict__
     except Interrupted as interrupted:  # by the sweep, and so on all ranks alike
         if interrupted.decision.action == "stop":
             ending = {"status": "STOPPED", "stopped": interrupted.decision.reason, "error": None}
@@ -143,6 +137,10 @@ def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -
             handed_back = interrupted.decision
     except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
         ending = {"status": "DIVERGED" if isinstance(error, DivergedError) else "FAILED", "error": str(error)}
+    except DiskFullError as error:  # on all ranks alike; no other trial could write either
+        handed_back = Decision(action="leave", reason=str(error))
+        if runtime.rank == 0:
+            ray.get(mailbox.interrupt.remote(str(error)))
     except Exception:
         ray.get(mailbox.crashed.remote(plan.trial, f"rank {runtime.rank}: {traceback.format_exc()}"))
         raise

@@ -19,7 +19,7 @@ from raysweep.engine.dispatcher import ENDINGS, Event
 from raysweep.engine.limits import Limits
 from raysweep.engine.study import Study
 from raysweep.environment import usable_cores
-from raysweep.errors import ClusterError, Fault, SpecError
+from raysweep.errors import ClusterError, DiskFullError, Fault, SpecError
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, TrialPlan
 from raysweep.recorder import Observer, Recorder
@@ -307,6 +307,9 @@ class _Session:
                 self.agenda.paused(event["trial"])
             elif event["type"] == "resumed_by_rule":
                 self.agenda.resumed(event["trial"])
+            elif event["type"] == "interrupted" and self.stopped is None:  # by a worker that could not write
+                self.stopped = event["reason"]
+                self.error = DiskFullError(event["reason"])
             if event["type"] in ENDINGS:
                 self.recorded.add(event["trial"])
                 self.news.notify_all()

@@ -70,7 +70,7 @@ def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
 
 
 def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
-    """Return the records of a trial's phases, up to its last good one."""
+    """Return the records of a trial's phases, up to the one that is its result."""
     ended = folder.trials().get(trial)
     if ended is None:
         known = sorted(number for number, record in folder.trials().items() if record.status in EXPORTED)
@@ -83,7 +83,10 @@ def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
     records = [found[key] for key in ended.phases if key in found]
     if not records or (ended.status == "COMPLETE" and len(records) != len(ended.phases)):
         raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, but its phases have no record.")
-    return records
+    if ended.halted is None:
+        return records
+    kept = [record.key for record in records].index(ended.halted["kept"])
+    return records[: kept + 1]
 
 
 def _name_of(key: str, records: list[PhaseRecord]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,16 @@ def test_a_stopped_trial_is_exported_after_its_last_good_phase(results: Path, tm
     assert export(sweep, 1, tmp_path / "out", "compact").plan_key == sweep.phases()[-1].key
     assert sweep.phases()[-1].phase == "grow"
     load_model(tmp_path / "out")
+
+
+def test_a_trial_that_halted_is_exported_as_it_was_before_the_cycle_that_did_harm(results: Path) -> None:
+    sweep = finished_sweep(results, "halted", cycle__cycles=2)
+    (record,) = sweep.trials().values()
+    kept = record.phases[4]  # the end of the first cycle
+    sweep.add_trial(replace(record, halted={"rule": "regression", "cycle": 2, "kept": kept, "reason": "it did harm"}))
+    found = restore(sweep, 1)
+    assert (found.last.key, found.last.cycle, len(found.records)) == (kept, 1, 5)
+    assert found.state.head_map.to_lists() == found.last.head_map
 
 
 # What is refused.
