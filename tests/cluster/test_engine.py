@@ -64,9 +64,10 @@ class Watcher(Silent):
         self.paused.append(trial)
 
 
-def job_with(**search: Any) -> dict[str, Any]:
+def job_with(lanes: int = 1, **search: Any) -> dict[str, Any]:
     job = copy.deepcopy(JOB)
     job["search"].update(search)
+    job["scale"]["lanes"] = lanes
     return job
 
 
@@ -110,10 +111,11 @@ def test_a_rule_stops_a_trial_at_the_step_of_its_report(cluster: str, tmp_path: 
     assert check(folder) == []
 
 
+@pytest.mark.slow
 def test_paused_trials_go_on_or_stop_when_all_have_come_so_far(cluster: str, tmp_path: Path, reference: Any) -> None:
     watcher = Watcher()
     stopping = {"name": "successive_halving", "reduction": 2, "first": 0.5}
-    folder = api.run(job_with(stopping=stopping), address=cluster, results=tmp_path, observer=watcher)
+    folder = api.run(job_with(lanes=2, stopping=stopping), address=cluster, results=tmp_path, observer=watcher)
     statuses = [record.status for record in folder.trials().values()]
     assert sorted(statuses) == ["COMPLETE", "COMPLETE", "STOPPED", "STOPPED"]
     assert len(watcher.paused) >= 3
@@ -141,7 +143,7 @@ class AskToStop(Watcher):
 
 def test_a_sweep_that_was_asked_to_stop_goes_on_from_that_step(cluster: str, tmp_path: Path, reference: Any) -> None:
     watcher = AskToStop(tmp_path / "asked")
-    folder = api.run(JOB, address=cluster, results=tmp_path, name="asked", observer=watcher)
+    folder = api.run(job_with(), address=cluster, results=tmp_path, name="asked", observer=watcher)
     assert watcher.reason is not None and len(folder.trials()) < 4
     again = Watcher()
     api.resume("asked", address=cluster, results=tmp_path, observer=again)
@@ -150,8 +152,9 @@ def test_a_sweep_that_was_asked_to_stop_goes_on_from_that_step(cluster: str, tmp
     assert check(folder) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_its_budget_and_goes_on_with_a_larger_one(cluster: str, tmp_path: Path) -> None:
-    job = copy.deepcopy(JOB) | {"budget": {"flops": 1.0}}
+    job = job_with() | {"budget": {"flops": 1.0}}
     watcher = AskToStop(tmp_path / "none")
     folder = api.run(job, address=cluster, results=tmp_path, name="budget", observer=watcher)
     assert watcher.reason is not None and "budget.flops" in watcher.reason and len(folder.trials()) < 4
@@ -159,6 +162,7 @@ def test_a_sweep_ends_with_its_budget_and_goes_on_with_a_larger_one(cluster: str
     assert [record.status for record in folder.trials().values()] == ["COMPLETE"] * 4
 
 
+@pytest.mark.slow
 def test_the_winner_is_run_on_fresh_seeds(cluster: str, tmp_path: Path) -> None:
     job = job_with(seeds=2, top=2, trials=3, sampler={"name": "random"})
     job["cycle"]["learn"]["steps"] = job["cycle"]["baseline"]["steps"] = 10
