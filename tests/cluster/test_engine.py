@@ -141,6 +141,7 @@ class AskToStop(Watcher):
         self.reason = reason
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_asked_to_stop_goes_on_from_that_step(cluster: str, tmp_path: Path, reference: Any) -> None:
     watcher = AskToStop(tmp_path / "asked")
     folder = api.run(job_with(), address=cluster, results=tmp_path, name="asked", observer=watcher)

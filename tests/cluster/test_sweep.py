@@ -25,6 +25,7 @@ from optuna.trial import TrialState
 
 from raysweep import api
 from raysweep.archive import SweepFolder
+from raysweep.engine.invariants import check
 from raysweep.environment import usable_cores
 from raysweep.errors import ArchiveError, ClusterError, SpecError
 from raysweep.records import PhaseRecord, TrialRecord
@@ -517,9 +518,11 @@ def job_file(ray_environment: None, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 @needs_two_cores
-def test_a_driver_killed_at_any_moment_loses_nothing(reference: SweepFolder, job_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_driver_killed_at_any_moment_loses_nothing(
+    kills: int, reference: SweepFolder, job_file: Path, tmp_path: Path
+) -> None:
     """During the baseline, between two trials, and while one learns; each a random moment later than it begins."""
     results, log = tmp_path / "results", tmp_path / "log"
     folder = SweepFolder(results / "killed")
@@ -535,7 +538,7 @@ def test_a_driver_killed_at_any_moment_loses_nothing(reference: SweepFolder, job
         ("a trial learns", lambda: last_phase() == "grow", 0.5),
     ]
     arguments = [*command("run", job_file, results=results), "--name", folder.name]
-    for what, condition, at_most_s in moments:
+    for what, condition, at_most_s in moments[-kills:]:
         with driver(arguments, log) as running:
             running.wait_until(condition, what)
             time.sleep(delays.uniform(0, at_most_s))
@@ -546,7 +549,8 @@ def test_a_driver_killed_at_any_moment_loses_nothing(reference: SweepFolder, job
     assert sorted(folder.trials()) == list(range(1, TRIALS + 1))
     assert sum(record.attempts for record in folder.trials().values()) > TRIALS
     assert_same(folder, reference)
-    assert states(folder).count(TrialState.COMPLETE) == TRIALS and TrialState.RUNNING not in states(folder)
+    assert states(folder) == [TrialState.COMPLETE] * TRIALS
+    assert check(folder) == []
 
 
 @pytest.mark.slow

@@ -110,10 +110,13 @@ def test_events_inside_a_phase_change_what_its_steps_cost(tmp_path: Path) -> Non
     assert learn.training_flops == pytest.approx(3 * tokens * (2 * dense + 6 * after[0] + 6 * after[1]))
 
 
-@pytest.mark.parametrize("action", ["leave", "pause"])
 @pytest.mark.parametrize(
-    ("phase", "changes"),
-    [("baseline", {}), ("learn", {}), ("learn", {"cycle__continuous": {"every": 5, "remove": 4, "grow": 2}})],
+    ("action", "phase", "changes"),
+    [
+        ("leave", "baseline", {}),
+        ("pause", "learn", {}),
+        ("leave", "learn", {"cycle__continuous": {"every": 5, "remove": 4, "grow": 2}}),
+    ],
 )
 def test_a_trial_that_leaves_at_a_step_goes_on_as_if_it_had_not(
     action: Any, phase: str, changes: dict[str, Any], tmp_path: Path

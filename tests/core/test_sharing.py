@@ -20,15 +20,14 @@ SHORT = {"cycle__baseline__steps": 6, "cycle__learn__steps": 6, "cycle__learn__g
     [
         ({"cycle__cycles": 1}, {}, {"cycle__learn__lr": 5e-3}, 4),
         ({"cycle__cycles": 2}, {}, {"cycle__level_escalation": 0.1}, 5),
-        ({}, {"cycle__cycles": 2}, {"cycle__cycles": 3}, 9),
+        ({}, {"cycle__cycles": 3}, {"cycle__cycles": 2}, 9),
         ({"cycle__cycles": 2, "cycle__grow__init": "rewind"}, {}, {"cycle__level_escalation": 0.1}, 5),
     ],
 )
-@pytest.mark.parametrize("order", [1, -1])
 def test_shared_is_equal_to_unshared(
-    common: dict[str, Any], first: dict[str, Any], second: dict[str, Any], shared: int, order: int, tmp_path: Path
+    common: dict[str, Any], first: dict[str, Any], second: dict[str, Any], shared: int, tmp_path: Path
 ) -> None:
-    plans = [quick_plan(**SHORT | common | own) for own in (first, second)][::order]
+    plans = [quick_plan(**SHORT | common | own) for own in (first, second)]
     together = [run_all(plan, tmp_path / "together") for plan in plans]
     alone = [run_all(plan, tmp_path / f"alone-{at}") for at, plan in enumerate(plans)]
     assert len({phase.key for plan in plans for phase in plan.phases}) == sum(len(p.phases) for p in plans) - shared
