@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pydantic
@@ -22,28 +23,29 @@ TRIAL_SECTIONS = ("model", "data", "training", "cycle")
 """What a trial may have of its own."""
 
 
-def section_class(location: Sequence[str]) -> type[pydantic.BaseModel]:
-    """Return the spec class of the section at a location."""
-    section: type[pydantic.BaseModel] = JobSpec
-    for part in location:
-        annotation = section.model_fields[part].annotation
+@lru_cache
+def section_class(section: str) -> type[pydantic.BaseModel]:
+    """Return the spec class of a section by its dotted path; of the whole job by an empty one."""
+    found: type[pydantic.BaseModel] = JobSpec
+    for part in section.split(".") if section else ():
+        annotation = found.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
-    return section
+        found = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
+    return found
 
 
 def nearest_field(location: Sequence[str]) -> str:
-    return known_names_hint(location[-1], section_class(location[:-1]).model_fields)
+    return known_names_hint(location[-1], section_class(".".join(location[:-1])).model_fields)
 
 
 def options_of(section: str, body: Mapping[str, Any]) -> list[str]:
-    fields = section_class(section.split(".")).model_fields
+    fields = section_class(section).model_fields
     return [key for key in body if key not in fields]
 
 
 def name_in(section: str, name_key: str, body: Mapping[str, Any]) -> Any:
     """Return a strategy's name as a section says it, or its default."""
-    return body.get(name_key, section_class(section.split(".")).model_fields[name_key].default)
+    return body.get(name_key, section_class(section).model_fields[name_key].default)
 
 
 def known_options(kind: str, name: Any) -> list[str]:

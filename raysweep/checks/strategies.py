@@ -36,7 +36,7 @@ def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, An
         options = {option: body[option] for option in given if option in known[kind]}
         for option, value, message in registry.option_faults(kind, name, options):
             yield Fault(file=source, key=f"{section}.{option}".rstrip("."), value=value, message=sentence(message))
-    all_known = [*section_class(section.split(".")).model_fields, *(o for options in known.values() for o in options)]
+    all_known = [*section_class(section).model_fields, *(o for options in known.values() for o in options)]
     for option in given:
         if not any(option in options for options in known.values()):
             message = f"unknown key: {known_names_hint(option, all_known)}"
