@@ -179,7 +179,7 @@ def test_a_finished_sweep_ends_with_what_to_look_at() -> None:
     finished_sweep(Path("results"))
     text = done("status", "heads-1")
     assert "best trial 2: perplexity 41.25" in text
-    assert text.endswith("next:  raysweep show heads-1 2 · raysweep tensorboard heads-1\n")
+    assert "next:  raysweep show heads-1 2 · raysweep tensorboard heads-1 · raysweep retry heads-1 --failed · " in text
 
 
 def test_a_check_says_of_each_invariant_whether_it_holds() -> None:
@@ -210,7 +210,7 @@ def test_the_next_commands_find_the_sweep_again(monkeypatch: pytest.MonkeyPatch)
     finished_sweep(Path("my sweeps"))
     there = " --results 'my sweeps'"
     text = done("status", "heads-1", "--results", "my sweeps")
-    assert f"raysweep show heads-1 2{there} · raysweep tensorboard heads-1{there}\n" in text
+    assert f"raysweep show heads-1 2{there} · raysweep tensorboard heads-1{there} · " in text
     assert f"raysweep status heads-1{there}" in done("show", "heads-1", "2", "--results", "my sweeps")
     monkeypatch.setenv("RAYSWEEP_RESULTS", "my sweeps")
     assert "--results" not in done("status", "heads-1")

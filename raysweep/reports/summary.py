@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,4 +217,16 @@ def next_commands(state: Mapping[str, Any]) -> list[str]:
     worth_showing = state["best"] if state["best"] is not None else failed
     if worth_showing is not None:
         commands.append(f"raysweep show {sweep} {worth_showing}")
-    return [*commands, f"raysweep tensorboard {sweep}"]
+    return [*commands, f"raysweep tensorboard {sweep}", *(_ways_on(state) if is_finished(state) else ())]
+
+
+def _ways_on(state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the commands that go beyond what was planned: failed trials again, more of them, the best one otherwise."""
+    sweep, best = state["sweep"], state["best"]
+    if "FAILED" in state["counts"]:
+        yield f"raysweep retry {sweep} --failed"
+    if state["planned"] > 1:
+        yield f"raysweep extend {sweep} --trials +{state['planned']}"
+    phases = next((list(trial["perplexity"]) for trial in state["trials"] if trial["trial"] == best), [])
+    if len(phases) > 1:
+        yield f"raysweep fork {sweep} {best} --after {phases[-2]} --set KEY=VALUE"

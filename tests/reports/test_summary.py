@@ -159,7 +159,10 @@ def commands(folder: SweepFolder) -> list[str]:
 
 
 def test_the_next_commands_fit_how_far_a_sweep_has_come(tmp_path: Path) -> None:
-    assert commands(finished_sweep(tmp_path)) == ["raysweep show heads-1 2", "raysweep tensorboard heads-1"]
+    assert commands(finished_sweep(tmp_path)) == [
+        "raysweep show heads-1 2", "raysweep tensorboard heads-1", "raysweep retry heads-1 --failed",
+        "raysweep extend heads-1 --trials +3", "raysweep fork heads-1 2 --after grow --set KEY=VALUE",
+    ]  # fmt: skip
     begun = make_sweep(tmp_path, "begun")
     assert commands(begun) == ["raysweep resume begun", "raysweep tensorboard begun"]
     add_trial(begun, 1)
@@ -169,7 +172,9 @@ def test_the_next_commands_fit_how_far_a_sweep_has_come(tmp_path: Path) -> None:
 def test_where_all_failed_the_next_command_shows_why(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, job=job_mapping(trials=1))
     add_trial(folder, 1, status="FAILED", error="no space left")
-    assert commands(folder) == ["raysweep show heads-1 1", "raysweep tensorboard heads-1"]
+    assert commands(folder) == [
+        "raysweep show heads-1 1", "raysweep tensorboard heads-1", "raysweep retry heads-1 --failed",
+    ]  # fmt: skip
 
 
 # Several objectives, and constraints.
