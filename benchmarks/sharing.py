@@ -17,7 +17,7 @@ from raysweep import api
 from raysweep.archive import SweepFolder
 
 TRIALS = 32
-MEASURED_BY_PATTERN = 4
+MEASURED_BY_PATTERN = 2
 JOB: dict[str, Any] = {
     "name": "sharing",
     "model": {"name": "gpt2-nano"},
