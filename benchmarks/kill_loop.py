@@ -25,22 +25,22 @@ from raysweep.yamlfile import dump_mapping
 
 KILLS = 20
 SEED = 1
-AT_MOST_S = 8.0
+AT_MOST_S = 10.0
 """Of work between two kills."""
 PATIENCE_S = 300.0
 JOB: dict[str, Any] = {
     "name": "killed",
     "model": {"name": "gpt2-nano"},
-    "data": {"name": "python-docs", "seq_len": 64, "eval_tokens": 2048, "probe_windows": 4},
-    "training": {"batch_size": 8},
+    "data": {"name": "python-docs", "seq_len": 32, "eval_tokens": 512, "probe_windows": 2},
+    "training": {"batch_size": 4},
     "cycle": {
-        "baseline": {"steps": 120, "lr": 5e-3},
+        "baseline": {"steps": 60, "lr": 5e-3},
         "prune": {"strategy": "taylor", "level": 0.3},
         "grow": {"strategy": "gradient_sensitivity", "ratio": 0.5},
-        "learn": {"steps": 60, "lr": 2.5e-3},
+        "learn": {"steps": 30, "lr": 2.5e-3},
     },
-    "search": {"space": "search_spaces/heads.yaml", "trials": 12},
-    "scale": {"workers": 2, "checkpoint_every_steps": 20},
+    "search": {"space": "search_spaces/heads.yaml", "trials": 24},
+    "scale": {"checkpoint_every_steps": 10},
 }
 
 
