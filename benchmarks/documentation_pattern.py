@@ -56,7 +56,7 @@ def main(plans: list[str], workers: int) -> None:
     from raysweep.environment import usable_cores
 
     started = time.perf_counter()
-    ray.init(num_cpus=usable_cores() + 1, log_to_driver=False)
+    ray.init("local", num_cpus=usable_cores() + 1, log_to_driver=False)
     with tempfile.TemporaryDirectory() as storage:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(drive_trial, {"CPU": 0.01}),
