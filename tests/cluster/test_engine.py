@@ -18,7 +18,7 @@ from raysweep.contracts import Report
 from raysweep.engine.invariants import check
 from raysweep.reports.progress import Silent
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 EVERY = 5
 JOB: dict[str, Any] = {
@@ -111,7 +111,6 @@ def test_a_rule_stops_a_trial_at_the_step_of_its_report(cluster: str, tmp_path: 
     assert check(folder) == []
 
 
-@pytest.mark.slow
 def test_paused_trials_go_on_or_stop_when_all_have_come_so_far(cluster: str, tmp_path: Path, reference: Any) -> None:
     watcher = Watcher()
     stopping = {"name": "successive_halving", "reduction": 2, "first": 0.5}
@@ -141,7 +140,6 @@ class AskToStop(Watcher):
         self.reason = reason
 
 
-@pytest.mark.slow
 def test_a_sweep_that_was_asked_to_stop_goes_on_from_that_step(cluster: str, tmp_path: Path, reference: Any) -> None:
     watcher = AskToStop(tmp_path / "asked")
     folder = api.run(job_with(), address=cluster, results=tmp_path, name="asked", observer=watcher)
@@ -153,7 +151,6 @@ def test_a_sweep_that_was_asked_to_stop_goes_on_from_that_step(cluster: str, tmp
     assert check(folder) == []
 
 
-@pytest.mark.slow
 def test_a_sweep_ends_with_its_budget_and_goes_on_with_a_larger_one(cluster: str, tmp_path: Path) -> None:
     job = job_with() | {"budget": {"flops": 1.0}}
     watcher = AskToStop(tmp_path / "none")
@@ -163,7 +160,6 @@ def test_a_sweep_ends_with_its_budget_and_goes_on_with_a_larger_one(cluster: str
     assert [record.status for record in folder.trials().values()] == ["COMPLETE"] * 4
 
 
-@pytest.mark.slow
 def test_the_winner_is_run_on_fresh_seeds(cluster: str, tmp_path: Path) -> None:
     job = job_with(seeds=2, top=2, trials=3, sampler={"name": "random"})
     job["cycle"]["learn"]["steps"] = job["cycle"]["baseline"]["steps"] = 10

@@ -518,8 +518,9 @@ def job_file(ray_environment: None, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, 3])
 def test_a_driver_killed_at_any_moment_loses_nothing(
     kills: int, reference: SweepFolder, job_file: Path, tmp_path: Path
 ) -> None:
