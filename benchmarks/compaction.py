@@ -15,13 +15,14 @@ import torch
 from benchmarks.reference import Figure, figure, write
 from raysweep import registry
 from raysweep.contracts import Facts
-from raysweep.core.networks import build_network, scratch_sizes, task_of
+from raysweep.core.networks import build_network, task_of
 from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.compaction import compact, compact_tensors
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.plasticity.surgery import absent_slices
+from raysweep.registry import scratch_sizes
 from raysweep.spec import ModelSpec
 
 PLANS, VOCABULARY, SEQ_LEN, STEPS = 10, 1024, 32, 6

@@ -24,7 +24,7 @@ from raysweep.plasticity.attention_statistics import attention_statistics
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.leave_one_out import contributions
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import example_losses, logits_of
+from raysweep.plasticity.objective import example_losses, losses_of
 from raysweep.plasticity.probe import probe
 from raysweep.spec import ModelSpec
 
@@ -79,7 +79,7 @@ def _seconds(act: Callable[[], Any]) -> float:
 
 def _plain(model: PlasticModel, batch: Batch) -> None:
     """What a training step computes: the gradients of all parameters."""
-    example_losses(logits_of(model, batch), batch.labels).mean().backward()
+    example_losses(losses_of(model, batch), batch.labels).mean().backward()
     model.zero_grad(set_to_none=True)
 
 
@@ -88,7 +88,7 @@ def _taylor(model: PlasticModel, batch: Batch) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with model.replaced_gates(gates):
-        losses = example_losses(logits_of(model, batch), batch.labels)
+        losses = example_losses(losses_of(model, batch), batch.labels)
     torch.autograd.grad(losses.sum(), gates)
     for parameter in model.parameters():
         parameter.requires_grad_(True)

@@ -13,7 +13,7 @@ from raysweep.core.networks import build_network
 from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import logits_of, mean_loss
+from raysweep.plasticity.objective import losses_of, mean_loss
 from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.spec import ModelSpec
 
@@ -38,7 +38,7 @@ def measure(size: str) -> Figure:
     left, right = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
 
     def step() -> None:
-        mean_loss(logits_of(model, batch), batch.labels).backward()
+        mean_loss(losses_of(model, batch), batch.labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(1e-3)
         optimizer.zero_grad()

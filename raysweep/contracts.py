@@ -35,6 +35,11 @@ class Batch:
     """The class to predict at each position of the logits, (batch, positions) or (batch,); -100 where there is none."""
     attention_mask: torch.Tensor | None = None
     """(batch, tokens): 0 at padding. None: nothing is padded."""
+    token_types: torch.Tensor | None = None
+    """(batch, tokens): the segment that each token is of. None: all are of the first."""
+    labelled: torch.Tensor | None = None
+    """Flat positions, among (batch, tokens), of the labels that there are: logits elsewhere need not be computed. None:
+    there is a label nearly everywhere, or one an example."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,8 @@ class Task(Protocol):
     """No position may see a later one."""
     even: ClassVar[bool]
     """Every example has equally many labels."""
+    predicted: ClassVar[float]
+    """Share of positions whose logits are computed."""
     facts: Facts
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:

@@ -10,8 +10,8 @@ from typing import Any
 from raysweep import registry
 from raysweep.archive import SweepFolder, list_sweeps
 from raysweep.core.corpora import DIGITS, EMBEDDED, HUB
-from raysweep.core.networks import scratch_sizes
 from raysweep.errors import UsageError, known_names_hint
+from raysweep.registry import scratch_sizes
 from raysweep.reports.summary import sweep_state
 
 STRATEGIES = ("prune", "grow", "init", "samplers", "schedulers", "tasks")

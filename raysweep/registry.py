@@ -45,6 +45,12 @@ def _modules(path: tuple[str, ...]) -> list[str]:
 
 
 @lru_cache
+def scratch_sizes() -> dict[str, str]:
+    """Return every from-scratch size and its family."""
+    return {size: family for family in available("models") for size in load("models", family).sizes}
+
+
+@lru_cache
 def _adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(strategy)
 

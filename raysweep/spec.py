@@ -33,9 +33,10 @@ class StrategyPart(BaseModel):
         return dict(self.model_extra or {})
 
 
-class ModelSpec(Part):
+class ModelSpec(StrategyPart):
     name: str
-    """A from-scratch size (`raysweep list models`), a hub name, or a local folder with weights."""
+    """A from-scratch size (`raysweep list models`), a hub name, or a local folder with weights. A size takes the
+    options of its family, the fields of `Family` in its file in raysweep/models/."""
     task: str | None = None
     """A file in raysweep/tasks/ that the model's family can learn. Default: the family's first."""
 

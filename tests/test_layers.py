@@ -31,6 +31,7 @@ LAYERS = (
     {"engine"},
     {"recorder"},
     {"plasticity"},
+    {"pnn"},
     {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers"},
     {"core"},
     {"exports"},
@@ -44,8 +45,8 @@ LAYERS = (
 OWNERS = {
     "ray": {"cluster"},
     "optuna": {"samplers", "engine", "cluster"},
-    "torch": {"models", "tasks", "plasticity", "core", "init", "exports", "experiments", "cluster", "doctor"},
-    "transformers": {"models", "plasticity", "core", "init", "exports", "cluster"},
+    "torch": {"models", "tasks", "plasticity", "pnn", "core", "init", "exports", "experiments", "cluster", "doctor"},
+    "transformers": {"models", "plasticity", "pnn", "core", "init", "exports", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
     "scipy": {"samplers", "statistics"},

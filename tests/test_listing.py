@@ -8,9 +8,9 @@ import pytest
 from sweeps import contents, finished_sweep, job_mapping, make_sweep
 
 from raysweep import registry
-from raysweep.core.networks import scratch_sizes
 from raysweep.errors import UsageError
 from raysweep.listing import STRATEGIES, first_line, listing
+from raysweep.registry import scratch_sizes
 
 KINDS = [*STRATEGIES, "models", "data", "sweeps"]
 

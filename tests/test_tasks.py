@@ -21,7 +21,7 @@ from helpers import (
 
 from raysweep import registry
 from raysweep.contracts import Batch, Facts
-from raysweep.plasticity.objective import NO_LABEL, example_losses, logits_of
+from raysweep.plasticity.objective import NO_LABEL, example_losses, logits_of, losses_of
 
 TASKS = {"gpt2": "causal_lm", "bert": "masked_lm", "bert-classes": "sequence_classification",
          "vit": "image_classification"}  # fmt: skip
@@ -132,7 +132,7 @@ def test_a_classifier_has_one_label_an_example(kind: str) -> None:
     assert batch.labels.tolist() == some_examples(kind, 6)[:, 0].tolist()
     logits = logits_of(model, batch)
     assert logits.shape == (6, CLASSES)
-    torch.testing.assert_close(example_losses(logits, batch.labels).mean(), label_loss(logits, batch))
+    torch.testing.assert_close(example_losses(losses_of(model, batch), batch.labels).mean(), label_loss(logits, batch))
 
 
 def test_pixels_stand_by_channel_row_and_column_between_minus_one_and_one() -> None:

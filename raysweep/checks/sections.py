@@ -14,6 +14,7 @@ from raysweep.spec import JobSpec
 
 STRATEGY_KEYS = {
     # path of the section: (kind, key of the name) of each strategy that has its options there
+    "model": (("models", "name"),),
     "cycle.prune": (("prune", "strategy"),),
     "cycle.grow": (("grow", "strategy"), ("init", "init")),
     "search.sampler": (("samplers", "name"),),
@@ -48,10 +49,16 @@ def name_in(section: str, name_key: str, body: Mapping[str, Any]) -> Any:
     return body.get(name_key, section_class(section).model_fields[name_key].default)
 
 
+def file_of(kind: str, name: str) -> str | None:
+    """Return the file behind a name; of a model its family's, and None where it is pretrained."""
+    return registry.scratch_sizes().get(name) if kind == "models" else name
+
+
 def known_options(kind: str, name: Any) -> list[str]:
     """Return the options of a strategy; none where there is no such strategy, which is a fault of its own."""
+    file = file_of(kind, name) if isinstance(name, str) else None
     try:
-        return list(registry.load(kind, name).__dataclass_fields__) if isinstance(name, str) else []
+        return [] if file is None else list(registry.load(kind, file).__dataclass_fields__)
     except registry.UnknownNameError:
         return []
 

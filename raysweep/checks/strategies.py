@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raysweep import registry
-from raysweep.checks.sections import STRATEGY_KEYS, known_options, name_in, options_of, section_class, sentence
+from raysweep.checks.sections import STRATEGY_KEYS, file_of, known_options, name_in, options_of, section_class, sentence
 from raysweep.errors import Fault, known_names_hint
 from raysweep.space import get_path
 
@@ -18,9 +18,10 @@ def strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
         names = {kind: name_in(section, key, body) for kind, key in strategies} if isinstance(body, Mapping) else {}
         unknown = False
         for kind, name_key in strategies:
-            if isinstance(names.get(kind), str):
+            file = file_of(kind, names[kind]) if isinstance(names.get(kind), str) else None
+            if file is not None:
                 try:
-                    registry.load(kind, names[kind])
+                    registry.load(kind, file)
                 except registry.UnknownNameError as error:
                     unknown = True
                     yield Fault(file=source, key=f"{section}.{name_key}", value=names[kind], message=str(error))
@@ -34,7 +35,8 @@ def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, An
     known = {kind: known_options(kind, name) for kind, name in names.items()}
     for kind, name in names.items():
         options = {option: body[option] for option in given if option in known[kind]}
-        for option, value, message in registry.option_faults(kind, name, options):
+        file = file_of(kind, name)
+        for option, value, message in registry.option_faults(kind, file, options) if file else ():
             yield Fault(file=source, key=f"{section}.{option}".rstrip("."), value=value, message=sentence(message))
     all_known = [*section_class(section).model_fields, *(o for options in known.values() for o in options)]
     for option in given:

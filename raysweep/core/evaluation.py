@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from raysweep.core.data import shard
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DivergedError
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import label_count, label_losses, logits_of
+from raysweep.plasticity.objective import label_count, label_losses, predictions
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS, NGRAM = 3, 16, 32, 3
 
@@ -42,9 +43,9 @@ def evaluate(model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, pr
     total = torch.zeros(3, dtype=torch.float64, device=runtime.device)
     for batch in batches:
         with runtime.autocast(precision):
-            logits = logits_of(model, batch)
-        hits = (logits.argmax(-1) == batch.labels).sum()
-        total += torch.stack([label_losses(logits, batch.labels).sum(), hits, label_count(batch.labels)]).double()
+            logits, labels = predictions(model, batch)
+        hits = (logits.argmax(-1) == labels).sum()
+        total += torch.stack([label_losses(logits, labels).sum(), hits, label_count(labels)]).double()
     model.train(was_training)
     loss_sum, hits, count = runtime.all_reduce(total).tolist()
     loss = loss_sum / count
@@ -63,12 +64,8 @@ def shared_batches(examples: Examples, batch_size: int, task: Task, runtime: Run
 
 
 def to_device(batch: Batch, runtime: Runtime) -> Batch:
-    mask = batch.attention_mask
-    return Batch(
-        inputs=batch.inputs.to(runtime.device),
-        labels=batch.labels.to(runtime.device),
-        attention_mask=None if mask is None else mask.to(runtime.device),
-    )
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return Batch(**{name: None if tensor is None else tensor.to(runtime.device) for name, tensor in fields.items()})
 
 
 @torch.no_grad()

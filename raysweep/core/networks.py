@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,13 @@ from raysweep import registry
 from raysweep.contracts import Facts, Family
 from raysweep.errors import ModelError, known_names_hint
 from raysweep.plan import content_key
+from raysweep.registry import scratch_sizes
 from raysweep.spec import DataSpec, ModelSpec
 
 if TYPE_CHECKING:
     from raysweep.plasticity.model import PlasticModel
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
-
-@cache
-def scratch_sizes() -> dict[str, str]:
-    """Return every from-scratch size and its family."""
-    return {size: family for family in registry.available("models") for size in registry.load("models", family).sizes}
 
 
 DROPOUTS = (
@@ -51,7 +45,7 @@ def task_of(model: ModelSpec) -> str:
     """
     sizes = scratch_sizes()
     if model.name in sizes:
-        family: Family = registry.build("models", sizes[model.name])
+        family: Family = registry.build("models", sizes[model.name], model.options)
     else:
         family = _family_of(_pretrained_config(model.name), model.name)
     if model.task is not None and model.task not in family.tasks:
@@ -170,7 +164,7 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
 
     sizes = scratch_sizes()
     if model.name in sizes:
-        family: Family = registry.build("models", sizes[model.name])
+        family: Family = registry.build("models", sizes[model.name], model.options)
         vocab_size = family.sizes[model.name].get("vocab_size", 0)
         config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
     else:
@@ -182,16 +176,23 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
 
 
 def _model_class(model: ModelSpec) -> Any:
+    return network_class(registry.load("tasks", task_of(model)).model_class)
+
+
+def network_class(name: str) -> Any:
+    """Return a class of networks, of transformers or of ours, by its name; None where there is none."""
     import transformers
 
-    return getattr(transformers, registry.load("tasks", task_of(model)).model_class)
+    from raysweep.pnn import network  # the automatic classes know ours from here on
+
+    return getattr(transformers, name, None) or getattr(network, name, None)
 
 
 def _fitted_config(model: ModelSpec, facts: Facts, seq_len: int) -> tuple[Any, Family]:
     """Return a model's configuration for the data, dropout off, and its family."""
     sizes = scratch_sizes()
     if model.name in sizes:
-        family: Family = registry.build("models", sizes[model.name])
+        family: Family = registry.build("models", sizes[model.name], model.options)
         config = family.config(model.name, vocab_size=facts.vocab_size or 0, seq_len=seq_len)
     else:
         config = _pretrained_config(model.name)
@@ -235,6 +236,8 @@ def _check_positions(config: Any, name: str, seq_len: int, family: Family) -> No
 
 def _pretrained_config(name: str) -> Any:
     from transformers import AutoConfig
+
+    import raysweep.pnn.network  # noqa: F401  # so that AutoConfig knows it
 
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():

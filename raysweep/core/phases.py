@@ -196,7 +196,7 @@ class _Trial:
             "active_heads": state.head_map.active,
             "head_map": state.head_map.to_lists(),
             "params": active_parameters(state.model, state.head_map),
-            "flops_per_token": flops_per_token(state.model, state.head_map, per_example),
+            "flops_per_token": flops_per_token(state.model, state.head_map, per_example, predicted=self.task.predicted),
         }
 
     def _held_out(self, state: TrialState) -> Measured:
@@ -214,7 +214,7 @@ class _Trial:
 
     def _flops_of(self, state: TrialState, head_map: HeadMap) -> float:
         tokens = positions(state.model, self.plan.data["seq_len"])
-        per_token = flops_per_token(state.model, head_map, tokens)
+        per_token = flops_per_token(state.model, head_map, tokens, predicted=self.task.predicted, training=True)
         return TRAINING_TO_FORWARD * per_token * tokens * self.plan.training["batch_size"]
 
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:

@@ -18,7 +18,7 @@ from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import DivergedError
 from raysweep.plan import LOG_EVERY
-from raysweep.plasticity.objective import label_count, label_losses, logits_of
+from raysweep.plasticity.objective import label_count, training_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,7 @@ class Training:
     def _accumulate(self, wrapped: torch.nn.Module, step: int) -> torch.Tensor:
         """Add up the gradients of one step; return its mean loss on this rank."""
         accumulation = self.training["accumulation"]
+        self.state.model.begin_step(self.order.seed + step)
         indices = self.order.indices(step, self.runtime.rank, self.runtime.world_size)
         seeds = self.order.seeds(step, self.runtime.rank, self.runtime.world_size)
         parts = zip(np.array_split(indices, accumulation), np.array_split(seeds, accumulation), strict=True)
@@ -141,8 +142,7 @@ class Training:
             last = batch is batches[-1]
             with nullcontext() if last else self.runtime.without_sync(wrapped):
                 with self.runtime.autocast(self.training["precision"]):
-                    losses = label_losses(logits_of(wrapped, batch), batch.labels)
-                    loss = losses.sum() / labels / accumulation
+                    loss = training_losses(wrapped, batch).sum() / labels / accumulation
                 loss.backward()
             mean += loss.detach()
         return mean

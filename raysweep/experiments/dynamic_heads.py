@@ -21,7 +21,7 @@ from raysweep import registry
 from raysweep.contracts import Batch
 from raysweep.core.data import BatchOrder, TokenStore, prepare, windows_of
 from raysweep.core.evaluation import evaluate, shared_batches
-from raysweep.core.networks import build_network, check_model, scratch_sizes
+from raysweep.core.networks import build_network, check_model
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DataError, ModelError
 from raysweep.exports.load import is_export, load_whole
@@ -30,10 +30,11 @@ from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.budget import lowest_heads
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import logits_of, mean_loss
+from raysweep.plasticity.objective import logits_of, losses_of, mean_loss
 from raysweep.plasticity.probe import probe
 from raysweep.plasticity.routing import HeadRouters
 from raysweep.records import perplexity
+from raysweep.registry import scratch_sizes
 from raysweep.spec import DataSpec, ModelSpec
 
 TASK = "causal_lm"
@@ -171,7 +172,7 @@ def train_routers(
         for step in range(question.steps):
             (batch,) = shared_batches(train[order.indices(step)], question.batch_size, task, runtime)
             with runtime.autocast("auto"):
-                loss = mean_loss(logits_of(model, batch), batch.labels)
+                loss = mean_loss(losses_of(model, batch), batch.labels)
             (loss + penalty * routers.expected_share(train.shape[1])).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ from raysweep.contracts import Array, Examples, Facts, HeadStatistics, Slot
 from raysweep.core.data import pretrained_tokenizer, windows_of
 from raysweep.core.evaluation import evaluate, shared_batches
 from raysweep.core.examples import build_task
-from raysweep.core.networks import build_network, scratch_sizes, task_of
+from raysweep.core.networks import build_network, task_of
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DataError, ModelError, UsageError
 from raysweep.exports.load import is_export, load_whole
@@ -25,6 +25,7 @@ from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
 from raysweep.plasticity.ranking import agreement
 from raysweep.records import perplexity
+from raysweep.registry import scratch_sizes
 from raysweep.spec import ModelSpec
 
 BATCH = 4

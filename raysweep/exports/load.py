@@ -11,6 +11,7 @@ from safetensors.torch import load_model as load_weights
 
 from raysweep import registry
 from raysweep.contracts import Family
+from raysweep.core.networks import network_class
 from raysweep.errors import ModelError
 from raysweep.exports.manifest import FILE, Manifest
 from raysweep.plasticity.compaction import densify, key_value_index, shrink, unloaded
@@ -78,12 +79,12 @@ def _plain(folder: Path, model_class: Any, config: Any) -> Any:
 
 def _of_full_shape(folder: Path, manifest: Manifest) -> Any:
     """Build a network from a folder's configuration, its weights still to be loaded."""
+    model_class = network_class(manifest.model_class)
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"{str(folder / 'config.json')!r} cannot be read: {reason}") from error
-    model_class = getattr(transformers, manifest.model_class, None)
     if manifest.family not in registry.available("models") or config.model_type != manifest.family:
         raise ModelError(
             f"{str(folder)!r} is damaged: raysweep.json says {manifest.family!r}, config.json {config.model_type!r}."

@@ -26,27 +26,45 @@ def active_parameters(model: PlasticModel, head_map: HeadMap) -> int:
 def positions(model: PlasticModel, seq_len: int) -> int:
     """Return on how many tokens a network works in one example: the window, or an image's patches and its class."""
     config: Any = model.network.config
-    if not hasattr(config, "image_size"):
+    if getattr(config, "image_size", None) is None:
         return seq_len
     height, width = _sides(config.image_size)
     patch_height, patch_width = _sides(config.patch_size)
     return (height // patch_height) * (width // patch_width) + 1
 
 
-def flops_per_token(model: PlasticModel, head_map: HeadMap, seq_len: int) -> float:
+def flops_per_token(
+    model: PlasticModel, head_map: HeadMap, seq_len: int, *, predicted: float = 1.0, training: bool = False
+) -> float:
     """Return forward floating-point operations per token of a window, averaged over its tokens.
 
     Two per weight of every matrix product (the language-model head included), plus 4 * seq_len * head_dim for the two
-    attention products of each present head, not halved for causality: what `torch.utils.flop_counter` counts.
+    attention products of each present head, not halved for causality: what `torch.utils.flop_counter` counts. What a
+    token passes through several times counts as often.
 
     Args:
         seq_len: tokens of an example, as `positions` returns them.
+        predicted: share of the positions whose logits over the vocabulary are computed.
+        training: of the forward pass in training, which may predict from several steps.
     """
-    flops = 2 * sum(_matrix_weights(name, module, seq_len) for name, module in model.network.named_modules())
+    flops = 0.0
+    for name, module in model.network.named_modules():
+        share = predicted if module is model.decoder else 1.0
+        flops += 2 * share * _uses(model, name, training) * _matrix_weights(name, module, seq_len)
     for part in absent_slices(model.sites, head_map):
         if not part.parameter.endswith(".bias"):
-            flops -= 2 * seq_len * _size(model, part)
-    return flops / seq_len + 4 * seq_len * model.sites[0].head_dim * head_map.active
+            flops -= 2 * seq_len * _uses(model, part.parameter, training) * _size(model, part)
+    attended = sum(
+        _uses(model, site.output[0][0], training) * int(present.sum())
+        for site, present in zip(model.sites, head_map.present, strict=True)
+    )
+    return flops / seq_len + 4 * seq_len * model.sites[0].head_dim * attended
+
+
+def _uses(model: PlasticModel, name: str, training: bool) -> int:
+    """Return how often a token passes through a module or parameter."""
+    network: Any = model.network
+    return int(network.uses(name, training=training)) if hasattr(network, "uses") else 1
 
 
 def _matrix_weights(name: str, module: nn.Module, seq_len: int) -> int:

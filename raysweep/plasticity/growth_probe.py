@@ -20,7 +20,7 @@ from raysweep.contracts import Array, Batch
 from raysweep.errors import TrialError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import example_losses, logits_of
+from raysweep.plasticity.objective import example_losses, losses_of
 from raysweep.plasticity.probe import AllReduce
 from raysweep.plasticity.sites import AttentionSite, HeadSlice
 from raysweep.plasticity.surgery import view_of
@@ -134,7 +134,7 @@ def _gradient_sums(
             for recorder in recorders:
                 recorder.attention_mask = batch.attention_mask
             with model.replaced_gates(gates):
-                losses = example_losses(logits_of(model, batch), batch.labels)
+                losses = example_losses(losses_of(model, batch), batch.labels)
             torch.autograd.grad(losses.sum(), gates)
     return [recorder.total for recorder in recorders], sum(len(batch.inputs) for batch in batches)
 

@@ -10,7 +10,7 @@ import torch
 from raysweep.contracts import Array, Batch
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import example_losses, logits_of
+from raysweep.plasticity.objective import example_losses, losses_of
 
 RESAMPLES = 2_000
 
@@ -40,7 +40,7 @@ def _of_batch(model: PlasticModel, batch: Batch, head_map: HeadMap) -> Array:
 def _losses(model: PlasticModel, batch: Batch, head_map: HeadMap) -> Array:
     gates = torch.from_numpy(head_map.present).to(batch.inputs.device, torch.float32)
     with model.replaced_gates(list(gates)):
-        return example_losses(logits_of(model, batch), batch.labels).double().cpu().numpy()
+        return example_losses(losses_of(model, batch), batch.labels).double().cpu().numpy()
 
 
 def bootstrap_interval(values: Array, *, level: float = 0.95, seed: int = 0) -> tuple[Array, Array]:

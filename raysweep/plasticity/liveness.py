@@ -9,7 +9,7 @@ import torch
 from raysweep.contracts import Batch, Slot
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import logits_of, mean_loss
+from raysweep.plasticity.objective import losses_of, mean_loss
 from raysweep.plasticity.probe import AllReduce
 
 
@@ -43,7 +43,7 @@ def _gradients(model: PlasticModel, batch: Batch, head_map: HeadMap) -> dict[str
     model.eval()
     gates = torch.from_numpy(head_map.present).to(batch.inputs.device, torch.float32)
     with model.replaced_gates(list(gates)):
-        loss = mean_loss(logits_of(model, batch), batch.labels)
+        loss = mean_loss(losses_of(model, batch), batch.labels)
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     model.train(was_training)
     return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}

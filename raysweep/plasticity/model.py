@@ -15,6 +15,7 @@ from torch import nn
 
 from raysweep.contracts import Slot
 from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.objective import label_losses
 from raysweep.plasticity.sites import AttentionSite
 
 
@@ -35,6 +36,12 @@ class HeadGate:
         return (gated.flatten(-2), *inputs[1:])
 
 
+def output_embeddings(network: Any) -> nn.Module | None:
+    """Return the layer that predicts tokens of the vocabulary; None in a classifier."""
+    found: nn.Module | None = network.get_output_embeddings()
+    return found
+
+
 class PlasticModel(nn.Module):
     """A transformer whose heads can be absent, present or fading in.
 
@@ -48,19 +55,57 @@ class PlasticModel(nn.Module):
         self.network = network
         self.sites = list(sites)
         self.gates = [HeadGate(site) for site in sites]
+        self._labelled: torch.Tensor | None = None
+        self.decoder: Any = output_embeddings(network)
+        if self.decoder is not None:
+            self.decoder.register_forward_pre_hook(self._pick_labelled)
 
-    def forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits: (batch, tokens, vocabulary), or (batch, classes) from a classifier.
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_types: torch.Tensor | None = None,
+        labelled: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits: (batch, tokens, vocabulary), (labelled, vocabulary), or (batch, classes) from a classifier.
+
+        Given labels, return what training lowers for each of them: of the shape of the labels, or (labelled,).
 
         Args:
             inputs: token ids (batch, tokens), or pixels (batch, channels, height, width).
             attention_mask: (batch, tokens), 0 at padding.
+            token_types: (batch, tokens), the segment of each token.
+            labelled: flat positions at which alone the vocabulary's logits are computed.
         """
         network: Any = self.network
-        options = {} if attention_mask is None else {"attention_mask": attention_mask}
+        options = {"attention_mask": attention_mask, "token_type_ids": token_types}
+        given = {name: tensor for name, tensor in options.items() if tensor is not None}
+        if labels is not None:
+            wanted = labels.flatten() if labelled is None else labels.flatten()[labelled]
+            if hasattr(network, "training_losses"):
+                losses = network.training_losses(inputs, wanted, positions=labelled, **given)
+            else:
+                losses = label_losses(self(inputs, attention_mask, token_types, labelled).flatten(0, -2), wanted)
+            return losses.view_as(labels) if labelled is None else losses
         if hasattr(network.config, "use_cache"):
-            options["use_cache"] = False
-        return network(**{network.main_input_name: inputs}, **options).logits
+            given["use_cache"] = False
+        self._labelled = labelled
+        try:
+            return network(**{network.main_input_name: inputs}, **given).logits
+        finally:
+            self._labelled = None
+
+    def begin_step(self, seed: int) -> None:
+        """Let a network draw what is random in a training step; the same on every rank."""
+        network: Any = self.network
+        if hasattr(network, "begin_step"):
+            network.begin_step(seed)
+
+    def _pick_labelled(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self._labelled is None:
+            return None
+        return (inputs[0].flatten(0, 1)[self._labelled], *inputs[1:])
 
     @property
     def shape(self) -> tuple[int, int]:

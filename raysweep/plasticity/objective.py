@@ -11,8 +11,33 @@ NO_LABEL = -100
 
 
 def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Run a plastic model, wrapped or not, on a batch."""
-    return model(batch.inputs) if batch.attention_mask is None else model(batch.inputs, batch.attention_mask)
+    """Run a plastic model, wrapped or not, on a batch: logits everywhere."""
+    return model(batch.inputs, batch.attention_mask, batch.token_types)
+
+
+def predictions(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (..., classes) and labels (...): of the labelled positions alone where the batch names them."""
+    if batch.labelled is None:
+        return logits_of(model, batch), batch.labels
+    logits = model(batch.inputs, batch.attention_mask, batch.token_types, batch.labelled)
+    return logits, batch.labels.flatten()[batch.labelled]
+
+
+def losses_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the loss of each label by the logits, 0 where there is none; of the shape of the labels."""
+    losses = label_losses(*predictions(model, batch))
+    return losses if batch.labelled is None else _in_place(losses, batch)
+
+
+def training_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Return what training lowers, for each label; a network that is trained at several steps adds those up."""
+    losses = model(batch.inputs, batch.attention_mask, batch.token_types, batch.labelled, batch.labels)
+    return losses if batch.labelled is None else _in_place(losses, batch)
+
+
+def _in_place(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+    flat = losses.new_zeros(batch.labels.numel()).index_copy(0, batch.labelled, losses)
+    return flat.view_as(batch.labels)
 
 
 def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -28,15 +53,15 @@ def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return losses.view_as(labels)
 
 
-def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mean_loss(losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean over all labels of a batch; 0 where it has none."""
-    return label_losses(logits, labels).sum() / label_count(labels).clamp_min(1)
+    return losses.sum() / label_count(labels).clamp_min(1)
 
 
-def example_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def example_losses(losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return each example's mean loss over its own labels, (batch,)."""
-    losses = label_losses(logits, labels).reshape(labels.shape[0], -1)
-    return losses.sum(1) / (labels.reshape(labels.shape[0], -1) != NO_LABEL).sum(1).clamp_min(1)
+    by_example = losses.reshape(labels.shape[0], -1)
+    return by_example.sum(1) / (labels.reshape(labels.shape[0], -1) != NO_LABEL).sum(1).clamp_min(1)
 
 
 def label_count(labels: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from raysweep.plasticity.attention_statistics import attention_statistics, watch
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.magnitude import magnitudes
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import example_losses, logits_of
+from raysweep.plasticity.objective import example_losses, losses_of
 from raysweep.plasticity.sites import AttentionSite
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
@@ -171,8 +171,8 @@ def _measure(model: PlasticModel, batch: Batch, head_map: HeadMap, recorders: Se
     for recorder in recorders:
         recorder.real = None if batch.attention_mask is None else batch.attention_mask.bool()
     with model.replaced_gates(gates):
-        logits = logits_of(model, batch)
-    gradients = torch.autograd.grad(example_losses(logits, batch.labels).sum(), gates)
+        losses = losses_of(model, batch)
+    gradients = torch.autograd.grad(example_losses(losses, batch.labels).sum(), gates)
     for recorder, gradient in zip(recorders, gradients, strict=True):
         recorder.add_gate_gradients(gradient)
         if not recorder.saw_attention:

@@ -22,6 +22,7 @@ class Task:
     model_class: ClassVar[str] = "AutoModelForCausalLM"
     causal: ClassVar[bool] = True
     even: ClassVar[bool] = True
+    predicted: ClassVar[float] = 1.0
     facts: Facts = Facts()
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:

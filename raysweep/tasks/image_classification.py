@@ -20,6 +20,7 @@ class Task:
     model_class: ClassVar[str] = "AutoModelForImageClassification"
     causal: ClassVar[bool] = False
     even: ClassVar[bool] = True
+    predicted: ClassVar[float] = 1.0
     facts: Facts = Facts()
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:

@@ -27,6 +27,7 @@ class Task:
     model_class: ClassVar[str] = "AutoModelForMaskedLM"
     causal: ClassVar[bool] = False
     even: ClassVar[bool] = True
+    predicted: ClassVar[float] = CHOSEN
     facts: Facts = Facts()
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
@@ -38,7 +39,8 @@ class Task:
             chosen = _positions(inputs.shape[1], generator)
             labels[row, chosen] = inputs[row, chosen]
             inputs[row, chosen] = _hidden(inputs[row, chosen], self.facts.mask_token, self.facts.vocab_size, generator)
-        return Batch(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(labels))
+        at = torch.from_numpy(np.flatnonzero(labels != NO_LABEL))
+        return Batch(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(labels), labelled=at)
 
 
 def _positions(length: int, generator: np.random.Generator) -> Examples:

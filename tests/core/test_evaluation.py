@@ -114,10 +114,10 @@ def test_losses_leave_out_the_last_token_of_every_window_and_add_in_full_precisi
     probabilities = logits.log_softmax(-1)
     each = torch.tensor([[-probabilities[b, t, tokens[b, t + 1]] for t in range(3)] for b in range(2)])
     torch.testing.assert_close(label_losses(logits, labels), torch.nn.functional.pad(each, (0, 1)))
-    torch.testing.assert_close(mean_loss(logits, labels), each.mean())
-    half = mean_loss(logits.bfloat16(), labels)
+    torch.testing.assert_close(mean_loss(label_losses(logits, labels), labels), each.mean())
+    half = mean_loss(label_losses(logits.bfloat16(), labels), labels)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, mean_loss(logits.bfloat16().float(), labels))
+    torch.testing.assert_close(half, mean_loss(label_losses(logits.bfloat16().float(), labels), labels))
 
 
 def test_each_example_counts_its_own_labels_only() -> None:
@@ -125,10 +125,10 @@ def test_each_example_counts_its_own_labels_only() -> None:
     labels = torch.tensor([[1, NO_LABEL, 2, NO_LABEL], [NO_LABEL] * 4, [NO_LABEL, 0, NO_LABEL, NO_LABEL]])
     losses = -logits.log_softmax(-1)
     expected = torch.stack([(losses[0, 0, 1] + losses[0, 2, 2]) / 2, torch.zeros(()), losses[2, 1, 0]])
-    torch.testing.assert_close(example_losses(logits, labels), expected)
+    torch.testing.assert_close(example_losses(label_losses(logits, labels), labels), expected)
     of_examples = torch.tensor([4, NO_LABEL, 3])  # one label an example, as a classifier has
     expected = torch.stack([losses[0, 0, 4], torch.zeros(()), losses[2, 0, 3]])
-    torch.testing.assert_close(example_losses(logits[:, 0], of_examples), expected)
+    torch.testing.assert_close(example_losses(label_losses(logits[:, 0], of_examples), of_examples), expected)
 
 
 def test_accuracy_is_the_share_of_labels_hit() -> None:

@@ -17,7 +17,7 @@ from raysweep.core.phases import _Trial, trial_data
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.plan import TrialPlan
-from raysweep.plasticity.objective import logits_of, mean_loss
+from raysweep.plasticity.objective import losses_of, mean_loss
 from raysweep.plasticity.sites import HeadSlice
 from raysweep.plasticity.surgery import absent_slices, slice_name
 
@@ -45,7 +45,7 @@ def look_at(state: TrialState) -> Seen:
     }
     tokens = some_tokens(2, 16)
     state.model.train()
-    mean_loss(logits_of(state.model, causal(tokens)), causal(tokens).labels).backward()
+    mean_loss(losses_of(state.model, causal(tokens)), causal(tokens).labels).backward()
     state.optimizer.step(0.01, 3.0)  # shows what is frozen and what is favoured
     state.optimizer.zero_grad()
     after_a_step = copies(state)

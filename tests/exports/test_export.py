@@ -25,7 +25,7 @@ from raysweep.exports.load import load_model, load_whole
 from raysweep.exports.write import export
 from raysweep.plasticity.compaction import compact
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import logits_of, mean_loss
+from raysweep.plasticity.objective import logits_of, losses_of, mean_loss
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_the_loaded_model_still_learns(finished: FinishedTrial, sweep: SweepFold
     export(sweep, 1, tmp_path / "out", "compact")
     network, batch = load_model(tmp_path / "out"), finished.held_out_batch()
     model = PlasticModel(network, finished.family.sites(network))
-    mean_loss(logits_of(model, batch), batch.labels).backward()
+    mean_loss(losses_of(model, batch), batch.labels).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 

@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raysweep.contracts import Batch, Facts
 from raysweep.core.examples import build_task
-from raysweep.core.networks import build_network, scratch_sizes
+from raysweep.core.networks import build_network
 from raysweep.plasticity.accounting import active_parameters, flops_per_token, positions
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
+from raysweep.registry import scratch_sizes
 from raysweep.spec import ModelSpec
 
 # Whole groups where queries share keys, so that a stock network of that shape exists.

@@ -28,7 +28,6 @@ from helpers import (
 from transformers import AutoModelForCausalLM
 
 from raysweep import registry
-from raysweep.core.networks import scratch_sizes
 from raysweep.errors import ModelError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.insertion import Sources, insert
@@ -36,6 +35,7 @@ from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.objective import logits_of
 from raysweep.plasticity.parity import check_parity
 from raysweep.plasticity.sites import AttentionSite, Role
+from raysweep.registry import scratch_sizes
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")

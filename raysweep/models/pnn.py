@@ -1,0 +1,86 @@
+"""PNN: one refiner applied several times, or a stack of layers that it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from raysweep.plasticity.sites import AttentionSite, linear_rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Width = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Its fields are options of a job's `model` section for the sizes below; see pnn/config.py for what each does."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("masked_lm", "sequence_classification")
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "pnn-nano": {"hidden_size": 128, "num_attention_heads": 8, "intermediate_size": 256, "vocab_size": 1024},
+        "pnn-micro": {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 640, "vocab_size": 8192},
+        "pnn-base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048, "vocab_size": 30522},
+    }  # fmt: skip
+    num_steps: Annotated[int, Field(ge=1)] = 4
+    trunk: Literal["refiner", "hierarchical", "layers", "shared_layer"] = "refiner"
+    intermediate_size: Width | None = None
+    """Default: the size's own."""
+    block_widths: tuple[Width, ...] | None = None
+    gate: Literal["query_key", "constant", "scalar", "none"] = "query_key"
+    gate_value: Annotated[float, Field(gt=0)] = 0.5
+    init: Literal["reference", "zero"] = "reference"
+    tie_word_embeddings: bool = False
+    step_weights: Literal["linear", "uniform", "last", "geometric", "ponder"] | None = None
+    """Default: `linear`; for stacks of layers `last`."""
+    ponder_prior: Share = 0.3
+    ponder_weight: Annotated[float, Field(ge=0)] = 0.01
+    final_norm: bool = False
+    input_injection: bool = False
+    step_embedding: bool = False
+    random_depth: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    type_vocab_size: Annotated[int, Field(ge=0)] = 0
+    step_head_mask: list[list[float]] | None = None
+
+    def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
+        from raysweep.pnn.network import PnnConfig
+
+        text = {"vocab_size": vocab_size, "max_position_embeddings": seq_len}
+        return PnnConfig(**self.sizes[size] | self.options() | text)
+
+    def options(self) -> dict[str, Any]:
+        """Return what the fields say of a configuration."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.step_weights is None:
+            own["step_weights"] = "linear" if self.trunk in ("refiner", "hierarchical") else "last"
+        return {name: value for name, value in own.items() if value is not None}
+
+    def sites(self, network: nn.Module) -> list[AttentionSite]:
+        return [
+            AttentionSite(
+                layer=layer,
+                attention=attention,
+                projection=attention.o_proj,
+                num_heads=attention.num_attention_heads,
+                num_key_value_heads=attention.num_attention_heads,
+                head_dim=attention.head_dim,
+                query=linear_rows(name, attention, "q_proj"),
+                key=linear_rows(name, attention, "k_proj"),
+                value=linear_rows(name, attention, "v_proj"),
+                output=[(f"{name}.o_proj.weight", 1, 0)],
+            )
+            for layer, (name, attention) in enumerate(_attentions(network))
+        ]
+
+    def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        attention.num_attention_heads = heads
+
+
+def _attentions(network: nn.Module) -> list[tuple[str, Any]]:
+    """Return every attention module with weights of its own, by name; one that serves at every step is there once."""
+    return [(name, module) for name, module in network.named_modules() if name.endswith(".attention")]
