@@ -70,7 +70,7 @@ class Embeddings(nn.Module):
 
 
 class PnnPreTrainedModel(PreTrainedModel):
-    config_class = PnnConfig
+    config_class: type[PnnConfig] = PnnConfig
     base_model_prefix = "pnn"
     _supports_sdpa = True
     _supports_attention_backend = True
