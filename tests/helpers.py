@@ -220,7 +220,7 @@ def mean_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def slots_in(model: PlasticModel, slots: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return slots that are given for three layers of three heads or more; in a single layer they stand side by side."""
+    """Return slots that are given for three layers of three heads or more; in a single layer they are side by side."""
     return [(0, 3 * layer + head) if model.shape[0] == 1 else (layer, head) for layer, head in slots]
 
 

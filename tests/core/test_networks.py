@@ -67,7 +67,7 @@ def test_first_weights_follow_from_the_seed_alone(size: str) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("size", [s for s in scratch_sizes() if s.endswith("-nano") and scratch_sizes()[s] not in IMAGES])
+@pytest.mark.parametrize("size", [s for s, of in scratch_sizes().items() if s.endswith("-nano") and of not in IMAGES])
 def test_from_scratch_networks_have_the_asked_vocabulary_and_window_and_no_dropout(size: str) -> None:
     network, family = build(size, vocab_size=77, seq_len=24)
     assert network.get_input_embeddings().weight.shape[0] == 77

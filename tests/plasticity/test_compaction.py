@@ -38,17 +38,11 @@ from raysweep.plasticity.surgery import absent_slices
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 UNEVEN = {
-    "gpt2": ((0, 1), (2, 0), (2, 2)),
-    "opt": ((0, 1), (2, 0), (2, 2)),
+    **dict.fromkeys(KINDS, ((0, 1), (2, 0), (2, 2))),
     "llama": ((0, 1), (0, 4), (1, 2)),
     "llama-gqa": ((0, 1), (1, 0), (1, 1), (1, 2), (1, 4), (2, 8)),
     "llama-mqa": ((0, 1), (1, 2), (1, 3)),
-    "mistral": ((0, 1), (2, 0), (2, 2)),
     "qwen3": ((0, 1), (2, 0), (2, 2), (2, 3), (2, 4)),
-    **dict.fromkeys(
-        ("gpt_neox", "qwen2", "bert", "bert-classes", "roberta", "vit", "pnn", "pnn-blocks", "pnn-layers", "pnn_vision"),
-        ((0, 1), (2, 0), (2, 2)),
-    ),
 }
 
 
