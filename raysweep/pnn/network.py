@@ -60,7 +60,7 @@ class Embeddings(nn.Module):
         if hasattr(self, "tokens"):
             embedded = self.tokens(inputs)
         else:
-            patches = self.patches(inputs).flatten(2).transpose(1, 2)
+            patches = self.patches(inputs.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
             embedded = torch.cat([self.class_token.expand(len(inputs), -1, -1), patches], dim=1)
         embedded = embedded + self.positions.weight[: embedded.shape[1]]
         if hasattr(self, "segments"):
