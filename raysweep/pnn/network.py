@@ -60,7 +60,7 @@ class Embeddings(nn.Module):
         if hasattr(self, "tokens"):
             embedded = self.tokens(inputs)
         else:
-            patches = self.patches(inputs).flatten(2).transpose(1, 2)
+            patches = self.patches(inputs.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
             embedded = torch.cat([self.class_token.expand(len(inputs), -1, -1), patches], dim=1)
         embedded = embedded + self.positions.weight[: embedded.shape[1]]
         if hasattr(self, "segments"):
@@ -101,6 +101,12 @@ class PnnPreTrainedModel(PreTrainedModel):
             initial.normal_(module.class_token, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, Proposal) and not isinstance(module, Layer) and self.config.init == "zero":
             initial.zeros_(module.feed_forward_norm.weight)
+
+    def undecayed(self) -> set[str]:
+        """Return the names of the matrices without weight decay: the embeddings, and a decoder that is tied to one."""
+        tables = [name for name, module in self.named_modules() if isinstance(module, nn.Embedding)]
+        class_tokens = [name for name, _ in self.named_parameters() if name.endswith("class_token")]
+        return {*(f"{name}.weight" for name in tables), *class_tokens}
 
 
 class PnnModel(PnnPreTrainedModel):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from raysweep.pnn.config import PnnConfig
 
@@ -61,7 +62,7 @@ class Attention(nn.Module):
         head_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend to keys and values that are there already."""
-        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.dropout if self.training else 0.0
         query = self._by_head(self.q_proj(queries))
         mixed, _ = attend(self, query, keys, values, attention_mask, dropout=dropout, scaling=self.head_dim**-0.5)
