@@ -441,7 +441,7 @@ def test_dropout_acts_in_training_alone_on_attention_weights_and_in_every_module
         rates.append(dropout)
         return attend(*arguments, dropout=dropout, **options)
 
-    monkeypatch.setattr(parts, "ALL_ATTENTION_FUNCTIONS", {"sdpa": recorded})
+    monkeypatch.setitem(parts.ALL_ATTENTION_FUNCTIONS, "sdpa", recorded)
     network, ids = build_pnn(dropout=0.4), some_ids()
     dropped = {name: module.p for name, module in network.named_modules() if isinstance(module, nn.Dropout)}
     assert {name.removeprefix("pnn.") for name in dropped} == {
