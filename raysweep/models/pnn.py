@@ -51,7 +51,7 @@ class Family:
     step_head_mask: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
-        fault = conflict(self.trunk, self.init, self.random_depth)
+        fault = conflict(self.trunk, self.gate, self.init, self.random_depth)
         if fault is not None:
             raise ValueError(fault)
 
