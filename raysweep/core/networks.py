@@ -210,6 +210,8 @@ def _fitted_config(model: ModelSpec, facts: Facts, seq_len: int) -> tuple[Any, F
         _fit_to_text(config, model.name, facts.vocab_size or 0, seq_len, family)
     if facts.image_shape is not None:
         _check_images(config, model.name, facts.image_shape)
+    if facts.pairs:
+        _check_segments(config, model.name)
     if facts.num_classes is not None:
         config.num_labels = facts.num_classes
     return config, family
@@ -223,6 +225,15 @@ def _check_images(config: Any, name: str, shape: tuple[int, int, int]) -> None:
         raise ModelError(
             f"model {name!r} takes images of {takes} (channels, height, width), but the data's have {found}. "
             "Choose a model of that size."
+        )
+
+
+def _check_segments(config: Any, name: str) -> None:
+    segments = getattr(config, "type_vocab_size", 0)
+    if segments < 2:
+        raise ModelError(
+            f"model {name!r} tells {segments} segments apart, but the examples of the data are pairs of sentences. "
+            "Choose one with 2, such as a BERT, or a from-scratch PNN with model.type_vocab_size: 2."
         )
 
 

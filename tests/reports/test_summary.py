@@ -34,6 +34,7 @@ SWEEP_FIELDS = {
     "seeds",
 }  # fmt: skip
 TRIAL_FIELDS = {
+    "metrics",
     "trial", "status", "values", "objective", "perplexity", "reused", "active_heads", "head_slots", "params",
     "flops_per_token", "attempts", "seconds", "error", "final_perplexity", "controls", "control_errors",
     "recovery", "halted", "seed", "proposer", "of", "objectives", "violations", "feasible", "stopped",
