@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from raysweep.contracts import Batch, Examples, Task
 from raysweep.core.data import shard
 from raysweep.core.metrics import classification_metrics
 from raysweep.core.runtime import Runtime
-from raysweep.errors import DivergedError
+from raysweep.errors import DataError, DivergedError
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.objective import label_count, label_losses, predictions
 
@@ -46,6 +47,7 @@ def evaluate(
 
     Raises:
         DivergedError: the loss is not finite.
+        DataError: no batch of any rank has a label; one without any among others counts for nothing.
     """
     was_training = model.training
     model.eval()
@@ -61,11 +63,23 @@ def evaluate(
             confusion += (labels * num_classes + predicted).bincount(minlength=num_classes**2)
     model.train(was_training)
     loss_sum, hits, count, *counts = runtime.all_reduce(torch.cat([total, confusion])).tolist()
+    if not count:
+        raise DataError("there is nothing to predict: none of the held-out examples has a label. Give another text.")
     loss = loss_sum / count
     if not math.isfinite(loss):
         raise DivergedError(f"the held-out loss is {loss}.")
     metrics = classification_metrics(np.reshape(counts, (num_classes, num_classes))) if num_classes else {}
     return Measured(loss=loss, accuracy=hits / count, metrics=metrics)
+
+
+def held_out_sha256(examples: Examples, task: Task) -> str:
+    """Return the hash of what every evaluation shows and asks: the held-out examples, with the tokens hidden in them.
+
+    It follows from the examples, the task and each example's index, which is its seed; batches and ranks do not matter.
+    """
+    batch = task.batch(examples, range(len(examples)))
+    shown = (batch.inputs, batch.labels)
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in shown)).hexdigest()
 
 
 def shared_batches(examples: Examples, batch_size: int, task: Task, runtime: Runtime) -> list[Batch]:

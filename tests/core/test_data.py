@@ -250,7 +250,7 @@ def test_the_cache_stands_in_the_home_folder_unless_said_otherwise(monkeypatch: 
 
 PREPARE = """
 import json, os, sys
-from raysweep.core import bpe, data
+from raysweep.core import data
 from raysweep.spec import DataSpec, ModelSpec
 
 build = data._build_entry

@@ -34,10 +34,10 @@ SWEEP_FIELDS = {
     "seeds",
 }  # fmt: skip
 TRIAL_FIELDS = {
-    "metrics",
     "trial", "status", "values", "objective", "perplexity", "reused", "active_heads", "head_slots", "params",
     "flops_per_token", "attempts", "seconds", "error", "final_perplexity", "controls", "control_errors",
     "recovery", "halted", "seed", "proposer", "of", "objectives", "violations", "feasible", "stopped",
+    "metrics",
 }  # fmt: skip
 PHASE_FIELDS = {
     "trial", "phase", "cycle", "key", "reused", "loss", "perplexity", "active_heads", "head_map", "params",
