@@ -70,13 +70,9 @@ def test_each_unshared_layer_has_its_own_weights_and_a_shared_one_is_there_once(
     assert count(network(trunk="shared_layer", **wide).pnn.refiner) == 7_087_872
 
 
-def test_berts_of_transformers_are_other_networks_than_the_published_baseline() -> None:
-    def bert(**options: Any) -> int:
-        with torch.device("meta"):
-            return count(BertForMaskedLM(BertConfig(**options)))
-
-    assert bert() == 109_514_298
-    assert bert(tie_word_embeddings=False) == 132_955_194
+def test_bert_of_transformers_is_another_network_than_the_published_baseline() -> None:
+    with torch.device("meta"):
+        assert count(BertForMaskedLM(BertConfig())) == 109_514_298
 
 
 def test_a_tied_head_predicts_with_the_embedding_itself() -> None:
