@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from finished import finished_sweep
-from helpers import REPOSITORY, cpu, parts_of, quick_plan, run_all, some_batch, tiny_model
+from helpers import REPOSITORY, cpu, parts_of, quick_plan, rows_of, run_all, some_batch, tiny_model
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr
@@ -86,6 +86,16 @@ def test_the_longer_sentence_of_a_pair_is_cut_first(tmp_path: Path) -> None:
     first, second = pairs(folder, tokenizer="wordpiece").evaluation.tolist()
     assert first[1] == second[1] == SEQ_LEN
     assert first[2] == SEQ_LEN - 3 and second[2] == 3  # `and war` and a separator; `there` between two special tokens
+
+
+def test_segments_are_the_same_in_any_company(tmp_path: Path) -> None:
+    found = pairs(write_pairs(tmp_path / "pairs"))
+    task, rows = build_task(PAIRED, found.facts), found.evaluation[:5]
+    whole = task.batch(rows, range(5))
+    for order in ([3], [4, 0]):
+        alone, part = task.batch(rows[order], order), rows_of(whole, order)
+        assert torch.equal(alone.token_types, part.token_types)  # type: ignore[arg-type]
+        assert torch.equal(alone.inputs, part.inputs)
 
 
 def test_single_sentences_have_no_segments(tmp_path: Path) -> None:
