@@ -297,6 +297,16 @@ def test_only_the_new_head_may_be_missing_and_only_the_old_one_too_many(
         build_network(model, facts, seq_len=SEQ_LEN, seed=0)
 
 
+def test_a_compact_export_says_that_a_dense_one_is_wanted(tmp_path: Path) -> None:
+    sweep = finished_sweep(
+        tmp_path, "mlm", model__name="pnn-nano", cycle__cycles=1, cycle__grow=None, cycle__learn=None
+    )
+    export(sweep, 1, tmp_path / "out", "compact")
+    model = ModelSpec(name=str(tmp_path / "out"), task="sequence_classification")
+    with pytest.raises(ModelError, match="as in a compact export: export it as dense"):
+        build_network(model, Facts(vocab_size=1024, num_classes=2, pad_token=1), seq_len=SEQ_LEN, seed=0)
+
+
 def test_a_whole_trial_fine_tunes_an_exported_network_on_pairs(pretrained: Path, tmp_path: Path) -> None:
     plan = quick_plan(
         model__name=str(pretrained), model__task="sequence_classification", cycle__cycles=1,
