@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from raysweep.findings.finding import Finding
+    from raysweep.findings.subject import Subject
     from raysweep.plasticity.sites import AttentionSite, Role
     from raysweep.space import Space
 
@@ -285,3 +287,17 @@ class Scheduler(Protocol):
 
     def build(self, trials: int) -> StoppingRule:
         """Return the rule for a sweep of so many trials."""
+
+
+class Analysis(Protocol):
+    """analyses/<name>.py: one experiment on a Plastic Neural Network."""
+
+    aliases: ClassVar[tuple[str, ...]]
+    """Other names of it, such as the one in the published code."""
+
+    def __call__(self, subject: Subject) -> Finding:
+        """Measure; the subject stays as it is.
+
+        Raises:
+            NotApplicableError: the network lacks what is measured.
+        """

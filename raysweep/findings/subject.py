@@ -1,0 +1,196 @@
+"""A network under analysis: its weights, held-out text with fixed masks, and what its nulls are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from raysweep import registry
+from raysweep.contracts import Array, Batch, Examples, Facts
+from raysweep.core.evaluation import shared_batches
+from raysweep.core.examples import Dataset, load_dataset
+from raysweep.core.runtime import Runtime
+from raysweep.errors import DataError, ModelError
+from raysweep.exports.load import is_export, load_model
+from raysweep.exports.manifest import Manifest
+from raysweep.findings.trace import Predictions, predictions
+from raysweep.plan import derived_seed
+from raysweep.pnn.network import PnnForMaskedLM
+from raysweep.spec import DataSpec, ModelSpec
+
+TASK = "masked_lm"
+BATCH = 16
+FEWEST_SEQUENCES = 6
+"""With fewer, no test that flips the signs of whole sequences could find anything at 0.05."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What every analysis is given."""
+
+    network: Any
+    """A PnnForMaskedLM in evaluation mode."""
+    untrained: Any
+    """The same configuration with weights drawn anew: the null of what training did."""
+    batches: Sequence[Batch]
+    """Held-out sequences, whose masked positions are `labelled`: the same ones for every analysis, all of them replaced
+    by the mask token."""
+    frequency: Array
+    """(vocabulary,): how often each token stands in the training split."""
+    facts: Facts
+    seed: int = 0
+    compared: Mapping[str, Any] = field(default_factory=dict)
+    """Other networks over the same vocabulary, by name: other trunks, or retrained with another gate."""
+
+    def predictions(self, steps: int | None = None) -> Predictions:
+        """Return what the network predicts at the masked positions."""
+        return predictions(self.network, self.batches, steps)
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return random numbers of their own for each purpose; the same ones whenever it is asked."""
+        return np.random.default_rng(derived_seed(str(self.seed), purpose))
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether there is a gate that depends on the input."""
+        return self.network.config.trunk in ("refiner", "hierarchical") and self.network.config.gate == "query_key"
+
+
+def load_subject(
+    folder: str, data: DataSpec, *, seed: int = 0, compared: Sequence[str] = (), device: str = "cpu"
+) -> Subject:
+    """Load a network and the held-out text that it is looked at with.
+
+    Args:
+        folder: an export of raysweep, or what save_pretrained wrote.
+        data: its `seq_len` is the length of a sequence, `eval_tokens` how many tokens are held out; its tokenizer is
+            the one in the folder unless it names another.
+        compared: folders of other networks.
+
+    Raises:
+        ModelError: a folder is no whole PnnForMaskedLM, or does not take this text.
+        DataError: the corpus cannot be had, or holds too little text.
+    """
+    runtime = Runtime(device=torch.device(device))
+    network = load_network(folder)
+    positions = network.config.max_position_embeddings
+    if data.seq_len > positions:
+        raise ModelError(f"model {folder!r} has {positions} positions, fewer than --seq-len {data.seq_len}.")
+    spec = ModelSpec(name=folder, task=TASK)
+    dataset = load_dataset(data, spec)
+    _check_text(dataset, data)
+    others = {name: load_network(name) for name in compared}
+    for name, other in {folder: network, **others}.items():
+        _check_vocabulary(name, other, dataset.facts)
+    return Subject(
+        network=network.to(runtime.device),
+        untrained=untrained_twin(network, derived_seed(str(seed), "untrained")).to(runtime.device),
+        batches=masked_batches(dataset.evaluation, dataset.facts, runtime),
+        frequency=frequency_of(dataset.train, network.config.vocab_size),
+        facts=dataset.facts,
+        seed=seed,
+        compared={name: other.to(runtime.device) for name, other in others.items()},
+    )
+
+
+def load_network(folder: str) -> Any:
+    """Return a network in evaluation mode, every weight of it from the folder and no other weight in there.
+
+    Raises:
+        ModelError: there is no such folder, it holds another network, or keys are missing or left over.
+    """
+    if is_export(folder):
+        network = load_model(folder)
+        if not isinstance(network, PnnForMaskedLM):
+            raise ModelError(f"model {folder!r} is a {type(network).__name__}; give a PnnForMaskedLM.")
+        return network
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(
+            f"model {folder!r} is no folder with a config.json. Give one that 'raysweep export' or save_pretrained wrote."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        _check_class(folder, config)
+        network, report = PnnForMaskedLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model {folder!r} cannot be loaded: {reason}") from error
+    wrong = [f"{problem}: {', '.join(sorted(map(str, names))[:5])}" for problem, names in report.items() if names]
+    if wrong:
+        raise ModelError(f"the weights of model {folder!r} are not its configuration's; {'; '.join(wrong)}.")
+    return network.eval()
+
+
+def data_of_export(folder: str) -> DataSpec | None:
+    """Return the data that an exported network was trained on; None for another folder."""
+    if not is_export(folder):
+        return None
+    stored = Manifest.read(Path(folder)).data
+    return DataSpec(**{name: value for name, value in stored.items() if name in DataSpec.model_fields})
+
+
+def untrained_twin(network: Any, seed: int) -> Any:
+    """Return a network of the same configuration and precision with weights drawn from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = PnnForMaskedLM(network.config)
+    return twin.to(next(network.parameters()).dtype).eval()
+
+
+def masked_batches(held_out: Examples, facts: Facts, runtime: Runtime) -> list[Batch]:
+    """Return held-out rows as batches; each row's masked positions follow from its index alone.
+
+    They are those that the task chooses. All of them hold the mask token, so that no label is in sight.
+    """
+    task = registry.load("tasks", TASK)(facts=facts)
+    return [_hide_all(batch, facts) for batch in shared_batches(held_out, BATCH, task, runtime)]
+
+
+def _hide_all(batch: Batch, facts: Facts) -> Batch:
+    assert batch.labelled is not None and facts.mask_token is not None
+    inputs = batch.inputs.clone()
+    inputs.view(-1)[batch.labelled] = facts.mask_token
+    return dataclasses.replace(batch, inputs=inputs)
+
+
+def frequency_of(train: Examples, vocab_size: int) -> Array:
+    """Return how often each token stands in the training rows, (vocabulary,)."""
+    return np.bincount(np.asarray(train).ravel().astype(np.int64), minlength=vocab_size).astype(float)
+
+
+def _check_class(folder: str, config: Any) -> None:
+    architectures = config.architectures or []
+    if config.model_type != "pnn" or "PnnForMaskedLM" not in architectures:
+        found = architectures[0] if architectures else config.model_type
+        raise ModelError(f"model {folder!r} is a {found}; give a PnnForMaskedLM.")
+
+
+def _check_text(dataset: Dataset, data: DataSpec) -> None:
+    special = [token for token in (dataset.facts.mask_token, dataset.facts.pad_token) if token is not None]
+    ordinary = ~np.isin(dataset.evaluation, special)
+    if not ordinary.any():
+        raise DataError(f"--data {data.name!r}: the held-out text has only special tokens. Give a text with words.")
+    if len(dataset.evaluation) < FEWEST_SEQUENCES:
+        raise DataError(
+            f"--data {data.name!r} has {len(dataset.evaluation)} held-out sequences of {data.seq_len} tokens, fewer "
+            f"than {FEWEST_SEQUENCES}. Give a longer text, a smaller --seq-len, or more --eval-tokens."
+        )
+
+
+def _check_vocabulary(folder: str, network: Any, facts: Facts) -> None:
+    if (facts.vocab_size or 0) > network.config.vocab_size:
+        raise ModelError(
+            f"model {folder!r} knows {network.config.vocab_size} tokens, but the tokenizer has {facts.vocab_size}."
+        )

@@ -1,0 +1,50 @@
+"""Tiny Plastic Neural Networks with held-out text, for tests of analyses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Facts
+from raysweep.core.runtime import Runtime
+from raysweep.findings.subject import Subject, frequency_of, masked_batches, untrained_twin
+from raysweep.pnn.config import PnnConfig
+from raysweep.pnn.network import PnnForMaskedLM
+
+VOCABULARY, LENGTH, WIDTH = 41, 14, 15
+FACTS = Facts(vocab_size=VOCABULARY, mask_token=40, pad_token=39)
+
+
+def tiny_pnn(seed: int = 0, scale: float = 0.3, **options: Any) -> Any:
+    """Return a network in fp64 whose every parameter is random and clearly non-zero."""
+    shape = {"hidden_size": WIDTH, "num_attention_heads": 3, "intermediate_size": 22, "vocab_size": VOCABULARY,
+             "max_position_embeddings": LENGTH, "block_widths": (7, 9), "num_steps": 3}  # fmt: skip
+    network = PnnForMaskedLM(PnnConfig(**(shape | options))).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
+            parameter.copy_(parameter if "raw_temperature" in name else drawn + ("norm.weight" in name))
+    return network
+
+
+def rows_of(seed: int, count: int) -> Any:
+    """Return rows of tokens (count, LENGTH); low ids are frequent."""
+    drawn = np.random.default_rng(seed).geometric(0.1, size=(count, LENGTH))
+    return np.minimum(drawn - 1, VOCABULARY - 3).astype(np.int64)
+
+
+def tiny_subject(network: Any = None, *, sequences: int = 10, seed: int = 0, **fields: Any) -> Subject:
+    """Return a subject on random text; `fields` replace what it is made of."""
+    network = tiny_pnn() if network is None else network
+    made: dict[str, Any] = {
+        "network": network,
+        "untrained": untrained_twin(network, seed=1),
+        "batches": masked_batches(rows_of(1, sequences), FACTS, Runtime(device=torch.device("cpu"))),
+        "frequency": frequency_of(rows_of(2, 200), VOCABULARY),
+        "facts": FACTS,
+        "seed": seed,
+    }
+    return Subject(**(made | fields))
