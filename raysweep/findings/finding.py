@@ -86,7 +86,11 @@ class Finding:
     panels: Sequence[Panel] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the finding as plain data; each comparison says whether it was found."""
+        content = dataclasses.asdict(self)
+        for plain, comparison in zip(content["comparisons"], self.comparisons, strict=True):
+            plain["found"] = comparison.found
+        return content
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
