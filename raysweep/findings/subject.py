@@ -21,10 +21,12 @@ from raysweep.core.runtime import Runtime
 from raysweep.errors import DataError, ModelError, NotApplicableError, UsageError
 from raysweep.exports.load import is_export, load_model
 from raysweep.exports.manifest import Manifest
+from raysweep.findings.activity import real_tokens
 from raysweep.findings.interventions import has_gate
 from raysweep.findings.reference import difficulty
 from raysweep.findings.trace import Predictions, predictions
 from raysweep.plan import derived_seed
+from raysweep.plasticity.objective import NO_LABEL
 from raysweep.pnn.network import PnnForMaskedLM
 from raysweep.spec import DataSpec, ModelSpec
 
@@ -186,6 +188,22 @@ def _hide_all(batch: Batch, facts: Facts) -> Batch:
     inputs = batch.inputs.clone()
     inputs.view(-1)[batch.labelled] = facts.mask_token
     return dataclasses.replace(batch, inputs=inputs)
+
+
+def visible_batches(batches: Sequence[Batch], facts: Facts) -> list[Batch]:
+    """Return the same inputs with tokens in sight as labels: as many of each row as are masked there, from its start.
+
+    Neither padding nor the mask token is one of them.
+    """
+    return [_in_sight(batch, facts) for batch in batches]
+
+
+def _in_sight(batch: Batch, facts: Facts) -> Batch:
+    visible = real_tokens(batch) & (batch.labels == NO_LABEL) & (batch.inputs != facts.mask_token)
+    wanted = (batch.labels != NO_LABEL).sum(1, keepdim=True)
+    chosen = visible & (visible.cumsum(1) <= wanted)
+    labels = torch.where(chosen, batch.inputs, NO_LABEL)
+    return dataclasses.replace(batch, labels=labels, labelled=torch.nonzero(chosen.flatten())[:, 0])
 
 
 def frequency_of(train: Examples, vocab_size: int) -> Array:

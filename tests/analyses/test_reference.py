@@ -12,7 +12,7 @@ from raysweep.findings.reference import difficulty, frequency_bins, matched_clas
 from raysweep.findings.subject import frequency_of
 
 TRAIN = np.array([[1, 2, 3, 1], [1, 2, 4, 2]])
-OWN = (np.array([0, 2, 3, 1, 1, 0]) + 1) / 13
+OWN = (np.array([0, 3, 3, 1, 1, 0]) + 1) / 14
 
 
 def loss_of(inputs: list[int], at: int, word: int, attention: list[int] | None = None) -> float:
