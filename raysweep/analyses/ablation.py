@@ -42,7 +42,7 @@ class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("optogenetics",)
 
     def passes(self, subject: Subject) -> int:
-        return 2 + len(list(_targets(subject.network)))
+        return 1 + len(whole_parts(subject.network)) + len(list(_targets(subject.network)))
 
     def __call__(self, subject: Subject) -> Finding:
         targets = list(_targets(subject.network))

@@ -37,8 +37,8 @@ class Analysis:
         return Finding(
             experiment="difficulty",
             measured="Change of the log of |delta|^2 of a masked token with each nat of difficulty by counts of its "
-            "neighbours, at equal word frequency and position within its sequence, against no slope and against that of "
-            f"{TWINS} untrained networks.",
+            "neighbours, at equal word frequency and position within its sequence, against no slope and against that "
+            f"of {TWINS} untrained networks.",
             verdict=_verdict(comparisons),
             comparisons=comparisons,
             figures={
