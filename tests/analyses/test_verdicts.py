@@ -22,7 +22,7 @@ SPREAD = 46
 
 def blank(subject: Subject, width: int = SPREAD) -> torch.Tensor:
     rows = sum(len(batch.inputs) for batch in subject.batches)
-    return torch.zeros(STEPS + 1, rows, LENGTH, width, dtype=torch.float64)
+    return torch.ones(STEPS + 1, rows, LENGTH, width, dtype=torch.float64)
 
 
 def masked_places(subject: Subject) -> tuple[Any, Any, Any]:
@@ -47,15 +47,13 @@ def test_the_trace_says_which_steps_help_and_which_harm() -> None:
         made = blank(subject)
         rows, columns, labels = masked_places(subject)
         for step, certainty in enumerate((0.0, 3.0, 3.0, 1.0)):
-            made[step, rows, columns, labels] = certainty
+            made[step, rows, columns, labels] += certainty
         return made
 
     found = trace.Analysis()(planted_subject(states))
     assert found.verdict == "Step 1 lowers the loss; step 3 raises the loss; step 2 does nothing that was found."
     at = found.figures["masked"]
-    assert at["loss"] == pytest.approx(
-        [np.log(VOCABULARY), *[np.log(1 + (VOCABULARY - 1) / np.e**c) for c in (3, 3, 1)]]
-    )
+    assert at["loss"] == pytest.approx([np.log(1 + (VOCABULARY - 1) / np.e**certainty) for certainty in (0, 3, 3, 1)])
     assert at["accuracy"][1:] == [1.0, 1.0, 1.0] and at["predicted"] == at["tokens"] == 60
     assert found.figures["unmasked"]["predicted"] == 60 and found.figures["unmasked"]["tokens"] == 30 * 12
 
@@ -99,16 +97,21 @@ def test_permuted_steps_keep_the_embedding_and_each_tokens_predictions() -> None
 
 
 def settling(late: str) -> Any:
-    """Return states whose predictions settle at once, but for the hard tokens, all of them or a random half."""
+    """Return states whose predictions settle at once, but for hard tokens, all of them or a random half.
+
+    Those settle right before the last step; with `never`, each of a hard token's predictions is another one.
+    """
 
     def states(subject: Subject) -> torch.Tensor:
         made = blank(subject)
         rows, columns, labels = masked_places(subject)
         classes = matched_classes(subject.difficulty(), subject.frequency[labels])
-        waits = {"hard": classes == 2, "all": classes >= 0, "random": np.random.default_rng(3).random(len(rows)) < 0.5}
+        waits = {"hard": classes == 2, "never": classes == 2, "all": classes >= 0,
+                 "random": np.random.default_rng(3).random(len(rows)) < 0.5}  # fmt: skip
         for step in range(STEPS + 1):
             other = (labels + 1 + step) % VOCABULARY
-            made[step, rows, columns, np.where(waits[late] & (step < STEPS), other, labels)] = 5.0
+            waiting = waits[late] & (step < (STEPS if late == "never" else STEPS - 1))
+            made[step, rows, columns, np.where(waiting, other, labels)] += 5.0
         return made
 
     return states
@@ -120,13 +123,13 @@ def test_hard_tokens_are_said_to_settle_later_only_where_they_do(late: str, foun
     assert told.verdict.startswith("Hard tokens settle" if found else "Not found"), told.verdict
     assert (effects(told)[convergence.EFFECT].found) == found
     if found:
-        assert effects(told)[convergence.EFFECT].effect == pytest.approx(3.0)
+        assert effects(told)[convergence.EFFECT].effect == pytest.approx(STEPS - 1)
 
 
-def test_predictions_that_swing_are_no_more_settled_than_in_any_order() -> None:
-    """Two predictions in turn repeat as often as in any order: the last of them is not permanence."""
-    settled = effects(convergence.Analysis()(planted_subject(settling("hard"), sequences=40)))
-    assert settled["permanent step - permuted steps"].effect == pytest.approx(0, abs=1e-9)  # all differ, or none does
+def test_tokens_that_never_settle_are_not_said_to_settle_later() -> None:
+    told = convergence.Analysis()(planted_subject(settling("never"), sequences=40))
+    assert effects(told)[convergence.EFFECT].found  # but not beyond the same predictions in any order
+    assert told.verdict.startswith("Not found") and f"fails: {convergence.SETTLED}" in told.verdict
 
 
 def test_the_embedding_is_said_to_know_nothing_but_the_place() -> None:
@@ -184,7 +187,7 @@ def test_states_that_fill_one_dimension_are_said_to_be_narrow_and_untrained_ones
 
     found = representation.Analysis()(planted_subject(states))
     smaller = next(part for part in found.verdict.split(";") if "smaller" in part)
-    assert smaller.lower().startswith("breadth is smaller than untrained at step 2, 3")
+    assert "breadth is smaller than untrained at step 2, 3" in smaller
     assert "No recording of a brain" in found.verdict
     assert "No difference" in representation.Analysis()(untrained_subject()).verdict
 
@@ -222,8 +225,8 @@ def test_kinds_of_dimensions_are_held_against_untrained_networks() -> None:
         return made * torch.linspace(1, 3, STEPS + 1)[:, None, None, None] ** torch.tensor([1, -1] * (SPREAD // 2))
 
     found = dimensions.Analysis()(planted_subject(states))
-    assert found.verdict.startswith("Of 46 dimensions: 23 accumulator, 23 selector, 0 oscillator, 0 no trend found")
-    assert "unlike untrained networks" in found.verdict
+    assert found.figures["trained"]["accumulator"] >= 18 and found.figures["trained"]["selector"] >= 18
+    assert "unlike untrained networks in accumulator (+" in found.verdict
     assert "as in untrained networks" in dimensions.Analysis()(untrained_subject()).verdict
 
 
@@ -248,7 +251,7 @@ def energies(by: str) -> Any:
 def test_harder_tokens_are_said_to_move_further_only_where_difficulty_does_it() -> None:
     planted = difficulty.Analysis()(planted_subject(energies("difficulty"), sequences=40))
     assert planted.verdict.startswith("Harder tokens move further")
-    assert effects(planted)["all steps"].effect == pytest.approx(1.0, abs=0.1)  # the square of exp(d / 2)
+    assert effects(planted)["all steps"].effect == pytest.approx(1.0, abs=0.2)  # the square of exp(d / 2)
     confounded = difficulty.Analysis()(planted_subject(energies("frequency"), sequences=40))
     assert confounded.verdict.startswith("Not found")
 
