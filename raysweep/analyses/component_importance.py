@@ -92,8 +92,10 @@ def verdict(components: Sequence[str], comparisons: Sequence[Comparison]) -> str
     found = {comparison.name: comparison for comparison in comparisons}
     ranked = sorted(components, key=lambda name: -found[f"shapley, every step: {name}"].effect)
     matters = [name for name in ranked if found[f"shapley, every step: {name}"].above]
+    harmful = [name for name in ranked if found[f"shapley, every step: {name}"].below]
     if not matters:
-        return "No component matters: holding one at its mean does not raise the loss."
+        lowers = f"; holding {', '.join(harmful)} lowers it" if harmful else ""
+        return f"No component matters: holding one at its mean does not raise the loss{lowers}."
     said = ", ".join(f"{name} {found[f'shapley, every step: {name}'].effect:.3f}" for name in ranked)
     first = ranked[0]
     close = [name for name in ranked[1:] if not _told_apart(first, name, found)]
