@@ -295,6 +295,9 @@ class Analysis(Protocol):
     aliases: ClassVar[tuple[str, ...]]
     """Other names of it, such as the one in the published code."""
 
+    def passes(self, subject: Subject) -> int:
+        """Return how often all held-out text runs through a network: what the estimate of its time is made from."""
+
     def __call__(self, subject: Subject) -> Finding:
         """Measure; the subject stays as it is.
 

@@ -43,6 +43,7 @@ def tiny_subject(network: Any = None, *, sequences: int = 10, seed: int = 0, **f
         "network": network,
         "untrained": untrained_twin(network, seed=1),
         "batches": masked_batches(rows_of(1, sequences), FACTS, Runtime(device=torch.device("cpu"))),
+        "train": rows_of(2, 200),
         "frequency": frequency_of(rows_of(2, 200), VOCABULARY),
         "facts": FACTS,
         "seed": seed,

@@ -66,6 +66,11 @@ def observed(network: Any, part: Part, see: Callable[[int, torch.Tensor], None])
         yield
 
 
+def has_gate(network: Any) -> bool:
+    """Return whether a network has a gate that depends on the input."""
+    return network.config.trunk in ("refiner", "hierarchical") and network.config.gate == "query_key"
+
+
 def _modules(network: Any, part: Part) -> list[nn.Module]:
     """Return the modules whose output the part is, in the order in which they are called."""
     trunk = network.pnn.layers if network.config.trunk == "layers" else [network.pnn.refiner]

@@ -19,9 +19,10 @@ from raysweep.contracts import Array, Batch, Examples, Facts
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.examples import Dataset, load_dataset
 from raysweep.core.runtime import Runtime
-from raysweep.errors import DataError, ModelError
+from raysweep.errors import DataError, ModelError, NotApplicableError
 from raysweep.exports.load import is_export, load_model
 from raysweep.exports.manifest import Manifest
+from raysweep.findings.interventions import has_gate
 from raysweep.findings.trace import Predictions, predictions
 from raysweep.plan import derived_seed
 from raysweep.pnn.network import PnnForMaskedLM
@@ -44,8 +45,10 @@ class Subject:
     batches: Sequence[Batch]
     """Held-out sequences, whose masked positions are `labelled`: the same ones for every analysis, all of them replaced
     by the mask token."""
+    train: Examples
+    """Rows of tokens of the training split (sequences, tokens)."""
     frequency: Array
-    """(vocabulary,): how often each token stands in the training split."""
+    """(vocabulary,): how often each token stands there."""
     facts: Facts
     seed: int = 0
     compared: Mapping[str, Any] = field(default_factory=dict)
@@ -59,10 +62,18 @@ class Subject:
         """Return random numbers of their own for each purpose; the same ones whenever it is asked."""
         return np.random.default_rng(derived_seed(str(self.seed), purpose))
 
-    @property
-    def has_gate(self) -> bool:
-        """Whether there is a gate that depends on the input."""
-        return self.network.config.trunk in ("refiner", "hierarchical") and self.network.config.gate == "query_key"
+    def require_gate(self) -> None:
+        """Check that there is a gate that depends on the input.
+
+        Raises:
+            NotApplicableError: there is none.
+        """
+        config = self.network.config
+        if not has_gate(self.network):
+            raise NotApplicableError(
+                f"it measures a gate that depends on the input: gate = 'query_key' of a refiner. This network's trunk "
+                f"is {config.trunk!r}, its gate {config.gate!r}."
+            )
 
 
 def load_subject(
@@ -95,6 +106,7 @@ def load_subject(
         network=network.to(runtime.device),
         untrained=untrained_twin(network, derived_seed(str(seed), "untrained")).to(runtime.device),
         batches=masked_batches(dataset.evaluation, dataset.facts, runtime),
+        train=dataset.train,
         frequency=frequency_of(dataset.train, network.config.vocab_size),
         facts=dataset.facts,
         seed=seed,
@@ -115,7 +127,8 @@ def load_network(folder: str) -> Any:
         return network
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(
-            f"model {folder!r} is no folder with a config.json. Give one that 'raysweep export' or save_pretrained wrote."
+            f"model {folder!r} is no folder with a config.json. Give one that 'raysweep export' or save_pretrained "
+            "wrote."
         )
     try:
         config = AutoConfig.from_pretrained(folder)

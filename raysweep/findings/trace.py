@@ -53,7 +53,7 @@ def predictions(network: Any, batches: Sequence[Batch], steps: int | None = None
     Args:
         steps: T; the network's own unless given.
     """
-    rows: dict[str, list[Array]] = {}
+    rows: dict[str, list[Any]] = {}
     for batch in batches:
         assert batch.labelled is not None
         labels = batch.labels.flatten()[batch.labelled]
@@ -70,7 +70,7 @@ def predictions(network: Any, batches: Sequence[Batch], steps: int | None = None
     )  # fmt: skip
 
 
-def _described(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> dict[str, Array]:
+def _described(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> dict[str, Any]:
     logs = [step.double().log_softmax(-1) for step in logits]
     firsts = [step.topk(2, -1) for step in logs]
     measured = {
