@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from raysweep.contracts import Array
 from raysweep.errors import NotApplicableError
 from raysweep.findings.finding import Comparison, Finding, Panel, Series, adjusted
-from raysweep.findings.interventions import Part
+from raysweep.findings.interventions import Part, has_gate
 from raysweep.findings.replacing import final_losses, held_at, part_means
 from raysweep.findings.resampling import paired
 from raysweep.findings.subject import Subject
@@ -23,6 +23,8 @@ MEASURED = (
     "Rise of the loss when a component gives its mean over held-out tokens, at every step and at each step alone: "
     "leave-one-out, and exact Shapley values over all sets of components. Same masked tokens throughout; null: no rise."
 )
+Losses = Mapping[frozenset[str], Array]
+"""Set of components that are held at their means -> nats of each masked token, (tokens,)."""
 Values = dict[str, Array]
 """Component -> nats of each masked token, (tokens,)."""
 
@@ -31,16 +33,23 @@ Values = dict[str, Array]
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("layer_importance",)
 
+    def passes(self, subject: Subject) -> int:
+        count = len(_components(subject))
+        return count + 2**count * (subject.network.config.num_steps + 1)
+
     def __call__(self, subject: Subject) -> Finding:
         components = _components(subject)
-        means = {COMPONENTS[name]: _means(subject, name) for name in components}
+        parts = [COMPONENTS[name] for name in components]
+        means = {part: part_means(subject.network, part, subject.batches) for part in parts}
         every_step = range(subject.network.config.num_steps)
         scopes = {"every step": every_step, **{f"step {step + 1}": [step] for step in every_step}}
         losses = {scope: _losses(subject, components, means, steps) for scope, steps in scopes.items()}
         return conclude(components, losses, subject)
 
 
-def conclude(components: Sequence[str], losses: Mapping[str, Mapping[frozenset[str], Array]], subject: Subject) -> Finding:
+def conclude(
+    components: Sequence[str], losses: Mapping[str, Mapping[frozenset[str], Array]], subject: Subject
+) -> Finding:
     """Judge the losses of each masked token, by scope and by the set of components that are held at their means."""
     shares = {scope: shapley(components, of_scope) for scope, of_scope in losses.items()}
     alone = {scope: leave_one_out(components, of_scope) for scope, of_scope in losses.items()}
@@ -61,7 +70,7 @@ def conclude(components: Sequence[str], losses: Mapping[str, Mapping[frozenset[s
     )  # fmt: skip
 
 
-def shapley(players: Sequence[str], losses: Mapping[frozenset[str], Array]) -> Values:
+def shapley(players: Sequence[str], losses: Losses) -> Values:
     """Return each player's Shapley value of each token (Shapley 1953): its mean marginal loss over all orders.
 
     They add up to the loss with all of them held minus that with none.
@@ -82,7 +91,7 @@ def shapley(players: Sequence[str], losses: Mapping[frozenset[str], Array]) -> V
     return values
 
 
-def leave_one_out(players: Sequence[str], losses: Mapping[frozenset[str], Array]) -> Values:
+def leave_one_out(players: Sequence[str], losses: Losses) -> Values:
     """Return the loss of each token without one player minus that with all."""
     return {player: losses[frozenset({player})] - losses[frozenset()] for player in players}
 
@@ -110,16 +119,14 @@ def _told_apart(one: str, other: str, found: Mapping[str, Comparison]) -> bool:
 
 
 def _components(subject: Subject) -> list[str]:
-    if subject.network.config.trunk not in ("refiner", "hierarchical"):
+    """Return the components of this network; a gate that is the same for all input is none."""
+    trunk = subject.network.config.trunk
+    if trunk not in ("refiner", "hierarchical"):
         raise NotApplicableError(
-            f"component_importance: a trunk of {subject.network.config.trunk!r} has no gated proposal. "
-            "Give a network whose trunk is 'refiner' or 'hierarchical'."
+            f"it holds parts of a refiner at their means; this network's trunk is {trunk!r}, which has no proposal "
+            "apart from the state."
         )
-    return [name for name in COMPONENTS if name != "gate" or subject.has_gate]
-
-
-def _means(subject: Subject, component: str) -> list[Any]:
-    return part_means(subject.network, COMPONENTS[component], subject.batches)
+    return [name for name in COMPONENTS if name != "gate" or has_gate(subject.network)]
 
 
 def _losses(

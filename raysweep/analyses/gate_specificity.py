@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from raysweep.contracts import Array, Batch
-from raysweep.errors import NotApplicableError
 from raysweep.findings.activity import real_tokens
 from raysweep.findings.finding import Comparison, Finding, Panel, Series, adjusted
 from raysweep.findings.gate_changes import dropped, inverted, noisy, permuted, swapped, token_mean
@@ -27,6 +26,11 @@ MEASURED = (
     "Rise of the loss when the gate's pattern is spoilt and its mean kept, at every step and at each step alone; where "
     "networks to compare with are given, their loss minus this network's. Same masked tokens throughout; null: no rise."
 )
+EVERY = "every step"
+RISE = "rise of the loss (nats)"
+DIRECTION = f"inverted - permuted, {EVERY}"
+Rises = dict[str, dict[str, Array]]
+"""Scope -> condition -> nats of each masked token, (tokens,)."""
 Spoil = Callable[[int, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 """(step from 0, gates, real tokens, generator) -> gates."""
 
@@ -35,34 +39,40 @@ Spoil = Callable[[int, torch.Tensor, torch.Tensor, torch.Generator], torch.Tenso
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ()
 
+    def passes(self, subject: Subject) -> int:
+        steps = subject.network.config.num_steps
+        once = len(RATES) + len(WEIGHTS) + len(("inverted", "token_mean", "dimension_mean", "swapped"))
+        return 2 + once * (steps + 1) + PERMUTATIONS + PERMUTATIONS_OF_A_STEP * steps + len(subject.compared)
+
     def __call__(self, subject: Subject) -> Finding:
-        if not subject.has_gate:
-            raise NotApplicableError(
-                "gate_specificity: the network has no gate that depends on the input. Give one with gate: query_key."
-            )
+        subject.require_gate()
         intact = final_losses(subject.network, subject.batches)
+        spoils = _spoils(subject)
         steps = range(subject.network.config.num_steps)
-        scopes = {"every step": steps, **{f"step {step + 1}": [step] for step in steps}}
-        rises, spread = {}, {}
+        scopes = {EVERY: steps, **{f"step {step + 1}": [step] for step in steps}}
+        rises: Rises = {}
+        spread = {}
         for scope, of_scope in scopes.items():
-            for name, spoil in _spoils(subject).items():
-                drawn = [losses - intact for losses in _draws(subject, name, spoil, scope, of_scope)]
-                rises[f"{name}, {scope}"] = np.mean(drawn, axis=0)
-                if name == "permuted":
-                    spread[scope] = _spread(drawn)
+            drawn = {name: _draws(subject, name, spoil, scope, of_scope) - intact for name, spoil in spoils.items()}
+            rises[scope] = {name: values.mean(0) for name, values in drawn.items()}
+            spread[scope] = _spread(drawn["permuted"])
         others = {name: final_losses(other, subject.batches) - intact for name, other in subject.compared.items()}
         return conclude(intact, rises, spread, others, subject)
 
 
 def conclude(
-    intact: Array, rises: Mapping[str, Array], spread: Mapping[str, Any], others: Mapping[str, Array], subject: Subject
+    intact: Array, rises: Rises, spread: Mapping[str, Any], others: Mapping[str, Array], subject: Subject
 ) -> Finding:
-    """Judge the rise of the loss of each masked token, (tokens,), by condition and by network compared with."""
-    tested = {
-        **rises,
-        "inverted - permuted, every step": rises["inverted, every step"] - rises["permuted, every step"],
-        **{f"{name} - this network": loss for name, loss in others.items()},
-    }
+    """Judge how the loss of each masked token, (tokens,), rises.
+
+    Args:
+        rises: by scope and condition.
+        spread: of the permutations' mean rise, by scope.
+        others: what networks compared with lose more than this one.
+    """
+    tested = {f"{name}, {scope}": values for scope, of_scope in rises.items() for name, values in of_scope.items()}
+    tested[DIRECTION] = rises[EVERY]["inverted"] - rises[EVERY]["permuted"]
+    tested |= {f"{name} - this network": values for name, values in others.items()}
     generator, sequences = subject.generator("gate_specificity"), labelled_places(subject.batches)[1]
     comparisons = adjusted([paired(name, values, sequences, generator) for name, values in tested.items()])
     return Finding(
@@ -75,7 +85,7 @@ def conclude(
             "permutations": dict(spread),
             "compared": {name: _form(other) for name, other in subject.compared.items()},
         },
-        panels=_panels(comparisons, list(others)),
+        panels=_panels(comparisons, rises, list(others)),
     )
 
 
@@ -86,12 +96,12 @@ def verdict(comparisons: list[Comparison], others: list[str]) -> str:
     which token where another token's gates or each dimension's mean gate do.
     """
     found = {comparison.name: comparison for comparison in comparisons}
-    dimensions = [name for name in ("permuted", "token_mean") if found[f"{name}, every step"].above]
-    tokens = [name for name in ("swapped", "dimension_mean") if found[f"{name}, every step"].above]
+    dimensions = [name for name in ("permuted", "token_mean") if found[f"{name}, {EVERY}"].above]
+    tokens = [name for name in ("swapped", "dimension_mean") if found[f"{name}, {EVERY}"].above]
     said = [
         _matters("which dimensions are open", dimensions, found),
         _matters("for which token they are", tokens, found),
-        _direction(found["inverted - permuted, every step"]),
+        _direction(found[DIRECTION]),
         *(_against(name, found[f"{name} - this network"]) for name in others),
     ]
     return " ".join(said)
@@ -100,12 +110,14 @@ def verdict(comparisons: list[Comparison], others: list[str]) -> str:
 def _matters(what: str, costly: list[str], found: Mapping[str, Comparison]) -> str:
     if not costly:
         return f"It is not found to matter {what}."
-    return f"It matters {what}: " + ", ".join(f"{name} +{found[f'{name}, every step'].effect:.3f}" for name in costly) + "."
+    return (
+        f"It matters {what}: " + ", ".join(f"{name} +{found[f'{name}, {EVERY}'].effect:.3f}" for name in costly) + "."
+    )
 
 
 def _direction(comparison: Comparison) -> str:
     if comparison.above:
-        return "Inverting costs more than permuting: the gate opens what is needed."
+        return "Inverting costs more than permuting: their order is used."
     if comparison.below:
         return "Inverting costs less than permuting."
     return "Inverting is not told apart from permuting."
@@ -140,11 +152,11 @@ def _noisy(weight: float, step: int, gates: torch.Tensor, real: torch.Tensor, ge
     return noisy(gates, weight, generator)
 
 
-def _draws(subject: Subject, name: str, spoil: Spoil, scope: str, steps: Collection[int]) -> list[Array]:
-    """Return the losses (tokens,) of each repetition of a condition."""
-    count = 1 if name != "permuted" else PERMUTATIONS if scope == "every step" else PERMUTATIONS_OF_A_STEP
+def _draws(subject: Subject, name: str, spoil: Spoil, scope: str, steps: Collection[int]) -> Array:
+    """Return the losses of each repetition of a condition, (repetitions, tokens)."""
+    count = 1 if name != "permuted" else PERMUTATIONS if scope == EVERY else PERMUTATIONS_OF_A_STEP
     seeds = subject.generator(f"gate_specificity {name} {scope}").integers(2**62, size=count)
-    return [_losses(subject, spoil, steps, torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    return np.stack([_losses(subject, spoil, steps, torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
 def _losses(subject: Subject, spoil: Spoil, steps: Collection[int], generator: torch.Generator) -> Array:
@@ -163,9 +175,9 @@ def _of_batch(
         return final_losses(network, [batch])
 
 
-def _spread(drawn: list[Array]) -> dict[str, float]:
-    """Return the range of the mean rise over permutations, and the p-value of the intact pattern among them."""
-    rises = np.array([values.mean() for values in drawn])
+def _spread(drawn: Array) -> dict[str, float]:
+    """Return the range of the mean rise over permutations (repetitions, tokens), and the intact pattern's p-value."""
+    rises = drawn.mean(1)
     return {
         "count": len(rises), "lowest": float(rises.min()), "highest": float(rises.max()),
         "p_value": share_as_extreme(0.0, -rises),
@@ -176,27 +188,27 @@ def _form(network: Any) -> dict[str, Any]:
     return {"trunk": network.config.trunk, "gate": network.config.gate, "num_steps": network.config.num_steps}
 
 
-def _panels(comparisons: list[Comparison], others: list[str]) -> list[Panel]:
+def _panels(comparisons: list[Comparison], rises: Rises, others: list[str]) -> list[Panel]:
     found = {comparison.name: comparison for comparison in comparisons}
-    conditions = list(dict.fromkeys(name.rpartition(", ")[0] for name in found if ", " in name and " - " not in name))
-    scopes = list(dict.fromkeys(name.rpartition(", ")[2] for name in found if ", " in name))
+    conditions, steps = list(rises[EVERY]), [scope for scope in rises if scope != EVERY]
     panels = [
-        _bars("Gate's pattern spoilt, mean kept: every step", {name: found[f"{name}, every step"] for name in conditions}),
+        _bars("Spoilt at every step, mean kept", {name: found[f"{name}, {EVERY}"] for name in conditions}),
         Panel(
-            title="At each step alone", kind="heat_map", x_label="condition", y_label="step",
-            series=[Series(name="rise of the loss (nats)", x=conditions, y=[
-                [found[f"{name}, {scope}"].effect for name in conditions] for scope in scopes[1:]
-            ])],
+            title="Spoilt at one step alone", kind="lines", x_label="step", y_label=RISE, level=0.0,
+            series=[
+                Series(name=name, x=list(range(1, len(steps) + 1)), y=[found[f"{name}, {step}"].effect for step in steps])
+                for name in conditions
+            ],
         ),
     ]  # fmt: skip
     if others:
-        panels.append(_bars("Other networks, same masked tokens", {name: found[f"{name} - this network"] for name in others}))
+        panels.append(_bars("Other networks", {name: found[f"{name} - this network"] for name in others}))
     return panels
 
 
 def _bars(title: str, bars: Mapping[str, Comparison]) -> Panel:
     return Panel(
-        title=title, kind="bars", x_label="", y_label="rise of the loss (nats)", level=0.0,
+        title=title, kind="bars", x_label="", y_label=RISE, level=0.0,
         series=[Series(name="loss", x=list(bars), y=[bar.effect for bar in bars.values()],
                        low=[bar.low for bar in bars.values()], high=[bar.high for bar in bars.values()])],
     )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from raysweep.contracts import Array, Batch
+from raysweep.findings.activity import real_tokens
 from raysweep.findings.interventions import Part, changed, observed
 from raysweep.plasticity.objective import label_losses
 
@@ -27,17 +28,12 @@ def final_losses(network: Any, batches: Sequence[Batch]) -> Array:
     return np.concatenate(rows)
 
 
-def present(batch: Batch) -> torch.Tensor:
-    """Return which tokens are no padding, (batch, tokens)."""
-    return torch.ones_like(batch.inputs, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask > 0
-
-
 @torch.no_grad()
 def part_means(network: Any, part: Part, batches: Sequence[Batch]) -> list[torch.Tensor]:
     """Return the mean over tokens, pads left out, of what a part gives: (width,) for each of its calls in a pass."""
     sums: list[list[torch.Tensor]] = []
     for batch in batches:
-        kept, of_batch = present(batch), []
+        kept, of_batch = real_tokens(batch), []
 
         def add(step: int, output: torch.Tensor, kept: Any = kept, of_batch: Any = of_batch) -> None:
             of_batch.append(output[kept].double().sum(0))
@@ -45,7 +41,7 @@ def part_means(network: Any, part: Part, batches: Sequence[Batch]) -> list[torch
         with observed(network, part, add):
             network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)
         sums.append(of_batch)
-    count = sum(int(present(batch).sum()) for batch in batches)
+    count = sum(int(real_tokens(batch).sum()) for batch in batches)
     dtype = next(network.parameters()).dtype
     return [(torch.stack(call).sum(0) / count).to(dtype) for call in zip(*sums, strict=True)]
 
