@@ -191,12 +191,13 @@ def _form(network: Any) -> dict[str, Any]:
 def _panels(comparisons: list[Comparison], rises: Rises, others: list[str]) -> list[Panel]:
     found = {comparison.name: comparison for comparison in comparisons}
     conditions, steps = list(rises[EVERY]), [scope for scope in rises if scope != EVERY]
+    number = list(range(1, len(steps) + 1))
     panels = [
         _bars("Spoilt at every step, mean kept", {name: found[f"{name}, {EVERY}"] for name in conditions}),
         Panel(
             title="Spoilt at one step alone", kind="lines", x_label="step", y_label=RISE, level=0.0,
             series=[
-                Series(name=name, x=list(range(1, len(steps) + 1)), y=[found[f"{name}, {step}"].effect for step in steps])
+                Series(name=name, x=number, y=[found[f"{name}, {step}"].effect for step in steps])
                 for name in conditions
             ],
         ),

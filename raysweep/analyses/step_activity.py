@@ -17,8 +17,8 @@ from raysweep.findings.subject import Subject, untrained_twin
 TWINS = 4
 """Untrained networks beside the subject's own."""
 MEASURED = (
-    "|delta_t| / |h_{t-1}| of every token at each step, against the mean of untrained networks of the same configuration "
-    "on the same text. |h| itself is shown, but not judged: it grows in any residual network, trained or not."
+    "|delta_t| / |h_{t-1}| of every token at each step, against the mean of untrained networks of the same shape "
+    "on the same text. |h| itself is shown, not judged: it grows in any residual network, trained or not."
 )
 TREND = "last step - first step"
 TREND_OF_TRAINING = f"{TREND}, trained - untrained"
@@ -45,7 +45,11 @@ class Analysis:
 
 
 def conclude(
-    trained: Array, untrained: Sequence[Array], sequences: Ints, norms: Mapping[str, Array], generator: np.random.Generator
+    trained: Array,
+    untrained: Sequence[Array],
+    sequences: Ints,
+    norms: Mapping[str, Array],
+    generator: np.random.Generator,
 ) -> Finding:
     """Judge relative updates, (steps, tokens) of the network and of each untrained one.
 

@@ -1,7 +1,7 @@
 """Ways to spoil a gate's pattern and leave its mean as it is: all that a loss can then be due to is the pattern.
 
-Each takes gates (batch, tokens, width) in [0, 1] and returns as many. `dropped` and `noisy` keep the mean in expectation,
-the others exactly: of each token, or of each dimension over tokens.
+Each takes gates (batch, tokens, width) in [0, 1] and returns as many. `dropped` and `noisy` keep the mean in
+expectation, the others exactly: of each token, or of each dimension over tokens.
 """
 
 from __future__ import annotations
