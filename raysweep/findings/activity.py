@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +65,7 @@ def seen(network: Any, batches: Sequence[Batch], steps: int | None = None) -> It
     """Yield the states and gates of each batch; `steps` is T, the network's own unless given."""
     before = 0
     for batch in batches:
-        gates: list[torch.Tensor] = []
-        with ExitStack() as stack:
-            if has_gate(network):
-                stack.enter_context(observed(network, "gate", lambda _, gate, gates=gates: gates.append(gate)))
-            states = network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps)
+        states, gates = _run(network, batch, steps)
         real = real_tokens(batch)
         rows = torch.nonzero(real)[:, 0].cpu().numpy() + before
         before += len(batch.labels)
@@ -79,6 +75,16 @@ def seen(network: Any, batches: Sequence[Batch], steps: int | None = None) -> It
             masked=(batch.labels[real] != NO_LABEL).cpu().numpy(),
             sequences=rows,
         )
+
+
+def _run(network: Any, batch: Batch, steps: int | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    gates: list[torch.Tensor] = []
+
+    def keep(step: int, gate: torch.Tensor) -> None:
+        gates.append(gate)
+
+    with observed(network, "gate", keep) if has_gate(network) else nullcontext():
+        return network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps), gates
 
 
 def real_tokens(batch: Batch) -> torch.Tensor:
@@ -100,8 +106,9 @@ def activity(network: Any, batches: Sequence[Batch], steps: int | None = None) -
         if one.gates is not None:
             moments.add(one.gates)
     whole: dict[str, Any] = {name: np.concatenate(arrays, -1) for name, arrays in parts.items()}
-    without = dict.fromkeys(("gate_mean", "gate_square", "gate_open"))
-    return Activity(**(without | whole), gate_variance=moments.variance())
+    for name in ("gate_mean", "gate_square", "gate_open"):
+        whole.setdefault(name, None)
+    return Activity(**whole, gate_variance=moments.variance())
 
 
 def _measured(one: Seen) -> dict[str, torch.Tensor]:

@@ -96,7 +96,11 @@ class Finding:
     panels: Sequence[Panel] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the finding as plain data; each comparison says whether it was found."""
+        content = dataclasses.asdict(self)
+        for plain, comparison in zip(content["comparisons"], self.comparisons, strict=True):
+            plain["found"] = comparison.found
+        return content
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -108,3 +112,14 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
         dataclasses.replace(comparison, q_value=float(q_value))
         for comparison, q_value in zip(comparisons, q_values, strict=True)
     ]
+
+
+def by_step(name: str, found: Sequence[Interval], *, first: int = 1) -> Series:
+    """Return a line over steps with its band; `first` is the step of the first interval."""
+    return Series(
+        name=name,
+        x=list(range(first, first + len(found))),
+        y=[one.mean for one in found],
+        low=[one.low for one in found],
+        high=[one.high for one in found],
+    )

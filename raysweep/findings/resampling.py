@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from raysweep.contracts import Array
+from raysweep.contracts import Array, Mask
+from raysweep.errors import DataError
 from raysweep.findings.finding import Comparison, Interval
 
 RESAMPLES = 2000
@@ -73,6 +74,26 @@ def paired(name: str, differences: Array, sequences: Ints, generator: np.random.
     return Comparison(
         name=name, effect=mean.mean, low=mean.low, high=mean.high, p_value=p_value, count=len(sums)
     )  # fmt: skip
+
+
+def contrast(
+    name: str, values: Array, ones: Mask, others: Mask, sequences: Ints, generator: np.random.Generator
+) -> Comparison:
+    """Test whether two groups of tokens, `ones` and `others` of shape (tokens,), have the same mean value.
+
+    Each token is given its influence on the difference of the means (Hampel 1974), and those are tested as `paired`
+    does, so that what tokens of one sequence share does not count as evidence.
+
+    Raises:
+        DataError: a group is empty.
+    """
+    for group in (ones, others):
+        if not group.any():
+            raise DataError(f"{name}: one of the groups has no tokens. Measure on more, with --eval-tokens.")
+    means = float(values[ones].mean()), float(values[others].mean())
+    difference = means[0] - means[1]
+    influence = ones * (values - means[0]) / ones.mean() - others * (values - means[1]) / others.mean()
+    return paired(name, influence + difference, sequences, generator)
 
 
 def share_as_extreme(observed: float, null: Array) -> float:

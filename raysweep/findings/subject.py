@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +18,15 @@ from raysweep.contracts import Array, Batch, Examples, Facts
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.examples import Dataset, load_dataset
 from raysweep.core.runtime import Runtime
-from raysweep.errors import DataError, ModelError, NotApplicableError
+from raysweep.errors import DataError, ModelError, NotApplicableError, UsageError
 from raysweep.exports.load import is_export, load_model
 from raysweep.exports.manifest import Manifest
+from raysweep.findings.activity import real_tokens
 from raysweep.findings.interventions import has_gate
+from raysweep.findings.reference import difficulty
 from raysweep.findings.trace import Predictions, predictions
 from raysweep.plan import derived_seed
+from raysweep.plasticity.objective import NO_LABEL
 from raysweep.pnn.network import PnnForMaskedLM
 from raysweep.spec import DataSpec, ModelSpec
 
@@ -57,6 +59,11 @@ class Subject:
     def predictions(self, steps: int | None = None) -> Predictions:
         """Return what the network predicts at the masked positions."""
         return predictions(self.network, self.batches, steps)
+
+    def difficulty(self) -> Array:
+        """Return how hard each masked token is by counts of its neighbours, nats, (tokens,); see `reference`."""
+        assert self.facts.mask_token is not None
+        return difficulty(self.batches, self.train, self.frequency, self.facts.mask_token)
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return random numbers of their own for each purpose; the same ones whenever it is asked."""
@@ -120,24 +127,15 @@ def load_network(folder: str) -> Any:
     Raises:
         ModelError: there is no such folder, it holds another network, or keys are missing or left over.
     """
+    config = _config(folder)
     if is_export(folder):
-        network = load_model(folder)
-        if not isinstance(network, PnnForMaskedLM):
-            raise ModelError(f"model {folder!r} is a {type(network).__name__}; give a PnnForMaskedLM.")
-        return network
-    if not (Path(folder) / "config.json").is_file():
-        raise ModelError(
-            f"model {folder!r} is no folder with a config.json. Give one that 'raysweep export' or save_pretrained "
-            "wrote."
-        )
+        return load_model(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        _check_class(folder, config)
         network, report = PnnForMaskedLM.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
             output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model {folder!r} cannot be loaded: {reason}") from error
     wrong = [f"{problem}: {', '.join(sorted(map(str, names))[:5])}" for problem, names in report.items() if names]
@@ -146,12 +144,26 @@ def load_network(folder: str) -> Any:
     return network.eval()
 
 
-def data_of_export(folder: str) -> DataSpec | None:
-    """Return the data that an exported network was trained on; None for another folder."""
-    if not is_export(folder):
-        return None
-    stored = Manifest.read(Path(folder)).data
-    return DataSpec(**{name: value for name, value in stored.items() if name in DataSpec.model_fields})
+def held_out_data(
+    folder: str, name: str | None, *, tokenizer: str | None, seq_len: int | None, eval_tokens: int
+) -> DataSpec:
+    """Return what a network is to be looked at with: the named data, or what an export was trained on.
+
+    Raises:
+        ModelError: the folder holds no PnnForMaskedLM.
+        UsageError: no data are named, and the folder says nothing of any.
+    """
+    stored = Manifest.read(Path(folder)).data if is_export(folder) else {}
+    if name is None and not stored:
+        raise UsageError(f"model {folder!r} does not say what it was trained on. Name a text with --data.")
+    own = DataSpec(name=name) if name is not None else DataSpec(**_known(stored))
+    positions = _config(folder).max_position_embeddings
+    changes = {"seq_len": seq_len or positions, "eval_tokens": eval_tokens, "tokenizer": tokenizer}
+    return own.model_copy(update=changes)
+
+
+def _known(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in stored.items() if name in DataSpec.model_fields}
 
 
 def untrained_twin(network: Any, seed: int) -> Any:
@@ -178,16 +190,44 @@ def _hide_all(batch: Batch, facts: Facts) -> Batch:
     return dataclasses.replace(batch, inputs=inputs)
 
 
+def visible_batches(batches: Sequence[Batch], facts: Facts) -> list[Batch]:
+    """Return the same inputs with tokens in sight as labels: as many of each row as are masked there, from its start.
+
+    Neither padding nor the mask token is one of them.
+    """
+    return [_in_sight(batch, facts) for batch in batches]
+
+
+def _in_sight(batch: Batch, facts: Facts) -> Batch:
+    visible = real_tokens(batch) & (batch.labels == NO_LABEL) & (batch.inputs != facts.mask_token)
+    wanted = (batch.labels != NO_LABEL).sum(1, keepdim=True)
+    chosen = visible & (visible.cumsum(1) <= wanted)
+    labels = torch.where(chosen, batch.inputs, NO_LABEL)
+    return dataclasses.replace(batch, labels=labels, labelled=torch.nonzero(chosen.flatten())[:, 0])
+
+
 def frequency_of(train: Examples, vocab_size: int) -> Array:
     """Return how often each token stands in the training rows, (vocabulary,)."""
     return np.bincount(np.asarray(train).ravel().astype(np.int64), minlength=vocab_size).astype(float)
 
 
-def _check_class(folder: str, config: Any) -> None:
+def _config(folder: str) -> Any:
+    """Return the configuration of a PnnForMaskedLM."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(
+            f"model {folder!r} is no folder with a config.json. Give one that 'raysweep export' or save_pretrained "
+            "wrote."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"'config.json' of model {folder!r} cannot be read: {reason}") from error
     architectures = config.architectures or []
     if config.model_type != "pnn" or "PnnForMaskedLM" not in architectures:
         found = architectures[0] if architectures else config.model_type
         raise ModelError(f"model {folder!r} is a {found}; give a PnnForMaskedLM.")
+    return config
 
 
 def _check_text(dataset: Dataset, data: DataSpec) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raysweep.errors import DataError
 from raysweep.findings import resampling
 from raysweep.findings.finding import Comparison, adjusted
-from raysweep.findings.resampling import bootstrap, interval, intervals, paired, share_as_extreme
+from raysweep.findings.resampling import bootstrap, contrast, interval, intervals, paired, share_as_extreme
 
 SEQUENCES = np.repeat(np.arange(30), np.tile([3, 7], 15))
 
@@ -61,3 +62,31 @@ def test_q_values_are_those_of_benjamini_and_hochberg() -> None:
     assert [comparison.q_value for comparison in adjusted(made)] == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
     assert [comparison.found for comparison in adjusted(made)] == [True, False, False, False]
     assert adjusted([]) == []
+
+
+def test_groups_that_differ_are_told_apart_and_those_that_do_not_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "RESAMPLES", 300)
+    generator = np.random.default_rng(6)
+    groups = generator.integers(3, size=len(SEQUENCES))
+    ones, others = groups == 0, groups == 1
+    planted = contrast("planted", drawn(0) + 1.0 * ones, ones, others, SEQUENCES, generator)
+    values = drawn(0) + ones
+    assert planted.effect == pytest.approx(values[ones].mean() - values[others].mean())
+    assert planted.p_value < 0.01 and planted.low < 1.0 < planted.high
+    null = [contrast("null", drawn(seed), ones, others, SEQUENCES, generator).p_value for seed in range(300)]
+    assert 0.02 < np.mean(np.array(null) <= 0.05) < 0.09
+
+
+def test_what_sequences_share_is_no_evidence_about_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that are whole sequences: as if there were 30 tokens, not 150."""
+    monkeypatch.setattr(resampling, "RESAMPLES", 300)
+    generator = np.random.default_rng(7)
+    ones = SEQUENCES < 15
+    null = [contrast("null", 2 * drawn(seed), ones, ~ones, SEQUENCES, generator).p_value for seed in range(200)]
+    assert np.mean(np.array(null) <= 0.05) < 0.11  # taken as independent tokens, about 0.35
+
+
+def test_an_empty_group_is_an_error() -> None:
+    none = np.zeros(len(SEQUENCES), bool)
+    with pytest.raises(DataError, match="--eval-tokens"):
+        contrast("hard", drawn(0), none, ~none, SEQUENCES, np.random.default_rng(0))
