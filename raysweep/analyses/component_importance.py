@@ -8,6 +8,8 @@ from itertools import combinations
 from math import factorial
 from typing import Any, ClassVar
 
+import numpy as np
+
 from raysweep.contracts import Array
 from raysweep.errors import NotApplicableError
 from raysweep.findings.finding import Comparison, Finding, Panel, Series, adjusted
@@ -82,12 +84,13 @@ def shapley(players: Sequence[str], losses: Losses) -> Values:
     values = {}
     for player in players:
         others = [other for other in players if other != player]
-        values[player] = sum(
+        marginal = [
             factorial(size) * factorial(count - size - 1) / factorial(count)
             * (losses[frozenset({*held, player})] - losses[frozenset(held)])
             for size in range(count)
             for held in combinations(others, size)
-        )  # fmt: skip
+        ]  # fmt: skip
+        values[player] = np.sum(marginal, axis=0)
     return values
 
 

@@ -33,7 +33,8 @@ def part_means(network: Any, part: Part, batches: Sequence[Batch]) -> list[torch
     """Return the mean over tokens, pads left out, of what a part gives: (width,) for each of its calls in a pass."""
     sums: list[list[torch.Tensor]] = []
     for batch in batches:
-        kept, of_batch = real_tokens(batch), []
+        kept = real_tokens(batch)
+        of_batch: list[torch.Tensor] = []
 
         def add(step: int, output: torch.Tensor, kept: Any = kept, of_batch: Any = of_batch) -> None:
             of_batch.append(output[kept].double().sum(0))
