@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from raysweep.contracts import Facts
+from raysweep.contracts import Batch, Facts
 from raysweep.core.runtime import Runtime
 from raysweep.findings.subject import Subject, frequency_of, masked_batches, untrained_twin
 from raysweep.pnn.config import PnnConfig
@@ -49,3 +52,31 @@ def tiny_subject(network: Any = None, *, sequences: int = 10, seed: int = 0, **f
         "seed": seed,
     }
     return Subject(**(made | fields))
+
+
+class Planted(nn.Module):
+    """In place of a network: states that are written down, one tensor (steps + 1, rows, LENGTH, width) for all rows.
+
+    What is predicted from a state are its first entries, as logits.
+    """
+
+    def __init__(self, states: torch.Tensor, batches: Sequence[Batch]) -> None:
+        super().__init__()
+        self.config = tiny_pnn(num_steps=len(states) - 1, gate="none").config
+        self.unused = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.pnn = self
+        ends = np.cumsum([len(batch.inputs) for batch in batches])[:-1]
+        parts = torch.tensor_split(states.double(), torch.from_numpy(ends), dim=1)
+        self.by_inputs = {batch.inputs.numpy().tobytes(): part for batch, part in zip(batches, parts, strict=True)}
+
+    def states(self, inputs: torch.Tensor, *_: Any) -> list[torch.Tensor]:
+        return list(self.by_inputs[inputs.numpy().tobytes()])
+
+    def predict(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[..., :VOCABULARY]
+
+
+def planted_subject(states: Callable[[Subject], torch.Tensor], sequences: int = 30) -> Subject:
+    """Return a subject whose network has the states that are made for it."""
+    subject = tiny_subject(sequences=sequences)
+    return dataclasses.replace(subject, network=Planted(states(subject), subject.batches))

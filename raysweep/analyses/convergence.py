@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from raysweep.findings.finding import Comparison, Finding, Interval, Panel, Series, adjusted
 from raysweep.findings.reference import CLASSES, matched_classes
-from raysweep.findings.resampling import Ints, contrast, interval, paired
-from raysweep.findings.subject import Subject
+from raysweep.findings.resampling import Ints, beyond_draws, contrast, interval, paired
+from raysweep.findings.subject import TWINS, Subject
 from raysweep.findings.trace import Predictions, predictions
 
 EASY, HARD = 0, 2
+EFFECT, SETTLED = "permanent step: hard - easy", "permanent step - permuted steps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +23,24 @@ class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ()
 
     def passes(self, subject: Subject) -> int:
-        return 2 + len(subject.compared)
+        return 1 + TWINS + len(subject.compared)
 
     def __call__(self, subject: Subject) -> Finding:
         horizon = _horizon(subject)
         found = subject.predictions(horizon)
-        others = {"untrained": predictions(subject.untrained, subject.batches, horizon)}
-        others |= {name: predictions(other, subject.batches) for name, other in subject.compared.items()}
+        others = {name: predictions(other, subject.batches) for name, other in subject.compared.items()}
         classes = matched_classes(subject.difficulty(), subject.frequency[found.labels])
-        comparisons = _compared(found, others, classes, subject)
+        twins = [predictions(twin, subject.batches, horizon) for twin in subject.twins()]
+        comparisons = _compared(found, others, twins, classes, subject)
         return Finding(
             experiment="convergence",
             measured="The step from which on the prediction of a masked token stays the same, hard minus easy tokens; "
-            "classes by counts of neighbours at equal word frequency, against the untrained network and against the "
-            "same predictions with their steps permuted.",
+            "classes by counts of neighbours at equal word frequency, against untrained networks and against the same "
+            "predictions with their steps permuted.",
             verdict=_verdict(comparisons, found),
             comparisons=comparisons,
-            figures=_figures(found, others, classes, subject),
-            panels=_panels(found, others, classes, subject),
+            figures=_figures(found, {"untrained": twins[0], **others}, classes, subject),
+            panels=_panels(found, {"untrained": twins[0], **others}, classes, subject),
         )
 
 
@@ -78,31 +79,35 @@ def permuted_steps(predicted: Ints, generator: np.random.Generator) -> Ints:
 
 
 def _compared(
-    found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: Subject
+    found: Predictions, others: Mapping[str, Predictions], twins: Sequence[Predictions], classes: Ints, subject: Subject
 ) -> list[Comparison]:
     generator = subject.generator("convergence")
-    permuted = permuted_steps(found.predicted, subject.generator("permuted steps"))
-    own = permanent(found.predicted)
-    nulls = {name: permanent(other.predicted) for name, other in others.items()} | {
-        "permuted steps": permanent(permuted)
-    }
-    effects = {"permanent step: hard - easy": own, "first repeat: hard - easy": first_repeat(found.predicted)}
-    effects |= {f"permanent step: hard - easy, minus {name}": own - steps for name, steps in nulls.items()}
     hard, easy = classes == HARD, classes == EASY
+    own, repeat = permanent(found.predicted), first_repeat(found.predicted)
+    permuted = permanent(permuted_steps(found.predicted, subject.generator("permuted steps")))
+    effects = {EFFECT: own, "first repeat: hard - easy": repeat}
+    effects |= {f"{EFFECT}, minus {name}": own - permanent(other.predicted) for name, other in others.items()}
     tested = [
         contrast(name, values.astype(float), hard, easy, found.sequences, generator) for name, values in effects.items()
     ]
-    settled = (own - nulls["permuted steps"]).astype(float)
-    return adjusted([*tested, paired("permanent step - permuted steps", settled, found.sequences, generator)])
+    untrained = [permanent(twin.predicted) for twin in twins]
+    null = [float(steps[hard].mean() - steps[easy].mean()) for steps in untrained]
+    return adjusted([
+        *tested,
+        beyond_draws(f"{EFFECT}, minus untrained", tested[0].effect, null),
+        paired(SETTLED, (own - permuted).astype(float), found.sequences, generator),
+    ])  # fmt: skip
 
 
 def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
-    """Adaptive: hard tokens settle later, by more than in the untrained network and than under permuted steps."""
+    """Adaptive: hard tokens settle later, by more than in untrained networks, and predictions do settle.
+
+    That is, earlier than if each token's predictions came in any order.
+    """
     by_name = {one.name: one for one in comparisons}
-    needed = ["permanent step: hard - easy"]
-    needed += [f"{needed[0]}, minus {name}" for name in ("untrained", "permuted steps")]
-    effect = by_name[needed[0]].effect
-    failed = [name for name in needed if not (by_name[name].found and by_name[name].effect > 0)]
+    needed = {EFFECT: 1, f"{EFFECT}, minus untrained": 1, SETTLED: -1}
+    effect = by_name[EFFECT].effect
+    failed = [name for name, sign in needed.items() if not (by_name[name].found and sign * by_name[name].effect > 0)]
     if not failed:
         told = f"Hard tokens settle {effect:.2f} steps later than easy ones, beyond both nulls"
     else:

@@ -1,4 +1,4 @@
-"""What gates let through at each step, against a gate by chance and against the untrained network; padding left out."""
+"""What gates let through at each step, against a gate by chance and against untrained networks; padding left out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from raysweep.contracts import Array, Mask
 from raysweep.findings.activity import Activity, activity
-from raysweep.findings.finding import Comparison, Finding, Interval, Panel, Series, adjusted, by_step
-from raysweep.findings.resampling import intervals, paired
-from raysweep.findings.subject import Subject
+from raysweep.findings.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.findings.resampling import beyond_draws, paired
+from raysweep.findings.subject import TWINS, Subject
 
 CHANCE = 0.5
 """Share of gates above 0.5 where queries and keys are unrelated: a gate is above it where their signs agree."""
@@ -22,38 +22,39 @@ class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("gate_statistics",)
 
     def passes(self, subject: Subject) -> int:
-        return 2
+        return 1 + TWINS
 
     def __call__(self, subject: Subject) -> Finding:
         subject.require_gate()
-        trained, untrained = activity(subject.network, subject.batches), activity(subject.untrained, subject.batches)
-        comparisons = _compared(trained, untrained, subject)
-        generator = subject.generator("gates intervals")
-        shares = {
-            name: intervals(_open(one).T, one.sequences, generator)
-            for name, one in (("trained", trained), ("untrained", untrained))
-        }
-        groups = {"all": np.ones_like(trained.masked), "masked": trained.masked, "unmasked": ~trained.masked}
+        trained = activity(subject.network, subject.batches)
+        everyone = np.ones_like(trained.masked)
+        twins = [_figures(activity(twin, subject.batches), everyone) for twin in subject.twins()]
+        comparisons = _compared(trained, twins, subject)
+        groups = {"all": everyone, "masked": trained.masked, "unmasked": ~trained.masked}
         return Finding(
             experiment="gates",
             measured="The share of gates above 0.5 at each step, over tokens that are no padding, against 50% and "
-            "against the same network untrained.",
+            f"against {TWINS} untrained networks.",
             verdict=_verdict(comparisons, trained.update_norm.shape[0]),
             comparisons=comparisons,
-            figures={name: _figures(trained, group) for name, group in groups.items()}
-            | {"untrained": _figures(untrained, groups["all"])},
-            panels=[_shares(shares), _variances(trained, untrained)],
+            figures={name: _figures(trained, group) for name, group in groups.items()} | {"untrained": twins},
+            panels=[
+                _panel("open gates", "share above 0.5", "open_share", trained, twins, CHANCE),
+                _panel("variance across tokens", "mean variance of a gate", "variance_across_tokens", trained, twins),
+            ],
         )
 
 
-def _compared(trained: Activity, untrained: Activity, subject: Subject) -> list[Comparison]:
+def _compared(trained: Activity, twins: list[dict[str, Any]], subject: Subject) -> list[Comparison]:
     generator = subject.generator("gates")
-    rows = zip(_open(trained), _open(untrained), strict=True)
-    return adjusted([
-        paired(f"step {step}: open share - {name}", ours - other, trained.sequences, generator)
-        for step, (ours, theirs) in enumerate(rows, 1)
-        for name, other in (("chance", CHANCE), ("untrained", theirs))
-    ])  # fmt: skip
+    shares = np.array([twin["open_share"] for twin in twins])
+    tested = []
+    for step, share in enumerate(_open(trained), 1):
+        tested += [
+            paired(f"step {step}: open share - chance", share - CHANCE, trained.sequences, generator),
+            beyond_draws(f"step {step}: open share - untrained", float(share.mean()), shares[:, step - 1].tolist()),
+        ]
+    return adjusted(tested)
 
 
 def _open(one: Activity) -> Array:
@@ -78,32 +79,29 @@ def _figures(one: Activity, group: Mask) -> dict[str, Any]:
 
 
 def _verdict(comparisons: list[Comparison], steps: int) -> str:
-    """A gate selects at a step where its open share differs both from chance and from the untrained network's."""
+    """A gate selects at a step where its open share differs both from chance and from untrained networks'."""
     selects = [
         step
         for step in range(1, steps + 1)
         if all(one.found for one in comparisons if one.name.startswith(f"step {step}:"))
     ]
     if not selects:
-        return "At no step do the gates differ from both chance and the untrained network."
-    which = "at every step" if len(selects) == steps else f"at step {', '.join(map(str, selects))} of {steps}"
-    return f"The share of open gates differs from both chance and the untrained network {which}."
+        return "At no step does the share of open gates differ from both chance and untrained networks."
+    which = "every step" if len(selects) == steps else f"step {', '.join(map(str, selects))} of {steps}"
+    return f"The share of open gates differs from both chance and untrained networks at {which}."
 
 
-def _shares(shares: dict[str, list[Interval]]) -> Panel:
+def _panel(
+    title: str, label: str, name: str, trained: Activity, twins: list[dict[str, Any]], level: float | None = None
+) -> Panel:
+    own = _figures(trained, np.ones_like(trained.masked))[name]
+    untrained = np.array([twin[name] for twin in twins])
+    steps = list(range(1, len(own) + 1))
     return Panel(
-        title="open gates", kind="lines", x_label="step", y_label="share above 0.5", level=CHANCE,
-        series=[by_step(name, found) for name, found in shares.items()],
-    )  # fmt: skip
-
-
-def _variances(trained: Activity, untrained: Activity) -> Panel:
-    assert trained.gate_variance is not None and untrained.gate_variance is not None
-    steps = list(range(1, len(trained.gate_variance) + 1))
-    return Panel(
-        title="variance across tokens", kind="lines", x_label="step", y_label="mean variance of a dimension's gate",
+        title=title, kind="lines", x_label="step", y_label=label, level=level,
         series=[
-            Series(name=name, x=steps, y=one.mean(1).tolist())
-            for name, one in (("trained", trained.gate_variance), ("untrained", untrained.gate_variance))
+            Series(name="trained", x=steps, y=own),
+            Series(name="untrained, all", x=steps, y=untrained.mean(0).tolist(), low=untrained.min(0).tolist(),
+                   high=untrained.max(0).tolist()),
         ],
     )  # fmt: skip

@@ -71,6 +71,20 @@ def has_gate(network: Any) -> bool:
     return network.config.trunk in ("refiner", "hierarchical") and network.config.gate == "query_key"
 
 
+def whole_parts(network: Any) -> list[Part]:
+    """Return the parts that have one output a step; a hierarchical refiner has one of each a block.
+
+    What a layer's last LayerNorm puts out is its state, not an update: it is none of them.
+    """
+    config = network.config
+    if config.trunk == "hierarchical":
+        return []
+    if config.trunk in ("layers", "shared_layer"):
+        return ["attention", "heads"]
+    parts: list[Part] = ["attention", "heads", "proposal"]
+    return [*parts, "gate"] if has_gate(network) else parts
+
+
 def _modules(network: Any, part: Part) -> list[nn.Module]:
     """Return the modules whose output the part is, in the order in which they are called."""
     trunk = network.pnn.layers if network.config.trunk == "layers" else [network.pnn.refiner]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from raysweep.contracts import Array, Mask
 from raysweep.errors import DataError
 from raysweep.findings.finding import Comparison, Interval
 
 RESAMPLES = 2000
+SIGN_FLIPS = 20_000
+"""Enough for one effect to be found among a thousand comparisons."""
 Ints = npt.NDArray[np.int64]
-PERCENTILES = (2.5, 97.5)
+CONFIDENCE = 0.95
+PERCENTILES = (100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2)
 ROUNDING = 1e-12
 """Relative difference below which two statistics are one."""
 
@@ -69,7 +74,7 @@ def paired(name: str, differences: Array, sequences: Ints, generator: np.random.
     """
     mean = interval(differences, sequences, generator)
     sums, _ = totals(np.asarray(differences, float), sequences)
-    signs = generator.choice([-1.0, 1.0], size=(RESAMPLES, len(sums)))
+    signs = generator.choice([-1.0, 1.0], size=(SIGN_FLIPS, len(sums)))
     p_value = share_as_extreme(abs(float(sums.sum())), np.abs(signs @ sums))
     return Comparison(
         name=name, effect=mean.mean, low=mean.low, high=mean.high, p_value=p_value, count=len(sums)
@@ -94,6 +99,24 @@ def contrast(
     difference = means[0] - means[1]
     influence = ones * (values - means[0]) / ones.mean() - others * (values - means[1]) / others.mean()
     return paired(name, influence + difference, sequences, generator)
+
+
+def beyond_draws(name: str, value: float, draws: Sequence[float]) -> Comparison:
+    """Test whether a network's value is one more of those of networks drawn at random, taken as normal.
+
+    The effect is the value minus their mean; its interval and p-value are Student's for one further draw (Hahn and
+    Meeker 1991, section 4.6), so they take in that untrained networks differ from each other, too.
+    """
+    count, mean = len(draws), float(np.mean(draws))
+    spread = float(np.std(draws, ddof=1)) * math.sqrt(1 + 1 / count)
+    effect = value - mean
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread
+    same = abs(effect) <= ROUNDING * max(1.0, abs(value))
+    t = 0.0 if same else math.inf if spread == 0 else abs(effect) / spread
+    return Comparison(
+        name=name, effect=effect, low=effect - half, high=effect + half,
+        p_value=float(2 * stats.t.sf(t, count - 1)), count=count,
+    )  # fmt: skip
 
 
 def share_as_extreme(observed: float, null: Array) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from raysweep.spec import DataSpec, ModelSpec
 
 TASK = "masked_lm"
 BATCH = 16
+TWINS = 10
+"""Untrained networks that a figure of the whole network is held against."""
 FEWEST_SEQUENCES = 6
 """With fewer, no test that flips the signs of whole sequences could find anything at 0.05."""
 
@@ -59,6 +61,12 @@ class Subject:
     def predictions(self, steps: int | None = None) -> Predictions:
         """Return what the network predicts at the masked positions."""
         return predictions(self.network, self.batches, steps)
+
+    def twins(self) -> Iterator[Any]:
+        """Yield further untrained networks, one at a time: how much such networks differ by chance."""
+        device = next(self.network.parameters()).device
+        for number in range(TWINS):
+            yield untrained_twin(self.network, derived_seed(str(self.seed), f"twin {number}")).to(device)
 
     def difficulty(self) -> Array:
         """Return how hard each masked token is by counts of its neighbours, nats, (tokens,); see `reference`."""
