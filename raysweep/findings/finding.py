@@ -43,6 +43,16 @@ class Comparison:
         assert self.q_value is not None, "comparisons are adjusted before they are judged"
         return self.q_value <= ALPHA
 
+    @property
+    def above(self) -> bool:
+        """Whether an effect above 0 was found."""
+        return self.found and self.effect > 0
+
+    @property
+    def below(self) -> bool:
+        """Whether an effect below 0 was found."""
+        return self.found and self.effect < 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
