@@ -141,7 +141,7 @@ def load_network(folder: str) -> Any:
     try:
         network, report = PnnForMaskedLM.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
-            output_loading_info=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,  # told below, with what else is wrong
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
