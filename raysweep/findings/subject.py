@@ -64,9 +64,8 @@ class Subject:
 
     def twins(self) -> Iterator[Any]:
         """Yield further untrained networks, one at a time: how much such networks differ by chance."""
-        device = next(self.network.parameters()).device
         for number in range(TWINS):
-            yield untrained_twin(self.network, derived_seed(str(self.seed), f"twin {number}")).to(device)
+            yield untrained_twin(self.network, derived_seed(str(self.seed), f"twin {number}"))
 
     def difficulty(self) -> Array:
         """Return how hard each masked token is by counts of its neighbours, nats, (tokens,); see `reference`."""
@@ -91,9 +90,7 @@ class Subject:
             )
 
 
-def load_subject(
-    folder: str, data: DataSpec, *, seed: int = 0, compared: Sequence[str] = (), device: str = "cpu"
-) -> Subject:
+def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequence[str] = ()) -> Subject:
     """Load a network and the held-out text that it is looked at with.
 
     Args:
@@ -106,7 +103,7 @@ def load_subject(
         ModelError: a folder is no whole PnnForMaskedLM, or does not take this text.
         DataError: the corpus cannot be had, or holds too little text.
     """
-    runtime = Runtime(device=torch.device(device))
+    runtime = Runtime(device=torch.device("cpu"))
     network = load_network(folder)
     positions = network.config.max_position_embeddings
     if data.seq_len > positions:
@@ -118,14 +115,14 @@ def load_subject(
     for name, other in {folder: network, **others}.items():
         _check_vocabulary(name, other, dataset.facts)
     return Subject(
-        network=network.to(runtime.device),
-        untrained=untrained_twin(network, derived_seed(str(seed), "untrained")).to(runtime.device),
+        network=network,
+        untrained=untrained_twin(network, derived_seed(str(seed), "untrained")),
         batches=masked_batches(dataset.evaluation, dataset.facts, runtime),
         train=dataset.train,
         frequency=frequency_of(dataset.train, network.config.vocab_size),
         facts=dataset.facts,
         seed=seed,
-        compared={name: other.to(runtime.device) for name, other in others.items()},
+        compared=others,
     )
 
 
