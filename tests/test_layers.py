@@ -25,7 +25,7 @@ LAYERS = (
     {"halting", "stages"},
     {"objectives"},
     {"contracts"},
-    {"archive", "judged", "rungs", "stopping"},
+    {"archive", "decisions", "judged", "rungs", "stopping"},
     {"points"},
     {"lifecycle", "reports", "retries"},
     {"engine"},
