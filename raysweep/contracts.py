@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from raysweep.spec import Masking
+
 if TYPE_CHECKING:
     import optuna
     import torch
@@ -53,6 +55,10 @@ class Facts:
     """Id of the token that hides another one."""
     pad_token: int | None = None
     """Id of the token that fills a row after its text."""
+    special_tokens: tuple[int, ...] = ()
+    """Ids of the tokens that stand for no text, and of the one that stands for unknown text: never hidden."""
+    masking: Masking = "bert"
+    """What tokens that are to be predicted become; see data.masking."""
     num_classes: int | None = None
     image_shape: tuple[int, int, int] | None = None
     """(channels, height, width)"""
