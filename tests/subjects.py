@@ -17,7 +17,7 @@ from raysweep.pnn.config import PnnConfig
 from raysweep.pnn.network import PnnForMaskedLM
 
 VOCABULARY, LENGTH, WIDTH = 41, 14, 15
-FACTS = Facts(vocab_size=VOCABULARY, mask_token=40, pad_token=39)
+FACTS = Facts(vocab_size=VOCABULARY, mask_token=40, pad_token=39, special_tokens=(39, 40))
 
 
 def tiny_pnn(seed: int = 0, scale: float = 0.3, **options: Any) -> Any:

@@ -113,7 +113,7 @@ def load_subject(
         raise ModelError(f"model {folder!r} has {positions} positions, fewer than --seq-len {data.seq_len}.")
     spec = ModelSpec(name=folder, task=TASK)
     dataset = load_dataset(data, spec)
-    _check_text(dataset, data)
+    _check_enough(dataset, data)
     others = {name: load_network(name) for name in compared}
     for name, other in {folder: network, **others}.items():
         _check_vocabulary(name, other, dataset.facts)
@@ -185,17 +185,10 @@ def untrained_twin(network: Any, seed: int) -> Any:
 def masked_batches(held_out: Examples, facts: Facts, runtime: Runtime) -> list[Batch]:
     """Return held-out rows as batches; each row's masked positions follow from its index alone.
 
-    They are those that the task chooses. All of them hold the mask token, so that no label is in sight.
+    All of them hold the mask token, however the network was trained, so that no label is in sight.
     """
-    task = registry.load("tasks", TASK)(facts=facts)
-    return [_hide_all(batch, facts) for batch in shared_batches(held_out, BATCH, task, runtime)]
-
-
-def _hide_all(batch: Batch, facts: Facts) -> Batch:
-    assert batch.labelled is not None and facts.mask_token is not None
-    inputs = batch.inputs.clone()
-    inputs.view(-1)[batch.labelled] = facts.mask_token
-    return dataclasses.replace(batch, inputs=inputs)
+    task = registry.load("tasks", TASK)(facts=dataclasses.replace(facts, masking="mask"))
+    return shared_batches(held_out, BATCH, task, runtime)
 
 
 def visible_batches(batches: Sequence[Batch], facts: Facts) -> list[Batch]:
@@ -238,11 +231,7 @@ def _config(folder: str) -> Any:
     return config
 
 
-def _check_text(dataset: Dataset, data: DataSpec) -> None:
-    special = [token for token in (dataset.facts.mask_token, dataset.facts.pad_token) if token is not None]
-    ordinary = ~np.isin(dataset.evaluation, special)
-    if not ordinary.any():
-        raise DataError(f"--data {data.name!r}: the held-out text has only special tokens. Give a text with words.")
+def _check_enough(dataset: Dataset, data: DataSpec) -> None:
     if len(dataset.evaluation) < FEWEST_SEQUENCES:
         raise DataError(
             f"--data {data.name!r} has {len(dataset.evaluation)} held-out sequences of {data.seq_len} tokens, fewer "
