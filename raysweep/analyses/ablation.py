@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +13,10 @@ from raysweep.contracts import Array, Batch
 from raysweep.errors import NotApplicableError
 from raysweep.findings.activity import real_tokens
 from raysweep.findings.finding import Comparison, Finding, Panel, Series, adjusted
-from raysweep.findings.interventions import Part, changed, observed, whole_parts
+from raysweep.findings.interventions import Part, changed, whole_parts
+from raysweep.findings.replacing import final_losses, part_means
 from raysweep.findings.resampling import paired
 from raysweep.findings.subject import Subject
-from raysweep.findings.trace import predictions
 
 By = Literal["mean", "resample"]
 
@@ -49,7 +49,7 @@ class Analysis:
         if not targets:
             raise NotApplicableError("it ablates the parts of a step, and a hierarchical step has several of each.")
         plain = subject.predictions()
-        means = mean_outputs(subject)
+        means = {part: part_means(subject.network, part, subject.batches) for part in whole_parts(subject.network)}
         generator = subject.generator("ablation")
         tested = [
             paired(target.name, _ablated_loss(subject, target, means) - plain.loss[-1], plain.sequences, generator)
@@ -76,32 +76,15 @@ def _targets(network: Any) -> Iterator[Target]:
                     yield Target(part=part, step=step, head=head, by=by)
 
 
-@torch.no_grad()
-def mean_outputs(subject: Subject) -> dict[tuple[Part, int], torch.Tensor]:
-    """Return the mean over tokens that are no padding of every part's output at every step, (width,) or by head."""
-    sums: dict[tuple[Part, int], torch.Tensor] = {}
-    for part in whole_parts(subject.network):
-        for batch in subject.batches:
-            real = real_tokens(batch)
-
-            def add(step: int, output: torch.Tensor, part: Part = part, real: torch.Tensor = real) -> None:
-                sums[part, step] = sums.get((part, step), 0) + output[real].sum(0)
-
-            with observed(subject.network, part, add):
-                subject.network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)
-    count = sum(int(real_tokens(batch).sum()) for batch in subject.batches)
-    return {key: total / count for key, total in sums.items()}
-
-
-def _ablated_loss(subject: Subject, target: Target, means: dict[tuple[Part, int], torch.Tensor]) -> Array:
+def _ablated_loss(subject: Subject, target: Target, means: Mapping[Part, Sequence[torch.Tensor]]) -> Array:
     """Return the loss of each masked token at the last step, (tokens,)."""
     generator = subject.generator(target.name)
     losses = []
     for batch in subject.batches:
-        mean = means[target.part, target.step]
+        mean = means[target.part][target.step]
         replacement = _Replacement(target, mean, batch, generator)
         with changed(subject.network, target.part, replacement):
-            losses.append(predictions(subject.network, [batch]).loss[-1])
+            losses.append(final_losses(subject.network, [batch]))
     return np.concatenate(losses)
 
 

@@ -1,4 +1,4 @@
-"""Commands that look into a model: analyze heads, analyze dynamic, analyze efficiency and analyze pnn."""
+"""Commands that look into a model: analyze heads, analyze dynamic and analyze pnn."""
 
 from __future__ import annotations
 
@@ -82,5 +82,5 @@ def heads(
 
 
 analyze.add_command(dynamic.dynamic)
-analyze.add_command(efficiency.efficiency)
 analyze.add_command(analyze_pnn.pnn)
+analyze.add_command(efficiency.efficiency)
