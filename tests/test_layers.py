@@ -32,7 +32,7 @@ LAYERS = (
     {"recorder"},
     {"plasticity"},
     {"pnn"},
-    {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers"},
+    {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers", "exits"},
     {"core"},
     {"exports"},
     {"experiments", "simulation"},
@@ -49,7 +49,7 @@ OWNERS = {
     "transformers": {"models", "plasticity", "pnn", "core", "init", "exports", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
-    "scipy": {"samplers", "statistics"},
+    "scipy": {"exits", "samplers", "statistics"},
     "click": {"cli"},
 }
 

@@ -122,3 +122,6 @@ class PnnVisionConfig(PnnConfig):
     """The same over the patches of an image."""
 
     model_type = "pnn_vision"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
