@@ -93,6 +93,7 @@ class Family(Protocol):
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
         """Return the transformers configuration of a from-scratch size, dropout off."""
 
+    # A family with networks that apply one module again and again names these forms: `recurrent_trunks`.
     # A family whose position table has rows before the first token's says how many: `reserved_positions`.
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:

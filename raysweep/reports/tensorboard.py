@@ -233,6 +233,10 @@ def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
     yield _scalar("heads/active", record.active_heads)
     yield _scalar("model/params", record.params)
     yield _scalar("model/flops_per_token", record.flops_per_token)
+    if record.mean_steps is not None:
+        yield _scalar("infer/mean_steps", record.mean_steps)
+    for name, value in (record.reported or {}).items():
+        yield _scalar(f"infer/reported/{name}", value)
     yield _image("heads/map", *_head_map_png(tuple(map(tuple, record.head_map))), HEAD_MAP_LEGEND)
     if record.samples:
         yield _scalar("eval/repetition", sum(sample["repetition"] for sample in record.samples) / len(record.samples))
@@ -256,6 +260,8 @@ def _phase_mark(record: PhaseRecord) -> str:
         did = f"{record.decision['strategy']} {verb} {_count(len(record.decision['heads']), 'head')}"
     elif record.steps:
         did = f"trained {_count(record.steps, 'step')}"
+    elif record.mean_steps is not None:
+        did = f"tokens left after {record.mean_steps:.2f} steps on average"
     else:
         did = f"measured {_count(record.active_heads, 'head')}"
     return f"{name}: {did}" + (" (outcome shared with another trial)" if record.reused else "")
