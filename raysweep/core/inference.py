@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from raysweep import registry
-from raysweep.contracts import Examples, Exit, Task
+from raysweep.contracts import Batch, Examples, Exit, Task
 from raysweep.core.data import shard
 from raysweep.core.evaluation import to_device
 from raysweep.core.networks import configuration
@@ -22,6 +22,10 @@ from raysweep.plasticity.objective import NO_LABEL, label_losses
 from raysweep.pnn.dynamic import check_exit, infer
 from raysweep.records import perplexity
 from raysweep.spec import InferSpec, ModelSpec
+
+
+Seeded = tuple[Batch, Sequence[int]]
+"""A batch, and the seed of each of its examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,24 +76,42 @@ def present_network(state: TrialState) -> Any:
     return compact(network, registry.build("models", network.config.model_type), state.head_map)
 
 
+def halves_of(count: int) -> tuple[range, range]:
+    """Return the numbers of the held-out examples that choices are made on, and of those that are reported."""
+    return range(0, count, 2), range(1, count, 2)
+
+
+def seeded_batches(
+    examples: Examples, indices: Sequence[int], batch_size: int, task: Task, runtime: Runtime
+) -> list[Seeded]:
+    """Return this rank's share of some examples as batches; what is hidden of each follows from its number."""
+    own = [indices[at] for at in shard(len(indices), runtime.rank, runtime.world_size)]
+    parts = [own[at : at + batch_size] for at in range(0, len(own), batch_size)]
+    return [(to_device(task.batch(examples[part], part), runtime), part) for part in parts]
+
+
+def labels_of(batch: Batch) -> torch.Tensor:
+    """Return what should be predicted, in the order of the logits; flat."""
+    flat = batch.labels.flatten()
+    return flat if batch.labelled is None else flat[batch.labelled]
+
+
 def measure_inference(
-    network: Any, examples: Examples, indices: Sequence[int], task: Task, rule: Exit,
-    *, steps: int, min_steps: int, batch_size: int, runtime: Runtime, precision: str,
+    network: Any, batches: Sequence[Seeded], rule: Exit,
+    *, steps: int, min_steps: int = 1, runtime: Runtime, precision: str,
 ) -> Measured:  # fmt: skip
-    """Measure a network on some of the held-out examples, this rank on its share; what is hidden of each is fixed.
+    """Measure a network on this rank's share of held-out batches (any number), with tokens leaving by a rule.
 
     Raises:
         DivergedError: the loss is not finite.
     """
     was_training = network.training
     network.eval()
-    own = [indices[at] for at in shard(len(indices), runtime.rank, runtime.world_size)]
     total = torch.zeros(7, dtype=torch.float64, device=runtime.device)
-    for mine in (own[at : at + batch_size] for at in range(0, len(own), batch_size)):
-        batch = to_device(task.batch(examples[mine], mine), runtime)
+    for batch, seeds in batches:
         with runtime.autocast(precision):
-            found = infer(network, batch, rule, steps=steps, min_steps=min_steps, seeds=mine)
-        labels = batch.labels.flatten() if batch.labelled is None else batch.labels.flatten()[batch.labelled]
+            found = infer(network, batch, rule, steps=steps, min_steps=min_steps, seeds=seeds)
+        labels = labels_of(batch)
         losses = label_losses(found.logits, labels).sum()
         hits, count = (found.logits.argmax(-1) == labels).sum(), (labels != NO_LABEL).sum()
         taken, real = found.steps.sum(), (found.steps > 0).sum()

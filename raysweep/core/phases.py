@@ -16,7 +16,7 @@ from raysweep.core.continuous import Events
 from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import Measured, evaluate, shared_batches, write_samples
 from raysweep.core.examples import Dataset, build_task, load_dataset
-from raysweep.core.inference import measure_inference, present_network, rule_of
+from raysweep.core.inference import halves_of, measure_inference, present_network, rule_of, seeded_batches
 from raysweep.core.runtime import Interrupted, Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
@@ -328,15 +328,19 @@ class _Trial:
 
     def _infer(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         """Measure with tokens leaving: what the search sees on one half of the held-out examples, beside the other."""
-        spec, network = InferSpec(**phase.params), present_network(state)
+        spec, network, examples = InferSpec(**phase.params), present_network(state), self.data.evaluation
         halves = [
             measure_inference(
-                network, self.data.evaluation, range(first, len(self.data.evaluation), 2), self.task, rule_of(spec),
-                steps=spec.steps, min_steps=spec.min_steps, batch_size=self.plan.training["batch_size"],
-                runtime=self.runtime, precision=self.plan.training["precision"],
+                network,
+                seeded_batches(examples, half, self.plan.training["batch_size"], self.task, self.runtime),
+                rule_of(spec),
+                steps=spec.steps,
+                min_steps=spec.min_steps,
+                runtime=self.runtime,
+                precision=self.plan.training["precision"],
             ).numbers
-            for first in (0, 1)
-        ]  # fmt: skip
+            for half in halves_of(len(examples))
+        ]
         return {**halves[0], "reported": halves[1]}
 
     def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> dict[str, Any]:

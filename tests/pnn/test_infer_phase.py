@@ -15,7 +15,7 @@ from inline import InlineDriver, new_sweep
 from raysweep import registry
 from raysweep.cli import main
 from raysweep.contracts import Facts
-from raysweep.core.inference import Measured, check_inference, measure_inference
+from raysweep.core.inference import Measured, check_inference, measure_inference, seeded_batches
 from raysweep.core.networks import build_network
 from raysweep.core.preflight import preflight
 from raysweep.errors import DataError, ModelError, SpecError
@@ -97,8 +97,8 @@ def test_it_is_the_same_in_any_batches_and_changes_nothing(tmp_path: Path) -> No
 
     def measured(batch_size: int) -> Measured:
         return measure_inference(
-            network.double(), examples, range(7), task, registry.build("exits", "delta_norm", {"threshold": 0.42}),
-            steps=4, min_steps=1, batch_size=batch_size, runtime=cpu(), precision="fp32",
+            network.double(), seeded_batches(examples, range(7), batch_size, task, cpu()),
+            registry.build("exits", "delta_norm", {"threshold": 0.42}), steps=4, runtime=cpu(), precision="fp32",
         )  # fmt: skip
 
     one, many = measured(1), measured(7)

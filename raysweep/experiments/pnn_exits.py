@@ -1,0 +1,211 @@
+"""Accuracy against FLOPs and time of one recurrent network, by how its tokens leave.
+
+Fixed depths, every exit rule over its thresholds, and beside each of those points an exit by chance with the same mean
+number of steps. All see the same examples with the same tokens hidden. Thresholds are chosen on one half of the
+examples; what is claimed of them is measured on the other.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from raysweep import registry
+from raysweep.contracts import Batch, Examples, Exit, Task
+from raysweep.core.inference import Measured, Seeded, halves_of, measure_inference, seeded_batches
+from raysweep.core.runtime import Runtime
+from raysweep.pnn.dynamic import infer
+
+THRESHOLDS: dict[str, tuple[str, Sequence[float]]] = {
+    "delta_norm": ("threshold", (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
+    "patience": ("patience", (1, 2)),
+    "kl": ("divergence", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+    "max_probability": ("probability", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)),
+    "learned": ("quantile", (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)),
+}
+"""Exit -> its option, and the values that are tried."""
+FIXED, CONTROL = "none", "random"
+TOLERANCE = 0.002
+"""Accuracy that may be lost for a saving to count: 0.2 percentage points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One way of leaving, measured on both halves of the examples."""
+
+    exit: str
+    options: dict[str, float]
+    steps: int
+    """After so many every token leaves."""
+    searched: dict[str, float]
+    """loss, perplexity, accuracy, flops_per_token and mean_steps on the half that choices are made on."""
+    reported: dict[str, float]
+    """The same on the other half."""
+    seconds_per_token: float
+    """Wall time on the reported half, the median of several runs; of a fixed depth, of the network as it is."""
+    control: dict[str, float] | None = None
+    """What leaving by chance, with the mean steps of the searched half, gives on the reported one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What a way of leaving saves against the trained depth, at an accuracy that is at most 0.2 points lower.
+
+    Chosen on the searched half, the cheapest one; all numbers are of the reported half.
+    """
+
+    exit: str
+    chosen: dict[str, float]
+    """Its options and steps."""
+    flops: float
+    """Share of the FLOPs that is saved."""
+    seconds: float
+    """Share of the wall time that is saved; below 0: it takes longer."""
+    accuracy: float
+    """Difference to the trained depth's."""
+    over_chance: float | None
+    """Accuracy above that of leaving by chance after equally many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitCurves:
+    """Everything that was measured of one network."""
+
+    trained_steps: int
+    batch_size: int
+    points: list[Point] = field(default_factory=list)
+
+    @property
+    def savings(self) -> list[Saving]:
+        """What each exit saves; one that reaches the accuracy at no threshold is left out."""
+        reference = next(p for p in self.points if p.exit == FIXED and p.steps == self.trained_steps)
+        found = [self._saving(name, reference) for name in dict.fromkeys(point.exit for point in self.points)]
+        return [saving for saving in found if saving is not None]
+
+    def _saving(self, name: str, reference: Point) -> Saving | None:
+        least = reference.searched["accuracy"] - TOLERANCE
+        able = [p for p in self.points if p.exit == name and p.searched["accuracy"] >= least]
+        if not able:
+            return None
+        best = min(able, key=lambda point: point.searched["flops_per_token"])
+        return Saving(
+            exit=name,
+            chosen={**best.options, "steps": best.steps},
+            flops=1 - best.reported["flops_per_token"] / reference.reported["flops_per_token"],
+            seconds=1 - best.seconds_per_token / reference.seconds_per_token,
+            accuracy=best.reported["accuracy"] - reference.reported["accuracy"],
+            over_chance=best.reported["accuracy"] - best.control["accuracy"] if best.control else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, the savings included."""
+        return {**asdict(self), "savings": [asdict(saving) for saving in self.savings]}
+
+
+def exit_curves(
+    network: Any,
+    task: Task,
+    examples: Examples,
+    *,
+    batch_size: int = 32,
+    thresholds: Mapping[str, tuple[str, Sequence[float]]] = THRESHOLDS,
+    runs: int = 3,
+    runtime: Runtime | None = None,
+    precision: str = "fp32",
+) -> ExitCurves:
+    """Measure a trained PNN at every fixed depth up to twice its own, and with tokens leaving by every rule.
+
+    `raysweep analyze pnn` shows the result: `exit_curves(...).to_dict()`, drawn by `reports.exit_curves`.
+
+    Args:
+        network: as `core.networks.build_network` or an export gives it; `learned` is tried where it has an exit head.
+        task: what it predicts, with the facts of its data.
+        examples: held-out ones, one a row; at least 2.
+        thresholds: exit -> its option and the values to try.
+        runs: timings of each point, of which the median counts.
+
+    Raises:
+        ModelError: a network of separate layers.
+    """
+    runtime = runtime or Runtime(device=torch.device("cpu"))
+    halves = [seeded_batches(examples, half, batch_size, task, runtime) for half in halves_of(len(examples))]
+    lab = _Laboratory(network=network.eval(), halves=halves, runs=runs, runtime=runtime, precision=precision)
+    trained = int(network.config.num_steps)
+    points = [lab.fixed(steps) for steps in range(1, 2 * trained + 1)]
+    for name, (option, values) in thresholds.items():
+        if name != "learned" or network.config.step_weights == "ponder":
+            points += [lab.point(name, {option: value}, trained) for value in values]
+    return ExitCurves(trained_steps=trained, batch_size=batch_size, points=points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Laboratory:
+    """A network on two halves of examples."""
+
+    network: Any
+    halves: Sequence[Sequence[Seeded]]
+    runs: int
+    runtime: Runtime
+    precision: str
+
+    def fixed(self, steps: int) -> Point:
+        rule = registry.build("exits", FIXED)
+        searched, reported = (self._measured(half, rule, steps).numbers for half in self.halves)
+        seconds = self._seconds(lambda batch, seeds: self._as_it_is(batch, steps))
+        return Point(exit=FIXED, options={}, steps=steps, searched=searched, reported=reported,
+                     seconds_per_token=seconds)  # fmt: skip
+
+    def point(self, name: str, options: dict[str, float], steps: int) -> Point:
+        rule = registry.build("exits", name, options)
+        searched, reported = (self._measured(half, rule, steps).numbers for half in self.halves)
+        chance = registry.build("exits", CONTROL, {"mean_steps": searched["mean_steps"]})
+        return Point(
+            exit=name,
+            options=options,
+            steps=steps,
+            searched=searched,
+            reported=reported,
+            seconds_per_token=self._seconds(
+                lambda batch, seeds: infer(self.network, batch, rule, steps=steps, seeds=seeds)
+            ),
+            control=self._measured(self.halves[1], chance, steps).numbers,
+        )
+
+    def _measured(self, half: Sequence[Seeded], rule: Exit, steps: int) -> Measured:
+        return measure_inference(
+            self.network, half, rule, steps=steps, runtime=self.runtime, precision=self.precision
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _as_it_is(self, batch: Batch, steps: int) -> torch.Tensor:
+        state = self.network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps)[-1]
+        logits: torch.Tensor = self.network.predict(self.network.predicted_from(state, batch.labelled))
+        return logits
+
+    def _seconds(self, run: Callable[[Batch, Sequence[int]], Any]) -> float:
+        half = self.halves[1]
+        places = sum(_places(batch) for batch, _ in half)
+        return statistics.median(self._once(run, half) for _ in range(self.runs)) / places
+
+    def _once(self, run: Callable[[Batch, Sequence[int]], Any], half: Iterable[Seeded]) -> float:
+        self._wait()
+        started = time.perf_counter()
+        for batch, seeds in half:
+            with self.runtime.autocast(self.precision):
+                run(batch, seeds)
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.runtime.device.type == "cuda":
+            torch.cuda.synchronize(self.runtime.device)
+
+
+def _places(batch: Batch) -> int:
+    """Return the tokens of a batch, or its images."""
+    return batch.inputs.numel() if batch.inputs.dim() == 2 else len(batch.inputs)
