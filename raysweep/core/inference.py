@@ -23,7 +23,6 @@ from raysweep.pnn.dynamic import check_exit, infer
 from raysweep.records import perplexity
 from raysweep.spec import InferSpec, ModelSpec
 
-
 Seeded = tuple[Batch, Sequence[int]]
 """A batch, and the seed of each of its examples."""
 

@@ -21,10 +21,10 @@ from raysweep.core.preflight import preflight
 from raysweep.errors import DataError, ModelError, SpecError
 from raysweep.jobfile import check_job
 from raysweep.objectives import judge
+from raysweep.plan import Fingerprints
 from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
-from raysweep.plan import Fingerprints
 from raysweep.records import PhaseRecord
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.reports.tables import exit_text

@@ -73,7 +73,9 @@ def test_savings_are_chosen_on_one_half_and_told_of_the_other() -> None:
 
 def test_it_is_plain_data_and_a_picture(tmp_path: Path) -> None:
     curves = ExitCurves(trained_steps=2, batch_size=8, points=[point("none", 0.5, 1e6), point("kl", 0.4, 2e5)])
-    curves = replace(curves, points=[*curves.points, point("kl", 0.45, 3e5, control={"accuracy": 0.4, "flops_per_token": 3e5})])
+    curves = replace(
+        curves, points=[*curves.points, point("kl", 0.45, 3e5, control={"accuracy": 0.4, "flops_per_token": 3e5})]
+    )
     content = json.loads(json.dumps(curves.to_dict()))
     assert content["savings"][0]["exit"] == "none"
     draw_exit_curves(content, tmp_path / "curves.png")
