@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from raysweep import registry
 from raysweep.contracts import Batch, Examples, Exit, Task
-from raysweep.core.inference import Measured, Seeded, halves_of, measure_inference, seeded_batches
+from raysweep.core.inference import Seeded, halves_of, measure_inference, seeded_batches
 from raysweep.core.runtime import Runtime
 from raysweep.pnn.dynamic import infer
 
@@ -134,13 +134,30 @@ def exit_curves(
     """
     runtime = runtime or Runtime(device=torch.device("cpu"))
     halves = [seeded_batches(examples, half, batch_size, task, runtime) for half in halves_of(len(examples))]
-    lab = _Laboratory(network=network.eval(), halves=halves, runs=runs, runtime=runtime, precision=precision)
+    lab = _Laboratory(network=network.eval(), halves=halves, runtime=runtime, precision=precision)
     trained = int(network.config.num_steps)
-    points = [lab.fixed(steps) for steps in range(1, 2 * trained + 1)]
+    ways = [_Way(exit=FIXED, options={}, steps=steps) for steps in range(1, 2 * trained + 1)]
     for name, (option, values) in thresholds.items():
         if name != "learned" or network.config.step_weights == "ponder":
-            points += [lab.point(name, {option: value}, trained) for value in values]
+            ways += [_Way(exit=name, options={option: value}, steps=trained) for value in values]
+    found = [lab.measured(way) for way in ways]
+    seconds = lab.seconds(ways, runs)
+    points = [replace(point, seconds_per_token=own) for point, own in zip(found, seconds, strict=True)]
     return ExitCurves(trained_steps=trained, batch_size=batch_size, points=points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """A way of leaving."""
+
+    exit: str
+    options: dict[str, float]
+    steps: int
+
+    @property
+    def rule(self) -> Exit:
+        rule: Exit = registry.build("exits", self.exit, self.options)
+        return rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,57 +166,47 @@ class _Laboratory:
 
     network: Any
     halves: Sequence[Sequence[Seeded]]
-    runs: int
     runtime: Runtime
     precision: str
 
-    def fixed(self, steps: int) -> Point:
-        rule = registry.build("exits", FIXED)
-        searched, reported = (self._measured(half, rule, steps).numbers for half in self.halves)
-        seconds = self._seconds(lambda batch, seeds: self._as_it_is(batch, steps))
-        return Point(exit=FIXED, options={}, steps=steps, searched=searched, reported=reported,
-                     seconds_per_token=seconds)  # fmt: skip
+    def measured(self, way: _Way) -> Point:
+        """Measure all but the time."""
+        searched, reported = (self._numbers(half, way) for half in self.halves)
+        control = None
+        if way.exit != FIXED:
+            chance = _Way(exit=CONTROL, options={"mean_steps": searched["mean_steps"]}, steps=way.steps)
+            control = self._numbers(self.halves[1], chance)
+        return Point(**vars(way), searched=searched, reported=reported, control=control, seconds_per_token=0.0)
 
-    def point(self, name: str, options: dict[str, float], steps: int) -> Point:
-        rule = registry.build("exits", name, options)
-        searched, reported = (self._measured(half, rule, steps).numbers for half in self.halves)
-        chance = registry.build("exits", CONTROL, {"mean_steps": searched["mean_steps"]})
-        return Point(
-            exit=name,
-            options=options,
-            steps=steps,
-            searched=searched,
-            reported=reported,
-            seconds_per_token=self._seconds(
-                lambda batch, seeds: infer(self.network, batch, rule, steps=steps, seeds=seeds)
-            ),
-            control=self._measured(self.halves[1], chance, steps).numbers,
-        )
+    def seconds(self, ways: Sequence[_Way], runs: int) -> list[float]:
+        """Return wall times per token, in rounds over all ways: what else the machine does meets them all alike."""
+        places = sum(_places(batch) for batch, _ in self.halves[1])
+        rounds = [[self._once(way) / places for way in ways] for _ in range(runs)]
+        return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
-    def _measured(self, half: Sequence[Seeded], rule: Exit, steps: int) -> Measured:
+    def _numbers(self, half: Sequence[Seeded], way: _Way) -> dict[str, float]:
         return measure_inference(
-            self.network, half, rule, steps=steps, runtime=self.runtime, precision=self.precision
-        )  # fmt: skip
+            self.network, half, way.rule, steps=way.steps, runtime=self.runtime, precision=self.precision
+        ).numbers  # fmt: skip
+
+    def _once(self, way: _Way) -> float:
+        rule = way.rule
+        self._wait()
+        started = time.perf_counter()
+        for batch, seeds in self.halves[1]:
+            with self.runtime.autocast(self.precision):
+                if way.exit == FIXED:
+                    self._as_it_is(batch, way.steps)
+                else:
+                    infer(self.network, batch, rule, steps=way.steps, seeds=seeds)
+        self._wait()
+        return time.perf_counter() - started
 
     @torch.no_grad()
     def _as_it_is(self, batch: Batch, steps: int) -> torch.Tensor:
         state = self.network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps)[-1]
         logits: torch.Tensor = self.network.predict(self.network.predicted_from(state, batch.labelled))
         return logits
-
-    def _seconds(self, run: Callable[[Batch, Sequence[int]], Any]) -> float:
-        half = self.halves[1]
-        places = sum(_places(batch) for batch, _ in half)
-        return statistics.median(self._once(run, half) for _ in range(self.runs)) / places
-
-    def _once(self, run: Callable[[Batch, Sequence[int]], Any], half: Iterable[Seeded]) -> float:
-        self._wait()
-        started = time.perf_counter()
-        for batch, seeds in half:
-            with self.runtime.autocast(self.precision):
-                run(batch, seeds)
-        self._wait()
-        return time.perf_counter() - started
 
     def _wait(self) -> None:
         if self.runtime.device.type == "cuda":
