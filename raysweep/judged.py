@@ -48,7 +48,7 @@ class Judged:
             share=(self.spent + flops) / (dense_flops_per_step * planned),
             loss=loss,
         )
-        return self.ask({"type": "report", "trial": report.trial, "report": asdict(report)})
+        return self.ask(report_event(report))
 
     def finished(self, phase: PhasePlan, record: PhaseRecord) -> Decision:
         """Report the end of a phase, run by whichever trial."""
@@ -59,3 +59,8 @@ class Judged:
         decision = self.report(phase, phase.steps, loss=record.loss, flops=flops, dense_flops_per_step=dense)
         self.spent += flops
         return decision
+
+
+def report_event(report: Report) -> dict[str, Any]:
+    """Return a report as the sweep is told of it."""
+    return {"type": "report", "trial": report.trial, "report": asdict(report)}

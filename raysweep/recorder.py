@@ -15,7 +15,8 @@ from raysweep.errors import RunError
 from raysweep.jobfile import Job
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord, TrialRecord
-from raysweep.reports.tensorboard import NoWriter, TrialWriter, write_experiment
+from raysweep.reports.hparams import write_experiment
+from raysweep.reports.tensorboard import NoWriter, TrialWriter
 from raysweep.retries import RetryLog
 
 Event = dict[str, Any]

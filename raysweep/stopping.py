@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from raysweep import registry
 from raysweep.contracts import GO, Decision, Report, StoppingRule
 from raysweep.spec import SearchSpec
@@ -16,7 +18,7 @@ def rule_of(search: SearchSpec | None) -> StoppingRule:
     return rule
 
 
-class PromptRule:
+class PromptRule(ABC):
     """Stops a trial or lets it go on, at once.
 
     A trial whose worker was lost trains some steps again and reports them again: it is answered as it was the first
@@ -27,9 +29,9 @@ class PromptRule:
         self._judged: dict[int, float] = {}
         self._stopped: dict[int, Decision] = {}
 
+    @abstractmethod
     def judge(self, report: Report) -> str | None:
         """Return why the trial should stop; each report comes once, a trial's by rising share."""
-        raise NotImplementedError
 
     def report(self, report: Report) -> Decision:
         trial = report.trial
@@ -40,7 +42,8 @@ class PromptRule:
                 self._stopped[trial] = Decision(action="stop", reason=reason)
         return self._stopped.get(trial, GO)
 
-    def ended(self, trial: int) -> None: ...
+    def ended(self, trial: int) -> None:  # noqa: B027  # most rules have nothing to forget
+        ...
 
     def decided(self) -> dict[int, Decision]:
         return {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 from transformers import (
     BertConfig,
@@ -28,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from raysweep import registry
 from raysweep.contracts import Batch, Facts, Task
 from raysweep.core.evaluation import evaluate, shared_batches
+from raysweep.core.networks import network_class
 from raysweep.core.phases import run_trial
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore
@@ -35,6 +35,7 @@ from raysweep.jobfile import check_job
 from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
+from raysweep.pnn.config import PnnConfig, PnnVisionConfig
 from raysweep.records import PhaseRecord
 
 torch.set_num_threads(1)
@@ -72,8 +73,23 @@ CONFIGS: dict[str, Any] = {
         num_attention_heads=3, head_dim=4, hidden_size=10, intermediate_size=14, image_size=[6, 4], patch_size=2,
         num_channels=2, num_labels=CLASSES, **_layers(),
     ),
+    # The width is never heads x head_dim. One refiner serves at each step; its nine heads stand in one layer.
+    "pnn": lambda: PnnConfig(num_attention_heads=9, hidden_size=20, intermediate_size=14, num_steps=3),
+    "pnn-blocks": lambda: PnnConfig(
+        num_attention_heads=3, hidden_size=16, block_widths=(7, 14, 9), num_steps=2, trunk="hierarchical",
+    ),
+    "pnn-layers": lambda: PnnConfig(
+        num_attention_heads=3, hidden_size=16, intermediate_size=14, num_steps=3, trunk="layers", step_weights="last",
+    ),
+    "pnn_vision": lambda: PnnVisionConfig(
+        num_attention_heads=9, hidden_size=20, intermediate_size=14, num_steps=3, image_size=[6, 4], patch_size=2,
+        num_channels=2, num_labels=CLASSES,
+    ),
 }  # fmt: skip
 KINDS = list(CONFIGS)
+IMAGES = ("vit", "pnn_vision")
+RECURRENT = ("pnn", "pnn-blocks", "pnn_vision")
+"""Their layers serve at every step."""
 DECODERS = KINDS[: KINDS.index("bert")]
 """Those that predict the next token."""
 GROUPED = ("llama-gqa", "llama-mqa", "mistral", "qwen3")
@@ -103,7 +119,7 @@ def tiny_model(
 ) -> PlasticModel:
     """Return a wrapped model whose every parameter is random and clearly non-zero, biases and norms included."""
     config = CONFIGS[kind]()
-    if kind != "vit":
+    if kind not in IMAGES:
         config.vocab_size = VOCABULARY
         config.max_position_embeddings = POSITIONS + getattr(family_of(kind), "reserved_positions", 0)
     network = auto_class(kind).from_config(config, attn_implementation=attention).to(dtype).eval()
@@ -126,7 +142,7 @@ def task_name(kind: str) -> str:
 
 def auto_class(kind: str) -> Any:
     """Return the class of transformers that builds networks of a kind."""
-    return getattr(transformers, registry.load("tasks", task_name(kind)).model_class)
+    return network_class(registry.load("tasks", task_name(kind)).model_class)
 
 
 def task_of(kind: str) -> Task:
@@ -138,7 +154,7 @@ def task_of(kind: str) -> Task:
 def some_examples(kind: str, batch: int = 2, length: int = 12, seed: int = 0) -> np.ndarray:
     """Return rows of integers for the task of a kind: sentences are of different lengths, at least 2."""
     generator = np.random.default_rng(seed)
-    if kind == "vit":
+    if kind in IMAGES:
         labels = generator.integers(CLASSES, size=(batch, 1))
         return np.concatenate([labels, generator.integers(101, size=(batch, 2 * 6 * 4))], axis=1)
     tokens = some_tokens(batch, length, seed).numpy()
@@ -169,7 +185,7 @@ def parts_of(batch: Batch, size: int) -> list[Batch]:
 def arguments_of(network: Any, batch: Batch) -> dict[str, Any]:
     """Return what a plain transformers network takes for a batch."""
     mask = {} if batch.attention_mask is None else {"attention_mask": batch.attention_mask}
-    cache = {"use_cache": False} if network.config.model_type != "vit" else {}
+    cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
     return {network.main_input_name: batch.inputs, **mask, **cache}
 
 
@@ -203,6 +219,11 @@ def mean_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
+def slots_in(model: PlasticModel, slots: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return slots that are given for three layers of three heads or more; in a single layer they are side by side."""
+    return [(0, 3 * layer + head) if model.shape[0] == 1 else (layer, head) for layer, head in slots]
+
+
 def head_map_without(model: PlasticModel, *slots: tuple[int, int]) -> HeadMap:
     return HeadMap.full(*model.shape).without(slots)
 
@@ -233,7 +254,7 @@ def head_places(kind: str, model: PlasticModel, layer: int, head: int) -> dict[s
             for at, role in enumerate(("query", "key", "value"))
         }  # fmt: skip
         return {**places, "output": [(f"{prefix}.dense.weight", 1, own)]}
-    prefix = BLOCKS[kind.partition("-")[0]].format(layer)
+    prefix = block_of(kind, layer)
     names = dict(model.network.named_parameters())
     projection = {"opt": "out_proj", "bert": "output.dense", "roberta": "output.dense"}.get(kind.partition("-")[0])
     places = {
@@ -253,7 +274,16 @@ BLOCKS = {
     "vit": "vit.layers.{}.attention",
     "gpt_neox": "gpt_neox.layers.{}.attention",
     "gpt2": "transformer.h.{}.attn",
+    "pnn": "pnn.refiner.attention",
+    "pnn-blocks": "pnn.refiner.blocks.{}.attention",
+    "pnn-layers": "pnn.layers.{}.attention",
+    "pnn_vision": "pnn.refiner.attention",
 }
+
+
+def block_of(kind: str, layer: int) -> str:
+    """Return the name of a layer's attention module."""
+    return BLOCKS[kind if kind in BLOCKS else kind.partition("-")[0]].format(layer)
 
 
 def at(model: PlasticModel, place: tuple[str, int, range]) -> torch.Tensor:
@@ -270,7 +300,7 @@ def compacted(kind: str, model: PlasticModel, head_map: HeadMap) -> Any:
     network = copy.deepcopy(model.network)
     for layer, site in enumerate(model.sites):
         kept = [int(head) for head in np.flatnonzero(head_map.present[layer])]
-        attention = network.get_submodule(BLOCKS[kind.partition("-")[0]].format(layer))
+        attention = network.get_submodule(block_of(kind, layer))
         if kind == "gpt2":
             _compact_gpt2(attention, kept, site.head_dim)
         elif kind == "gpt_neox":
@@ -319,7 +349,7 @@ def _compact_linear(attention: Any, kept: Sequence[int], site: Any) -> None:
     old = getattr(outer, name)
     columns = torch.tensor([head * site.head_dim + at for head in kept for at in range(site.head_dim)])
     _replace_linear(outer, name, old.weight.data[:, columns], old.bias)
-    attention.num_heads = len(kept)
+    attention.num_heads = attention.num_attention_heads = len(kept)
     attention.num_key_value_groups = len(kept) // len(shared)
 
 

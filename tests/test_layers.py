@@ -25,7 +25,7 @@ LAYERS = (
     {"halting", "stages"},
     {"objectives"},
     {"contracts"},
-    {"archive", "judged", "rungs", "stopping"},
+    {"archive", "decisions", "judged", "rungs", "stopping"},
     {"points"},
     {"lifecycle", "reports", "retries"},
     {"engine"},
@@ -85,12 +85,12 @@ def test_the_whole_package_is_looked_at() -> None:
         (
             "reports/bad.py",
             "import torch",
-            "reports/bad.py: only cluster, core, doctor, experiments, exports, init, models, plasticity, tasks may",
+            "reports/bad.py: only cluster, core, doctor, experiments, exports, init, models, plasticity, pnn,",
         ),
         (
             "prune/bad.py",
             "from torch import nn",
-            "prune/bad.py: only cluster, core, doctor, experiments, exports, init, models, plasticity, tasks may",
+            "prune/bad.py: only cluster, core, doctor, experiments, exports, init, models, plasticity, pnn,",
         ),
         ("plan.py", "try:\n    import transformers\nexcept ImportError:\n    pass", "plan.py: only cluster, core"),
         ("archive.py", "import yaml", "archive.py: only yamlfile may import yaml"),

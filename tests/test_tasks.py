@@ -126,7 +126,7 @@ def test_padding_is_neither_attended_to_nor_scored() -> None:
             torch.testing.assert_close(logits_of(model, alone)[0], logits_of(model, before)[row], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["bert-classes", "vit"])
+@pytest.mark.parametrize("kind", ["bert-classes", "vit", "pnn_vision"])
 def test_a_classifier_has_one_label_an_example(kind: str) -> None:
     model, batch = tiny_model(kind), some_batch(kind, 6)
     assert batch.labels.tolist() == some_examples(kind, 6)[:, 0].tolist()

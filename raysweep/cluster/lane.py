@@ -118,8 +118,8 @@ def work(config: dict[str, Any]) -> None:
 def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -> None:
     """Run one trial; rank 0 tells how it ended, or hands it back. What is no fault of its plan ends the worker."""
     from raysweep.core.phases import run_trial
-    from raysweep.core.runtime import Interrupted
     from raysweep.core.store import PhaseStore
+    from raysweep.decisions import Interrupted
     from raysweep.plan import TrialPlan
 
     plan = TrialPlan.from_json(assignment.plan)

@@ -16,6 +16,7 @@ from raysweep.core.state import TrialState
 from raysweep.errors import TrialError
 from raysweep.plan import derived_seed
 from raysweep.plasticity.budget import lowest_heads, round_counts, share
+from raysweep.plasticity.donors import donors_of
 from raysweep.plasticity.growth_probe import Directions, gradmax_scores, value_directions
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.insertion import Sources, propose
@@ -133,11 +134,16 @@ def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, 
     heads = grower(statistics, count, np.random.default_rng(derived_seed(key, "grow")))
     _check_grown(heads, count, statistics, params["strategy"])
     examiner.runtime.assert_equal(heads)
+    before = state.head_map
     state.add_heads(heads, cycle)
     state.initialise_new_heads(initializer, key, sources)
     _check_alive(state, params["init"], examiner)
     scores = np.where(statistics.present, 0.0, sensitivity)
     decision = _decision(params["strategy"], {**options, "init": params["init"], **init_options}, heads, scores)
+    if initializer.needs == "donor":
+        assert sources.taylor is not None
+        donors = donors_of(state.model.sites, before, heads, sources.taylor)
+        decision["donors"] = [list(donors[slot]) for slot in heads]
     return {**decision, "form": form}
 
 

@@ -17,11 +17,12 @@ from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import Measured, evaluate, shared_batches, write_samples
 from raysweep.core.examples import Dataset, build_task, load_dataset
 from raysweep.core.inference import halves_of, measure_inference, present_network, rule_of, seeded_batches
-from raysweep.core.runtime import Interrupted, Runtime
+from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
 from raysweep.core.training import Schedule, Training
 from raysweep.core.trajectory import Trajectory
+from raysweep.decisions import foremost, obey
 from raysweep.errors import DiskFullError, TrialError
 from raysweep.halting import reached, result, verdict
 from raysweep.judged import Judged
@@ -70,16 +71,6 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
         except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
             if runtime.rank == 0:
                 runtime.emit({"type": "control_failed", "trial": plan.trial, "arm": arm, "error": str(error)})
-
-
-def obey(decision: Decision) -> None:
-    """Go on, or not.
-
-    Raises:
-        Interrupted: the decision is another than `go`.
-    """
-    if decision.action != "go":
-        raise Interrupted(decision)
 
 
 @lru_cache(maxsize=4)
@@ -140,18 +131,13 @@ class _Trial:
             Interrupted: the sweep says so, before the phase or within.
         """
         started = time.perf_counter()
-        leads = self.runtime.rank == 0
         self.judged = judged
-        if not self.runtime.from_rank_0(leads and self.store.has(phase.key)):
+        outcome = self._found(phase)
+        if outcome is None:
             obey(self.runtime.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
-        with self.store.lease(phase.key) if leads else nullcontext():
-            outcome: Outcome | None = self.runtime.from_rank_0(self.store.find(phase.key) if leads else None)
-            if outcome is None:
-                outcome = self._run(phase, started)
-                self._save(phase, outcome)
-            else:
-                self.state = None  # the store is ahead of it
-            self.runtime.barrier()
+            outcome = self._run_once(phase, started)
+        else:
+            self.state = None  # the store is ahead of it
         self.previous = phase.key
         record = {
             **outcome.record,
@@ -161,6 +147,24 @@ class _Trial:
             "seconds": round(time.perf_counter() - started, 4),
         }
         return PhaseRecord.from_dict(record)
+
+    def _found(self, phase: PhasePlan) -> Outcome | None:
+        found: Outcome | None = self.runtime.from_rank_0(
+            self.store.find(phase.key) if self.runtime.rank == 0 else None
+        )  # fmt: skip
+        return found
+
+    def _run_once(self, phase: PhasePlan, started: float) -> Outcome:
+        """Run a phase, unless someone else has done so while its lease was waited for."""
+        with self.store.lease(phase.key) if self.runtime.rank == 0 else nullcontext():
+            outcome = self._found(phase)
+            if outcome is None:
+                outcome = self._run(phase, started)
+                self._save(phase, outcome)
+            else:
+                self.state = None
+            self.runtime.barrier()
+        return outcome
 
     def _run(self, phase: PhasePlan, started: float) -> Outcome:
         state = self._state()
@@ -354,12 +358,13 @@ class _Trial:
             steps=phase.steps,
             every=every,
         )
-        decisions = [GO]
+        answers: list[Decision] = []  # to what was said since the last step
 
         def between_steps(step: int) -> None:
             if training.evaluations and training.evaluations[-1]["step"] == step:
-                decisions.append(self._report(phase, state, training.evaluations[-1]))
-            decision = next((decision for decision in decisions if decision.action != "go"), GO)
+                answers.append(self._report(phase, state, training.evaluations[-1]))
+            decision = foremost(answers)
+            answers.clear()
             if decision.action in ("pause", "leave") or step % self.plan.checkpoint_every_steps == 0:
                 self._checkpoint(phase, training, trajectory, step, events)
             obey(decision)
@@ -377,7 +382,7 @@ class _Trial:
             ),
             training=self.plan.training,
             runtime=self.runtime,
-            on_point=lambda point: decisions.append(self.runtime.ask(self._event("progress", phase, point=point))),
+            on_point=lambda point: answers.append(self.runtime.ask(self._event("progress", phase, point=point))),
             on_step=trajectory.follow,
             evaluate=lambda: self._held_out(state).loss,
             evaluate_every=phase.params["evaluate_every"],

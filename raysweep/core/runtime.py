@@ -25,14 +25,6 @@ def go_on(event: Event) -> Decision:
     return GO
 
 
-class Interrupted(Exception):
-    """The trial does not go on here; what it has done is in the store. Raised on all ranks alike."""
-
-    def __init__(self, decision: Decision) -> None:
-        super().__init__(f"{decision.action}: {decision.reason}")
-        self.decision = decision
-
-
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """One rank of a process group; without a group, the only one."""

@@ -82,9 +82,6 @@ class PhaseStore:
         self.warn = warn
         folder.mkdir(parents=True, exist_ok=True)
 
-    def has(self, key: str) -> bool:
-        return self.find(key) is not None
-
     def find(self, key: str) -> Outcome | None:
         """Return a phase's outcome; None where there is none, or only a damaged one, which is set aside."""
         folder = self.folder / key

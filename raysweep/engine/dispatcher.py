@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raysweep.contracts import GO, Decision, Report, StoppingRule
@@ -341,8 +341,3 @@ class Dispatcher:
         self._unclaim(trial)
         self.events.append({**ending, "type": "final", "trial": trial, "attempts": attempts})
         self.rule.ended(trial)
-
-
-def report_event(report: Report) -> Event:
-    """Return a report as an event for `ask`."""
-    return {"type": "report", "trial": report.trial, "report": asdict(report)}

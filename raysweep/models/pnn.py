@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from raysweep.errors import ModelError
 from raysweep.plasticity.sites import AttentionSite, linear_rows
+from raysweep.pnn.forms import GateForm, Init, StepWeights, Trunk, conflict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,15 +31,15 @@ class Family:
     recurrent_trunks: ClassVar[tuple[str, ...]] = ("refiner", "hierarchical", "shared_layer")
     """Those whose tokens can leave step by step: `cycle.infer`."""
     num_steps: Annotated[int, Field(ge=1)] = 4
-    trunk: Literal["refiner", "hierarchical", "layers", "shared_layer"] = "refiner"
+    trunk: Trunk = "refiner"
     intermediate_size: Width | None = None
     """Default: the size's own."""
     block_widths: tuple[Width, ...] | None = None
-    gate: Literal["query_key", "constant", "scalar", "none"] = "query_key"
+    gate: GateForm = "query_key"
     gate_value: Annotated[float, Field(gt=0)] = 0.5
-    init: Literal["reference", "zero"] = "reference"
+    init: Init = "reference"
     tie_word_embeddings: bool = False
-    step_weights: Literal["linear", "uniform", "last", "geometric", "ponder"] | None = None
+    step_weights: StepWeights | None = None
     """Default: `linear`; for stacks of layers `last`."""
     ponder_prior: Share = 0.3
     ponder_weight: Annotated[float, Field(ge=0)] = 0.01
@@ -49,8 +51,14 @@ class Family:
     type_vocab_size: Annotated[int, Field(ge=0)] = 0
     step_head_mask: list[list[float]] | None = None
 
+    def __post_init__(self) -> None:
+        fault = conflict(self.trunk, self.init, self.random_depth)
+        if fault is not None:
+            raise ValueError(fault)
+
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
-        from raysweep.pnn.network import PnnConfig
+        import raysweep.pnn.network  # noqa: F401  # the automatic classes know ours from here on
+        from raysweep.pnn.config import PnnConfig
 
         text = {"vocab_size": vocab_size, "max_position_embeddings": seq_len}
         return PnnConfig(**self.sizes[size] | self.options() | text)
@@ -80,6 +88,8 @@ class Family:
         ]
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        if attention.config.step_head_mask is not None:
+            raise ModelError("heads that differ from step to step cannot be taken out: use the dense format.")
         attention.num_attention_heads = heads
 
 

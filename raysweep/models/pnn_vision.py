@@ -18,6 +18,7 @@ class Family(pnn.Family):
 
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
         """An image has neither a vocabulary nor a window: both are left out."""
-        from raysweep.pnn.network import PnnVisionConfig
+        import raysweep.pnn.network  # noqa: F401  # the automatic classes know ours from here on
+        from raysweep.pnn.config import PnnVisionConfig
 
         return PnnVisionConfig(**self.sizes[size] | self.options())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from transformers import PreTrainedConfig
 
-Trunk = Literal["refiner", "hierarchical", "layers", "shared_layer"]
-GateForm = Literal["query_key", "constant", "scalar", "none"]
-Init = Literal["reference", "zero"]
-StepWeights = Literal["linear", "uniform", "last", "geometric", "ponder"]
+from raysweep.errors import ModelError, known_names_hint
+from raysweep.pnn.forms import GateForm, Init, StepWeights, Trunk, conflict, mask_fault
 
 
 class PnnConfig(PreTrainedConfig):
@@ -34,6 +32,9 @@ class PnnConfig(PreTrainedConfig):
         step_head_mask: [step][head], what each head's output is multiplied by at each step; the last row goes on.
         type_vocab_size: number of segments that a token can be of; 0: there are none.
         image_size, patch_size, num_channels: of a network that reads images; without them it reads tokens.
+
+    Raises:
+        ModelError: no step at all, a form that there is not, or forms that do not go together.
     """
 
     model_type = "pnn"
@@ -70,12 +71,6 @@ class PnnConfig(PreTrainedConfig):
         pad_token_id: int | None = None,
         **options: Any,
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps = {num_steps}: a network has at least 1 step.")
-        for name, value, form in (("trunk", trunk, Trunk), ("gate", gate, GateForm), ("init", init, Init),
-                                  ("step_weights", step_weights, StepWeights)):  # fmt: skip
-            if value not in get_args(form):
-                raise ValueError(f"{name} = {value!r}: choose one of {', '.join(get_args(form))}.")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads
@@ -103,7 +98,21 @@ class PnnConfig(PreTrainedConfig):
         self.patch_size = patch_size
         self.num_channels = num_channels
         self.pad_token_id = pad_token_id
+        self._check()
         super().__init__(tie_word_embeddings=tie_word_embeddings, **options)
+
+    def _check(self) -> None:
+        if self.num_steps < 1:
+            raise ModelError(f"num_steps = {self.num_steps}: a network has at least 1 step.")
+        for name, form in (("trunk", Trunk), ("gate", GateForm), ("init", Init), ("step_weights", StepWeights)):
+            value = getattr(self, name)
+            if value not in get_args(form):
+                raise ModelError(f"{name} = {value!r}: {known_names_hint(value, get_args(form))}")
+        fault = conflict(self.trunk, self.init, self.random_depth)
+        if fault is None and self.step_head_mask is not None:
+            fault = mask_fault(self.step_head_mask, self.num_attention_heads)
+        if fault is not None:
+            raise ModelError(fault)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -123,5 +132,5 @@ class PnnVisionConfig(PnnConfig):
 
     model_type = "pnn_vision"
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:  # transformers would write one of its own, which leaves defaults out
         super().__init__(**options)

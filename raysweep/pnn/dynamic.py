@@ -68,9 +68,10 @@ def infer(
     with counted(network) as work:
         embedded = trunk.embeddings(batch.inputs, batch.token_types)
         shape = embedded.shape[:2]
+        real = torch.ones(shape, device=embedded.device) if batch.attention_mask is None else batch.attention_mask
+        remaining = Remaining(real.bool(), trunk.mask(embedded, batch.attention_mask), work)
         embedded = embedded.flatten(0, 1)
         states, taken = embedded.clone(), embedded.new_zeros(len(embedded), dtype=torch.long)
-        remaining = Remaining(shape, batch.attention_mask, embedded.device, work)
         exits = _Exits(network, rule, batch, shape, steps=steps, min_steps=min_steps, seeds=seeds)
         for step in range(steps):
             at = remaining.at
@@ -133,16 +134,17 @@ def counted(network: nn.Module) -> Iterator[Work]:
 
 
 class Remaining:
-    """The tokens of a batch that have not left, and the keys and values of all. A place is a flat position."""
+    """The tokens of a batch that have not left, and the keys and values of all. A place is a flat position.
 
-    def __init__(
-        self, shape: Sequence[int], attention_mask: torch.Tensor | None, device: torch.device, work: Work
-    ) -> None:
-        self.batch, self.tokens = shape
+    Args:
+        real: (batch, tokens), False at padding, which is never there.
+        mask: as the attention interface takes it, the same for every query; None: nothing is padded.
+    """
+
+    def __init__(self, real: torch.Tensor, mask: torch.Tensor | None, work: Work) -> None:
+        self.batch, self.tokens = real.shape
+        self.mask = None if mask is None else mask[:, :, :1]
         self.work = work
-        real = torch.ones(*shape, dtype=torch.bool, device=device) if attention_mask is None else attention_mask.bool()
-        self.seen = None if bool(real.all()) else real[:, None, None]
-        """(batch, 1, 1, tokens); None: nothing is padded."""
         self._kept: dict[Attention, list[torch.Tensor]] = {}
         self._stand(real.flatten().nonzero().flatten())
 
@@ -182,7 +184,7 @@ class Remaining:
             kept.unflatten(0, (self.batch, self.tokens))[rows].transpose(1, 2) for kept in self._kept[attention]
         )
         own = attention.queries(read[None])[0].transpose(0, 1)
-        mask = None if self.seen is None else self.seen[rows]
+        mask = None if self.mask is None else self.mask[rows]
         mixed = attention.attend(self._in_rows(own).transpose(1, 2), keys, values, mask, head_mask)
         self.work.flops += 4 * len(self.rows) * self.widest * self.tokens * own[0].numel()
         return attention.o_proj(mixed.flatten(0, 1) if self._whole else mixed[self.row, self.turn])

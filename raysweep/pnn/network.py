@@ -19,11 +19,13 @@ from transformers import (
 )
 from transformers import initialization as initial
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from raysweep.errors import ModelError
 from raysweep.plasticity.objective import label_losses
 from raysweep.pnn.config import PnnConfig, PnnVisionConfig
-from raysweep.pnn.parts import Attention, Gate, HierarchicalRefiner, Layer, Proposal, Refiner
+from raysweep.pnn.parts import Attention, Gate, HierarchicalRefiner, Layer, Proposal, Refiner, first_raw_temperature
 from raysweep.pnn.supervision import divergence, exit_probabilities, step_weights
 
 
@@ -58,7 +60,7 @@ class Embeddings(nn.Module):
         if hasattr(self, "tokens"):
             embedded = self.tokens(inputs)
         else:
-            patches = self.patches(inputs).flatten(2).transpose(1, 2)
+            patches = self.patches(inputs.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
             embedded = torch.cat([self.class_token.expand(len(inputs), -1, -1), patches], dim=1)
         embedded = embedded + self.positions.weight[: embedded.shape[1]]
         if hasattr(self, "segments"):
@@ -68,7 +70,7 @@ class Embeddings(nn.Module):
 
 
 class PnnPreTrainedModel(PreTrainedModel):
-    config_class = PnnConfig
+    config_class: type[PnnConfig] = PnnConfig
     base_model_prefix = "pnn"
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -92,8 +94,7 @@ class PnnPreTrainedModel(PreTrainedModel):
             for projection in (module.q_proj, module.k_proj, module.v_proj):
                 initial.uniform_(projection.weight, -bound, bound)
         elif isinstance(module, Gate) and module.form == "query_key":
-            tau = math.sqrt(self.config.hidden_size)
-            initial.constant_(module.raw_temperature, tau + math.log(-math.expm1(-tau)))
+            initial.constant_(module.raw_temperature, first_raw_temperature(self.config.hidden_size))
         elif isinstance(module, Gate) and module.form == "scalar":
             initial.zeros_(module.logit)
         elif isinstance(module, Embeddings) and hasattr(module, "class_token"):
@@ -111,8 +112,9 @@ class PnnModel(PnnPreTrainedModel):
         if config.trunk == "layers":
             self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_steps))
         else:
+            kinds: dict[str, type[nn.Module]]
             kinds = {"refiner": Refiner, "hierarchical": HierarchicalRefiner, "shared_layer": Layer}
-            self.refiner = kinds[config.trunk](config)
+            self.refiner: nn.Module = kinds[config.trunk](config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -133,20 +135,29 @@ class PnnModel(PnnPreTrainedModel):
         Args:
             inputs: token ids (batch, tokens), or pixels (batch, channels, height, width).
             attention_mask: (batch, tokens), 0 at padding.
-            steps: T; the configuration's unless given. A trunk of layers has no more than it has.
+            steps: T; the configuration's unless given.
+
+        Raises:
+            ModelError: no step at all, or more than a trunk of layers has.
         """
+        steps = self.config.num_steps if steps is None else steps
+        self._check_steps(steps)
         embedded = self.embeddings(inputs, token_type_ids)
         mask = self.mask(embedded, attention_mask)
         states = [embedded]
-        for step in range(self.config.num_steps if steps is None else steps):
+        for step in range(steps):
             states.append(self.step(step, states[-1], embedded, mask))
         return states
 
+    def _check_steps(self, steps: int) -> None:
+        if steps < 1:
+            raise ModelError(f"num_steps = {steps}: a network takes at least 1 step.")
+        if steps > self.config.num_steps and not self.config.shared:
+            raise ModelError(f"num_steps = {steps}: a trunk of layers takes no more than its {self.config.num_steps}.")
+
     def mask(self, embedded: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """Return a mask as the attention interface takes it."""
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=embedded, attention_mask=attention_mask
-        )  # fmt: skip
+        return create_bidirectional_mask(config=self.config, inputs_embeds=embedded, attention_mask=attention_mask)
 
     def step(self, step: int, state: torch.Tensor, embedded: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the state after step `step`, from 0."""
@@ -175,8 +186,6 @@ class PnnModel(PnnPreTrainedModel):
         num_steps: int | None = None,
         **options: Any,
     ) -> Any:
-        from transformers.modeling_outputs import BaseModelOutput
-
         inputs = pixel_values if input_ids is None else input_ids
         assert inputs is not None
         states = self.states(inputs, attention_mask, token_type_ids, num_steps)

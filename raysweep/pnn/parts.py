@@ -9,11 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from raysweep.pnn.config import PnnConfig
 
 if TYPE_CHECKING:
     from raysweep.pnn.dynamic import Remaining
+
+LEAST_TEMPERATURE = 1e-3
+"""A softplus alone rounds to 0 far below 0, and a gate would be 0 / 0."""
 
 
 class Attention(nn.Module):
@@ -80,11 +84,9 @@ class Attention(nn.Module):
         head_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return what the heads found, before their projection, (batch, queries, heads * head_dim)."""
-        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.dropout if self.training else 0.0
-        mixed, _ = attend(
-            self, query, keys, values, attention_mask, dropout=dropout, scaling=self.head_dim**-0.5
-        )  # fmt: skip
+        mixed, _ = attend(self, query, keys, values, attention_mask, dropout=dropout, scaling=self.head_dim**-0.5)
         if head_mask is not None:
             mixed = mixed * head_mask[:, None]
         return mixed.flatten(-2)
@@ -118,14 +120,13 @@ class Gate(nn.Module):
         if self.form == "query_key":
             self.query = nn.Linear(config.hidden_size, config.hidden_size)
             self.key = nn.Linear(config.hidden_size, config.hidden_size)
-            tau = math.sqrt(config.hidden_size)
-            self.raw_temperature = nn.Parameter(torch.tensor(tau + math.log(-math.expm1(-tau))))
+            self.raw_temperature = nn.Parameter(torch.tensor(first_raw_temperature(config.hidden_size)))
         elif self.form == "scalar":
             self.logit = nn.Parameter(torch.zeros(()))
 
     @property
     def temperature(self) -> torch.Tensor:
-        return functional.softplus(self.raw_temperature)
+        return LEAST_TEMPERATURE + functional.softplus(self.raw_temperature)
 
     def forward(self, state: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         if self.form == "query_key":
@@ -133,6 +134,12 @@ class Gate(nn.Module):
         if self.form == "scalar":
             return torch.sigmoid(self.logit)
         return update.new_tensor(1.0 if self.form == "none" else self.value)
+
+
+def first_raw_temperature(width: int) -> float:
+    """Return what a softplus, and the least temperature, make the square root of the width of."""
+    tau = math.sqrt(width) - LEAST_TEMPERATURE
+    return tau + math.log(-math.expm1(-tau))
 
 
 class Proposal(nn.Module):
@@ -149,7 +156,8 @@ class Proposal(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden: torch.Tensor, **seen: Any) -> torch.Tensor:
+    def propose(self, hidden: torch.Tensor, **seen: Any) -> torch.Tensor:
+        """Return the proposal, (batch, tokens, width); `seen` goes to the attention."""
         return self.transform(hidden, self.attention(hidden, hidden, **seen))
 
     def transform(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -172,7 +180,7 @@ class Refiner(Proposal):
             hidden: the state, (batch, tokens, width).
             read: what the proposal is made from; the state itself, with what is injected.
         """
-        proposed = super().forward(read, **seen)
+        proposed = self.propose(read, **seen)
         return hidden + self.gate(hidden, proposed) * proposed
 
 
@@ -188,7 +196,7 @@ class HierarchicalRefiner(nn.Module):
     def forward(self, hidden: torch.Tensor, read: torch.Tensor, **seen: Any) -> torch.Tensor:
         total = torch.zeros_like(hidden)
         for block, gate in zip(self.blocks, self.block_gates, strict=True):
-            proposed = block(read + total, **seen)
+            proposed = block.propose(read + total, **seen)
             total = total + gate(hidden, proposed) * proposed
         return hidden + self.gate(hidden, total) * total
 
@@ -204,4 +212,4 @@ class Layer(Proposal):
         return self.feed_forward_norm(mixed + self.feed_forward(mixed))
 
     def forward(self, hidden: torch.Tensor, read: torch.Tensor, **seen: Any) -> torch.Tensor:
-        return super().forward(read, **seen)
+        return self.propose(read, **seen)

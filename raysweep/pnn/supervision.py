@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from raysweep.pnn.config import StepWeights
+from raysweep.pnn.forms import StepWeights
 
 
 def step_weights(form: StepWeights, steps: int) -> list[float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raysweep.contracts import GO, Decision
+from raysweep.decisions import Interrupted, foremost, obey
 from raysweep.engine.dispatcher import Assignment, Dispatcher, Event
 from raysweep.errors import DivergedError, TrialError
 from raysweep.halting import reached, result, verdict
@@ -33,14 +34,6 @@ CHECKPOINT_SECONDS = 2.0
 
 class Killed(Exception):
     """The worker group is gone, in the middle of a phase."""
-
-
-class HandedBack(Exception):
-    """The trial does not go on here."""
-
-    def __init__(self, decision: Decision) -> None:
-        super().__init__(decision.action)
-        self.decision = decision
 
 
 @dataclass(kw_only=True)
@@ -115,12 +108,12 @@ class Worker:
         ending: Event = {"status": "COMPLETE", "error": None}
         try:
             yield from _Trial(worker=self, plan=TrialPlan.from_json(assignment.plan)).run()
-        except HandedBack as back:
-            if back.decision.action != "stop":
-                yield from self.passes(0.0 if back.decision.action == "wait" else CHECKPOINT_SECONDS)
-                self.dispatcher.release(self.lane, assignment.sequence, back.decision)
+        except Interrupted as interrupted:
+            if interrupted.decision.action != "stop":
+                yield from self.passes(0.0 if interrupted.decision.action == "wait" else CHECKPOINT_SECONDS)
+                self.dispatcher.release(self.lane, assignment.sequence, interrupted.decision)
                 return
-            ending = {"status": "STOPPED", "stopped": back.decision.reason, "error": None}
+            ending = {"status": "STOPPED", "stopped": interrupted.decision.reason, "error": None}
         except TrialError as error:
             ending = {"status": "DIVERGED" if isinstance(error, DivergedError) else "FAILED", "error": str(error)}
         self.dispatcher.finish(self.lane, assignment.sequence, ending)
@@ -203,7 +196,7 @@ class _Phase:
         """Pass the phase's time, and put its outcome into the store.
 
         Raises:
-            HandedBack: the sweep says so; what was done is in a checkpoint.
+            Interrupted: the sweep says so; what was done is in a checkpoint.
             Killed: its worker died.
             DivergedError: its loss is not finite.
         """
@@ -257,7 +250,7 @@ class _Phase:
             return
         if params["evaluate_every"] and step % params["evaluate_every"] == 0:
             decisions.append(self._evaluate(step))
-        decision = next((decision for decision in decisions if decision.action != "go"), GO)
+        decision = foremost(decisions)
         if decision.action in ("pause", "leave") or step % self.trial.plan.checkpoint_every_steps == 0:
             worker.store.partial[self.phase.key] = self.trace.copy()
         obey(decision)
@@ -281,13 +274,3 @@ class _Phase:
     def _event(self, kind: str, **content: Any) -> Event:
         about = {"trial": self.trial.plan.trial, "arm": self.trial.arm, "steps": self.phase.steps}
         return {"type": kind, "phase": self.phase.kind, "cycle": self.phase.cycle, **about, **content}
-
-
-def obey(decision: Decision) -> None:
-    """Go on, or not.
-
-    Raises:
-        HandedBack: the decision is another than `go`.
-    """
-    if decision.action != "go":
-        raise HandedBack(decision)

@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import causal, cpu, quick_plan, run_all, some_tokens, tiny_model
 
 from raysweep.core.acts import MEASURED, Examiner, prune
+from raysweep.core.phases import trial_data
+from raysweep.core.state import TrialState
+from raysweep.core.store import PhaseStore
 from raysweep.errors import TrialError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.leave_one_out import contributions
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.ranking import agreement
+from raysweep.plasticity.surgery import view_of
 from raysweep.records import PhaseRecord
 
 
@@ -96,3 +101,22 @@ def test_a_measure_records_the_truth_and_how_far_scores_agree_with_it_where_aske
     present = np.array(asked.head_map) >= 0
     assert np.array_equal(np.isnan(rows["taylor"]), ~present)
     assert asked.agreement["taylor"] == agreement(rows["taylor"], rows["contribution"], present)
+
+
+def test_a_split_head_names_the_head_whose_copy_it_is(tmp_path: Path) -> None:
+    plan = quick_plan(cycle__grow={"strategy": "random", "ratio": 1.0, "init": "split"})
+    records = run_all(plan, tmp_path)
+    at = next(index for index, record in enumerate(records) if record.phase == "grow")
+    decision, before = records[at].decision, np.array(records[at - 1].head_map)
+    assert decision is not None and len(decision["donors"]) == len(decision["heads"]) > 0
+    facts = trial_data(plan).facts
+    state = TrialState.restored(plan, plan.phases[at].key, PhaseStore(tmp_path), facts, cpu())
+    parameters = dict(state.model.network.named_parameters())
+    for child, donor in zip(decision["heads"], decision["donors"], strict=True):
+        assert child[0] == donor[0] and before[tuple(donor)] >= 0 and before[tuple(child)] < 0
+        copied, others = (
+            [view_of(parameters, part) for part in state.model.sites[layer].head_slices(head) if part.role == "query"]
+            for layer, head in (child, donor)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(copied, others, strict=True))
+    assert all("donors" not in (record.decision or {}) for record in records if record.phase == "prune")

@@ -267,7 +267,7 @@ def test_the_best_and_the_referenced_survive_every_policy(tmp_path: Path, seed: 
         if trial not in ended or ended[trial].status == "FAILED" or keep.trial_latest:
             must.add(own[-1])
     assert {key for key in must & restorable if store.missing(key) is not None} == set()
-    assert all(store.has(record.key) for record in folder.phases())
+    assert all(store.find(record.key) is not None for record in folder.phases())
     assert not any(entry.path.exists() for entry in found.collected)
     assert all(entry.path.exists() for entry in found.kept)
     assert survey(folder, keep) == Survey(kept=found.kept, collected=[]), "once is enough"

@@ -13,8 +13,9 @@ from helpers import quick_plan, run_all
 
 from raysweep.contracts import GO, Decision
 from raysweep.core.phases import run_trial
-from raysweep.core.runtime import Interrupted, Runtime
+from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore
+from raysweep.decisions import Interrupted
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord
 
@@ -187,5 +188,5 @@ def test_a_trial_that_is_to_wait_has_not_begun_the_phase(tmp_path: Path) -> None
         plan, tmp_path, lambda event: wait if event.get("key") == plan.phases[1].key else None
     )
     assert decision == wait and [record.phase for record in records] == ["baseline"]
-    assert not PhaseStore(tmp_path).has(plan.phases[1].key)
+    assert PhaseStore(tmp_path).find(plan.phases[1].key) is None
     assert sweep.asked[-1]["type"] == "claim"

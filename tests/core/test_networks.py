@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES, KINDS, arguments_of, family_of, some_batch, some_tokens, task_name, tiny_model
+from helpers import CLASSES, IMAGES, KINDS, arguments_of, family_of, some_batch, some_tokens, task_name, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -48,7 +48,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 def test_every_family_has_a_from_scratch_size_named_after_it() -> None:
     assert set(scratch_sizes().values()) == set(registry.available("models"))
-    own = {"gpt_neox": "pythia"}  # the best known of its models
+    own = {"gpt_neox": "pythia", "pnn_vision": "pnn-vision"}  # pythia is the best known of its models
     assert all(size.startswith(f"{own.get(family, family)}-") for size, family in scratch_sizes().items())
     assert {"gpt2-nano", "gpt2-micro", "opt-nano", "llama-nano"} <= set(scratch_sizes())
 
@@ -67,11 +67,11 @@ def test_first_weights_follow_from_the_seed_alone(size: str) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("size", [s for s in scratch_sizes() if s.endswith("-nano") and not s.startswith("vit")])
+@pytest.mark.parametrize("size", [s for s, of in scratch_sizes().items() if s.endswith("-nano") and of not in IMAGES])
 def test_from_scratch_networks_have_the_asked_vocabulary_and_window_and_no_dropout(size: str) -> None:
     network, family = build(size, vocab_size=77, seq_len=24)
     assert network.get_input_embeddings().weight.shape[0] == 77
-    assert len(family.sites(network)) == 4 and family.sites(network)[0].num_heads == 8
+    assert len(family.sites(network)) == network.config.num_hidden_layers and family.sites(network)[0].num_heads == 8
     network.train()
     tokens = some_tokens(2, 24)
     assert torch.equal(network(input_ids=tokens).logits, network(input_ids=tokens).logits)
@@ -92,7 +92,7 @@ def test_a_saved_model_is_loaded_with_its_weights_and_without_dropout(kind: str,
     model = saved(kind, tmp_path)
     saved_names = json.loads((tmp_path / "config.json").read_text())
     edit_config(tmp_path, **{name: 0.5 for name in saved_names if "drop" in name})
-    facts = Facts(num_classes=CLASSES, image_shape=(2, 6, 4)) if kind == "vit" else Facts(vocab_size=48)
+    facts = Facts(num_classes=CLASSES, image_shape=(2, 6, 4)) if kind in IMAGES else Facts(vocab_size=48)
     network, family = build_network(ModelSpec(name=str(tmp_path), task=task_name(kind)), facts, seq_len=16, seed=0)
     assert type(family) is type(family_of(kind))
     network.train()

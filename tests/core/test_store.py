@@ -251,7 +251,7 @@ def test_a_damaged_entry_is_set_aside_and_told_of(store: PhaseStore, name: str, 
     damage(folder / name)
     assert store.missing(KEY) is not None
     assert not folder.exists() and (store.folder / f"{KEY}.damaged").is_dir()
-    assert not store.has(KEY) and store.find(KEY) is None
+    assert store.find(KEY) is None
     (text,) = told
     assert str(folder) in text and (name in text or name == "manifest.json") and "run again" in text
     saved(store, tensors=some_tensors(), slices=some_tensors())
@@ -383,7 +383,7 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_that_is_seen(store: PhaseS
         writer.wait(60)
         seen += len(entries.leftovers(store.folder))
         for key in ("k0", "k"):
-            assert not store.has(key) or store.missing(key) is None
+            assert store.find(key) is None or store.missing(key) is None
         sweep_up(store.folder)
         assert entries.leftovers(store.folder) == []
     assert [text for text in told if "k0" not in text] == [], "k0 is also being removed, file by file"
@@ -398,7 +398,7 @@ def test_what_killed_writers_left_is_swept_up_wherever_it_is(store: PhaseStore) 
         assert len(entries.leftovers(place.folder)) == 1
     sweep_up(store.folder)
     for place in (store, inner):
-        assert entries.leftovers(place.folder) == [] and place.has(KEY)
+        assert entries.leftovers(place.folder) == [] and place.find(KEY) is not None
 
 
 # A full disk.
@@ -449,7 +449,7 @@ def test_a_disk_that_is_really_full_leaves_what_was_there(small_disk: Path) -> N
         store.save_partial(KEY, Partial(step=1, curve=[], structure={}, tensors=large))
     with pytest.raises(DiskFullError, match="no space is left"):
         saved(store, tensors=large)
-    assert store.missing("before") is None and not store.has(KEY) and store.find_partial(KEY) is None
+    assert store.missing("before") is None and store.find(KEY) is None and store.find_partial(KEY) is None
     assert entries.leftovers(store.folder) == []
     saved(store, tensors=some_tensors())
     assert store.missing(KEY) is None

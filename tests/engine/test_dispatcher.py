@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from raysweep.contracts import GO, Decision, Report
-from raysweep.engine.dispatcher import Assignment, Dispatcher, report_event
+from raysweep.engine.dispatcher import Assignment, Dispatcher
+from raysweep.judged import report_event
 from raysweep.plan import PhasePlan, TrialPlan
 from raysweep.schedulers.none import Rule
 

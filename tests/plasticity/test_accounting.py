@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, arguments_of, compacted, head_map_without, some_batch, tiny_model
+from helpers import IMAGES, KINDS, arguments_of, compacted, head_map_without, slots_in, some_batch, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from raysweep.contracts import Batch, Facts
@@ -40,7 +40,7 @@ def counted_flops(network: Any, batch: Batch, length: int) -> float:
 def test_flops_of_the_full_model_are_what_torch_counts(kind: str, length: int) -> None:
     model = tiny_model(kind)
     tokens = positions(model, length)
-    assert tokens == (7 if kind == "vit" else length)  # 3 x 2 patches and the class
+    assert tokens == (7 if kind in IMAGES else length)  # 3 x 2 patches and the class
     expected = counted_flops(model.network, some_batch(kind, 2, length), tokens)
     assert flops_per_token(model, HeadMap.full(*model.shape), tokens) == expected
 
@@ -49,14 +49,14 @@ def test_flops_of_the_full_model_are_what_torch_counts(kind: str, length: int) -
 def test_flops_of_from_scratch_sizes_are_what_torch_counts(size: str) -> None:
     """On 16 tokens, or on the 8 x 8 images of digits."""
     facts = Facts(vocab_size=1024, mask_token=2, pad_token=1, num_classes=10, image_shape=(1, 8, 8), brightest=16)
-    is_vit = scratch_sizes()[size] == "vit"
+    sees = scratch_sizes()[size] in IMAGES
     spec = ModelSpec(name=size)
-    network, family = build_network(spec, facts if is_vit else Facts(vocab_size=1024), seq_len=16, seed=0)
+    network, family = build_network(spec, facts if sees else Facts(vocab_size=1024), seq_len=16, seed=0)
     model = PlasticModel(network, family.sites(network))
     whole = HeadMap.full(*model.shape)
-    examples = np.arange(65 if is_vit else 16)[None] % 10
+    examples = np.arange(65 if sees else 16)[None] % 10
     tokens = positions(model, 16)
-    assert tokens == (17 if is_vit else 16)
+    assert tokens == (17 if sees else 16)
     counted = counted_flops(network, build_task(spec, facts).batch(examples, [0]), tokens)
     assert flops_per_token(model, whole, tokens) == counted
     assert active_parameters(model, whole) == network.num_parameters()
@@ -65,7 +65,7 @@ def test_flops_of_from_scratch_sizes_are_what_torch_counts(size: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pruned_model_costs_what_an_equal_smaller_network_costs(kind: str) -> None:
     model = tiny_model(kind)
-    head_map = head_map_without(model, *WHOLE.get(kind, UNEVEN))
+    head_map = head_map_without(model, *slots_in(model, WHOLE.get(kind, UNEVEN)))
     smaller = compacted(kind, model, head_map)
     assert active_parameters(model, head_map) == sum(p.numel() for p in smaller.parameters())
     tokens = positions(model, 12)

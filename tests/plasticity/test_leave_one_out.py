@@ -13,6 +13,7 @@ from helpers import (
     head_places,
     label_loss,
     parts_of,
+    slots_in,
     some_batch,
     some_tokens,
     tiny_model,
@@ -36,7 +37,7 @@ def losses(model: PlasticModel, batch: Batch) -> list[float]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_contribution_is_the_loss_with_zeroed_output_weights_minus_the_loss(kind: str) -> None:
     model, batch = tiny_model(kind), some_batch(kind, 4)
-    head_map = head_map_without(model, *ABSENT)
+    head_map = head_map_without(model, *slots_in(model, ABSENT))
     found = contributions(model, parts_of(batch, 3), head_map)
     assert found.shape == (4, *model.shape)
     model.set_gates(head_map)
@@ -49,7 +50,7 @@ def test_a_contribution_is_the_loss_with_zeroed_output_weights_minus_the_loss(ki
             after = losses(model, batch)
             at(model, place).copy_(held)
             np.testing.assert_allclose(found[:, layer, head], np.subtract(after, before), atol=1e-6)
-    assert all((found[:, layer, head] == 0).all() for layer, head in ABSENT)
+    assert all((found[:, layer, head] == 0).all() for layer, head in slots_in(model, ABSENT))
     assert (np.abs(found).mean(0)[head_map.present] > 1e-4).all()
 
 
@@ -65,7 +66,7 @@ def test_measuring_contributions_leaves_everything_as_it_was() -> None:
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.5
-    head_map = head_map_without(model, *ABSENT)
+    head_map = head_map_without(model, *slots_in(model, ABSENT))
     model.set_gates(head_map)
     gates, weights, state = str([gate.values for gate in model.gates]), weights_of(model), torch.get_rng_state()
     model.train()

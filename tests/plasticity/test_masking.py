@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
     DECODERS,
     KINDS,
+    RECURRENT,
     WITH_ROTATION,
     arguments_of,
     at,
@@ -20,6 +22,7 @@ from helpers import (
     family_of,
     head_map_without,
     head_places,
+    slots_in,
     some_batch,
     some_tokens,
     tiny_model,
@@ -152,7 +155,7 @@ UNEVEN = ((0, 0), (0, 2), (1, 1), (2, 0), (2, 1))
 @pytest.mark.parametrize("kind", KINDS)
 def test_closed_gates_equal_a_physically_smaller_network(kind: str) -> None:
     model = tiny_model(kind)
-    head_map = head_map_without(model, *UNEVEN)
+    head_map = head_map_without(model, *slots_in(model, UNEVEN))
     masked = logits_with(kind, model, head_map)
     with torch.no_grad():
         smaller = compacted(kind, model, head_map)
@@ -167,10 +170,12 @@ def test_all_heads_closed_leave_exactly_the_output_bias(kind: str) -> None:
     seen: list[torch.Tensor] = []
     for site in model.sites:
         site.projection.register_forward_hook(lambda _, __, output: seen.append(output))
-    model.set_gates(HeadMap.full(*model.shape).without((lay, h) for lay in range(3) for h in range(model.shape[1])))
+    model.set_gates(HeadMap.full(*model.shape).without(np.ndindex(*model.shape)))
     with torch.no_grad():
         logits_of(model, some_batch(kind))
-    for site, output in zip(model.sites, seen, strict=True):
+    steps = len(seen) // len(model.sites)
+    assert steps == (model.network.config.num_steps if kind in RECURRENT else 1)
+    for site, output in zip(model.sites * steps, seen, strict=True):
         bias = site.projection.bias
         expected = torch.zeros(output.shape[-1], dtype=torch.float64) if bias is None else bias.detach()
         torch.testing.assert_close(output, expected.expand_as(output), **EXACT)
@@ -179,8 +184,9 @@ def test_all_heads_closed_leave_exactly_the_output_bias(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_closing_heads_in_two_steps_or_another_order_is_the_same(kind: str) -> None:
     model = tiny_model(kind)
-    once = logits_with(kind, model, full(model).without(UNEVEN))
-    twice = logits_with(kind, model, full(model).without(UNEVEN[3:]).without(reversed(UNEVEN[:3])))
+    slots = slots_in(model, UNEVEN)
+    once = logits_with(kind, model, full(model).without(slots))
+    twice = logits_with(kind, model, full(model).without(slots[3:]).without(reversed(slots[:3])))
     assert torch.equal(once, twice)
 
 
@@ -216,9 +222,9 @@ def test_slices_are_where_the_family_keeps_its_heads(kind: str) -> None:
 def test_each_slice_matters_while_its_gate_is_open_and_to_no_one_once_it_is_closed(kind: str) -> None:
     """Perturb the slices of one head (with grouped queries, of all heads of one group) in every role."""
     model = tiny_model(kind)
-    site, group = model.sites[1], 0
+    site, group = model.sites[-2:][0], 0
     heads = [head for head in range(site.num_heads) if site.group_of(head) == group]
-    closed_map = head_map_without(model, *((1, head) for head in heads))
+    closed_map = head_map_without(model, *((site.layer, head) for head in heads))
     open_before, closed_before = logits_with(kind, model, full(model)), logits_with(kind, model, closed_map)
     for part in [p for head in heads for p in site.head_slices(head)] + (
         site.group_slices(group) if site.grouped else []
@@ -249,7 +255,7 @@ def test_a_shared_key_or_value_belongs_to_no_single_query_head(kind: str) -> Non
 @pytest.mark.parametrize("kind", DECODERS)
 def test_logits_never_depend_on_later_tokens_before_and_after_prune_and_grow(kind: str) -> None:
     model = tiny_model(kind)
-    pruned = head_map_without(model, *UNEVEN)
+    pruned = head_map_without(model, *slots_in(model, UNEVEN))
     grown = pruned.with_grown([(0, 0), (2, 1)], cycle=1)
     tokens = some_tokens()
     changed = tokens.clone()

@@ -17,6 +17,7 @@ from helpers import (
     head_places,
     label_loss,
     mean_loss,
+    slots_in,
     some_batch,
     some_tokens,
     tiny_model,
@@ -54,7 +55,7 @@ def train(model: PlasticModel, optimizer: SliceAdamW, steps: Iterable[int], lr: 
 # Of one head; with grouped queries, one whole group is absent (its shared tensors too) and parts of others.
 OF_TWO_GROUPS = [(0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (2, 5)]
 ABSENT = {
-    **dict.fromkeys(KINDS, [(0, 1), (1, 0), (1, 2)]),
+    **dict.fromkeys(KINDS, [(0, 1), (1, 0), (1, 2)]), **dict.fromkeys(("pnn", "pnn_vision"), [(0, 1), (0, 3), (0, 8)]),
     "llama": [(0, 0), (0, 4), (2, 1)],
     "llama-gqa": [(0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (2, 8)], "llama-mqa": [(0, 0), (2, 2), (2, 4)],
     "mistral": OF_TWO_GROUPS, "qwen3": OF_TWO_GROUPS,
@@ -118,7 +119,7 @@ def test_masked_training_equals_training_a_physically_smaller_network(kind: str)
     of_three = [(0, h) for h in (3, 4, 5)] + [(1, h) for h in range(6)]
     absent = {"llama-gqa": of_three, "mistral": of_two, "qwen3": of_two}.get(kind, [(0, 1), (1, 0), (1, 2)])
     model = tiny_model(kind)
-    head_map = head_map_without(model, *absent)
+    head_map = head_map_without(model, *slots_in(model, absent))
     smaller = compacted(kind, model, head_map)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
     masked = optimizer_of(model)

@@ -146,22 +146,15 @@ def test_an_example_alone_is_what_it_is_in_a_batch_and_padded(variant: str, rule
 
 
 @pytest.mark.parametrize(("variant", "rule"), CASES)
-def test_flops_are_what_torch_counts_of_the_products_that_ran(
-    variant: str, rule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("raysweep.pnn.parts.ALL_ATTENTION_FUNCTIONS", {"sdpa": written_out})
+def test_flops_are_what_torch_counts_of_the_products_that_ran(variant: str, rule: str) -> None:
+    """Eager attention is written out as products, which torch can count on a processor."""
     network, batch = network_of(**VARIANTS[variant]), batch_of(tokens_of(4), [7, 4, 6, 5])
+    fused = run(network, batch, rule)
+    network.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         found = run(network, batch, rule)
-    assert found.flops == counter.get_total_flops()
-
-
-def written_out(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, dropout: float) -> Any:
-    """Attention in two products, which torch can count on a processor."""
-    scores = query @ key.transpose(2, 3) * scaling
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return (scores.softmax(-1) @ value).transpose(1, 2), None
+    assert fused.flops == found.flops == counter.get_total_flops()
+    torch.testing.assert_close(found.logits, fused.logits)
 
 
 def test_a_token_that_left_takes_no_part_in_any_product() -> None:

@@ -27,7 +27,9 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 from raysweep.errors import ArchiveError
 from raysweep.records import PhaseRecord, perplexity
-from raysweep.reports.tensorboard import CELL, METRICS, TrialWriter, serve, serve_folder, write_experiment
+from raysweep.reports.head_map_image import CELL
+from raysweep.reports.hparams import METRICS, write_experiment
+from raysweep.reports.tensorboard import TrialWriter, serve, serve_folder
 from raysweep.space import parse_space
 
 SPACE = parse_space(

@@ -1,0 +1,27 @@
+"""The forms that a network comes in, and which of them go together; needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+Trunk = Literal["refiner", "hierarchical", "layers", "shared_layer"]
+GateForm = Literal["query_key", "constant", "scalar", "none"]
+Init = Literal["reference", "zero"]
+StepWeights = Literal["linear", "uniform", "last", "geometric", "ponder"]
+
+
+def conflict(trunk: Trunk, init: Init, random_depth: bool) -> str | None:
+    """Say which of these do not go together, and the way out; None where they all do."""
+    if init == "zero" and trunk in ("layers", "shared_layer"):
+        return f"init 'zero' is a refiner's: a trunk of {trunk!r} normalises after each residual. Use init 'reference'."
+    if random_depth and trunk == "layers":
+        return "random_depth is for a module that is applied again: a trunk of 'layers' ends with its last one."
+    return None
+
+
+def mask_fault(rows: Sequence[Sequence[float]], heads: int) -> str | None:
+    """Say what is wrong with a head mask by step; None where every row has a number for each head."""
+    if not rows or any(len(row) != heads for row in rows):
+        return f"step_head_mask takes at least one row, each of {heads} numbers: one for each head."
+    return None
