@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from helpers import cpu, quick_job, quick_plan, run_all
 from inline import InlineDriver, new_sweep
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raysweep import registry
 from raysweep.cli import main
@@ -26,8 +27,8 @@ from raysweep.plasticity.accounting import flops_per_token
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.records import PhaseRecord
-from raysweep.reports.summary import sweep_state, trial_state
-from raysweep.reports.tables import exit_text
+from raysweep.reports.summary import sweep_state
+from raysweep.reports.tensorboard import TrialWriter
 from raysweep.spec import ModelSpec, SearchSpec
 
 PNN: dict[str, Any] = {"model__name": "pnn-nano", "cycle__prune": None, "cycle__grow": None, "cycle__learn": None,
@@ -126,8 +127,31 @@ def test_trials_that_differ_in_it_alone_train_once(tmp_path: Path) -> None:
     state = sweep_state(folder)
     assert len(state["front"]) > 1
     assert all(trial["objectives"].keys() == {"loss", "flops_per_token"} for trial in state["trials"])
-    shown = trial_state(folder, state["front"][0])
-    assert "reported: accuracy" in exit_text(shown["phases"][-1])
+    best = str(state["front"][0])
+    shown = CliRunner().invoke(main, ["show", "s", best, "--results", str(tmp_path)])
+    assert shown.exit_code == 0 and "infer 1: searched on: accuracy" in shown.output, shown.output
+    status = CliRunner().invoke(main, ["status", "s", "--results", str(tmp_path)])
+    assert "base → inferred" in status.output and "↓ flops_per_token" in status.output
+    assert "Pareto front of loss and flops_per_token" in status.output
+    exported = CliRunner().invoke(main, ["export", "s", best, str(tmp_path / "out"), "--results", str(tmp_path)])
+    assert exported.exit_code == 0, exported.output
+
+
+def test_tensorboard_shows_both_halves(tmp_path: Path) -> None:
+    writer = TrialWriter(tmp_path, 1, {}, None)
+    *_, infer = records = records_of(tmp_path / "store", cycle__infer={"exit": "random", "mean_steps": 2, "steps": 4})
+    for record in records:
+        writer.phase(record)
+    writer.finish("COMPLETE", {"loss": infer.loss})
+    run = EventAccumulator(str(tmp_path / "1")).Reload()
+    assert infer.reported is not None and infer.mean_steps is not None
+    assert run.Scalars("infer/mean_steps")[-1].value == pytest.approx(infer.mean_steps)
+    assert run.Scalars("infer/reported/accuracy")[-1].value == pytest.approx(infer.reported["accuracy"])
+    (_, mark) = run.Tensors("phase")
+    assert (
+        mark.tensor_proto.string_val[0].decode() == f"infer cycle 1: tokens left after {infer.mean_steps:.2f} steps "
+        "on average"
+    )
 
 
 def test_the_error_rate_can_be_minimized(tmp_path: Path) -> None:
