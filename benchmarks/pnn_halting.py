@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.reference import Figure, figure, write
+from raysweep.core.inference import halves_of, seeded_batches
 from raysweep.core.phases import run_trial, trial_data, trial_task
 from raysweep.core.preflight import preflight
 from raysweep.core.runtime import Runtime
@@ -57,8 +58,9 @@ def measure(model: dict[str, Any]) -> ExitCurves:
         store = PhaseStore(Path(folder))
         (record,) = run_trial(plan, runtime, store)
         state = TrialState.restored(plan, record.key, store, trial_data(plan).facts, runtime)
-    evaluation = trial_data(plan).evaluation
-    return exit_curves(state.model.network, trial_task(plan), evaluation, batch_size=BATCH, runtime=runtime)
+    held_out, task = trial_data(plan).evaluation, trial_task(plan)
+    halves = [seeded_batches(held_out, half, BATCH, task, runtime) for half in halves_of(len(held_out))]
+    return exit_curves(state.model.network, halves, runtime=runtime)
 
 
 def figures(how: str, curves: ExitCurves) -> list[Figure]:

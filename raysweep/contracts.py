@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from raysweep.spec import Masking
+
 if TYPE_CHECKING:
     import optuna
     import torch
     from torch import nn
 
+    from raysweep.findings.finding import Finding
+    from raysweep.findings.subject import Subject
     from raysweep.plasticity.sites import AttentionSite, Role
     from raysweep.space import Space
 
@@ -51,6 +55,10 @@ class Facts:
     """Id of the token that hides another one."""
     pad_token: int | None = None
     """Id of the token that fills a row after its text."""
+    special_tokens: tuple[int, ...] = ()
+    """Ids of the tokens that stand for no text, and of the one that stands for unknown text: never hidden."""
+    masking: Masking = "bert"
+    """What tokens that are to be predicted become; see data.masking."""
     num_classes: int | None = None
     image_shape: tuple[int, int, int] | None = None
     """(channels, height, width)"""
@@ -324,3 +332,20 @@ class Exit(Protocol):
 
     def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which tokens leave, and what to remember of each; (tokens,) both."""
+
+
+class Analysis(Protocol):
+    """analyses/<name>.py: one experiment on a Plastic Neural Network."""
+
+    aliases: ClassVar[tuple[str, ...]]
+    """Other names of it, such as the one in the published code."""
+
+    def passes(self, subject: Subject) -> int:
+        """Return how often all held-out text runs through a network: what the estimate of its time is made from."""
+
+    def __call__(self, subject: Subject) -> Finding:
+        """Measure; the subject stays as it is.
+
+        Raises:
+            NotApplicableError: the network lacks what is measured.
+        """

@@ -55,6 +55,8 @@ class PhaseRecord:
     events: list[dict[str, Any]] | None = None
     """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
     data_sha256: str = ""
+    held_out_sha256: str = ""
+    """Hash of what every evaluation shows and asks, hidden tokens included; equal ones compare like with like."""
     schema: int = SCHEMA
     curve: list[dict[str, float]] = field(default_factory=list)
     """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""

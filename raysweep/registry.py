@@ -26,6 +26,7 @@ CLASS_NAMES = {
     "samplers": "Sampler",
     "schedulers": "Scheduler",
     "exits": "Exit",
+    "analyses": "Analysis",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+Masking = Literal["bert", "mask"]
 Control = Literal["dense", "no_regrow", "random_random", "rewind", "from_scratch_small"]
 Objective = Literal["loss", "perplexity", "error_rate", "flops_per_token", "params", "active_heads"]
 Objectives = Annotated[
@@ -50,8 +51,12 @@ class DataSpec(Part):
     evaluate: str | None = None
     """Split that held-out numbers come from; as `train`."""
     tokenizer: str | None = None
-    """Hub name or folder of a tokenizer. Default: the model's own; for from-scratch sizes a byte-level BPE
-    trained on the training split."""
+    """Hub name or folder of a tokenizer; or `wordpiece`: BERT's kind, lower-case, trained on the training split to the
+    vocabulary of a from-scratch size. Default: the model's own; for from-scratch sizes a byte-level BPE trained on the
+    training split, which knows every text."""
+    masking: Masking | None = None
+    """Of masked_lm, what the chosen tokens become: `bert`, 80% the mask, 10% a random token, 10% themselves; or `mask`,
+    always the mask. Default: `bert`."""
     seq_len: int = Field(default=128, ge=8)
     """Tokens in a window, at most so many of a sentence. An image has as many as its patches and its class."""
     eval_tokens: int = Field(default=8_192, ge=8)
@@ -74,6 +79,8 @@ class TrainingSpec(Part):
     """Largest gradient norm."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of a phase's steps in which the learning rate rises from 0."""
+    min_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of a phase's learning rate that its cosine falls to."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 autocast on devices that have it, fp32 elsewhere."""
     evaluate_every: int | None = Field(default=None, ge=1)

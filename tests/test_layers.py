@@ -35,7 +35,9 @@ LAYERS = (
     {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers", "exits"},
     {"core"},
     {"exports"},
+    {"findings"},
     {"experiments", "simulation"},
+    {"analyses"},
     {"cluster"},
     {"api", "doctor", "listing"},
     {"__init__"},
@@ -45,11 +47,12 @@ LAYERS = (
 OWNERS = {
     "ray": {"cluster"},
     "optuna": {"samplers", "engine", "cluster"},
-    "torch": {"models", "tasks", "plasticity", "pnn", "core", "init", "exports", "experiments", "cluster", "doctor"},
-    "transformers": {"models", "plasticity", "pnn", "core", "init", "exports", "cluster"},
+    "torch": {"models", "tasks", "plasticity", "pnn", "core", "init", "exports", "findings", "analyses", "experiments",
+              "cluster", "doctor"},
+    "transformers": {"models", "plasticity", "pnn", "core", "init", "exports", "findings", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
-    "scipy": {"exits", "samplers", "statistics"},
+    "scipy": {"exits", "samplers", "statistics", "findings", "analyses"},
     "click": {"cli"},
 }
 
@@ -85,12 +88,12 @@ def test_the_whole_package_is_looked_at() -> None:
         (
             "reports/bad.py",
             "import torch",
-            "reports/bad.py: only cluster, core, doctor, experiments, exports, init, models, plasticity, pnn,",
+            "reports/bad.py: only analyses, cluster, core, doctor, experiments, exports, findings, init, models,",
         ),
         (
             "prune/bad.py",
             "from torch import nn",
-            "prune/bad.py: only cluster, core, doctor, experiments, exports, init, models, plasticity, pnn,",
+            "prune/bad.py: only analyses, cluster, core, doctor, experiments, exports, findings, init, models,",
         ),
         ("plan.py", "try:\n    import transformers\nexcept ImportError:\n    pass", "plan.py: only cluster, core"),
         ("archive.py", "import yaml", "archive.py: only yamlfile may import yaml"),

@@ -58,9 +58,11 @@ def test_examples_are_left_as_they_were_in_whatever_dtype_they_are_stored(kind: 
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_even_tasks_have_equally_many_labels_in_every_example(kind: str) -> None:
+    task = task_of(kind)
     batch = some_batch(kind, 6)
     counts = (batch.labels.reshape(6, -1) != NO_LABEL).sum(1)
-    assert task_of(kind).even and len(set(counts.tolist())) == 1 and counts[0] > 0
+    assert task.even == (TASKS[kind] != "masked_lm")  # a window may hold tokens that are never hidden
+    assert len(set(counts.tolist())) == 1 and counts[0] > 0
 
 
 # Masked windows.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from raysweep.contracts import Examples, Facts
+from raysweep.core import bpe, wordpiece
 from raysweep.core.corpora import blocks_of, load_splits
 from raysweep.errors import DataError
 from raysweep.plan import content_key
@@ -25,10 +26,6 @@ from raysweep.spec import DataSpec
 
 Tokens = npt.NDArray[Any]
 SPLITS = ("train", "evaluation")
-BYTES = 256
-CLASS, PAD, MASK = SPECIAL_TOKENS = ("<|class|>", "<|pad|>", "<|mask|>")
-"""Of a tokenizer trained here for an encoder, in the order of their ids: RoBERTa counts positions from its padding's,
-which is 1."""
 PIECE_CHARACTERS, PIECES_AT_ONCE = 100_000, 16
 
 
@@ -58,9 +55,7 @@ def prepare(
     """Return a corpus as tokens, from the cache or tokenized now; safe to call from every process of a node at once.
 
     Args:
-        tokenizer: hub name or folder of a tokenizer, or None to train a byte-level BPE on the training split.
-        vocab_size: largest size of that BPE; a short text fills less.
-        special_tokens: give that BPE the tokens of an encoder.
+        tokenizer, vocab_size, special_tokens: as `text_tokenizer` takes them; trained on the training split.
 
     Raises:
         DataError: no such corpus or tokenizer, too small a vocabulary, or text too short for one window in each split.
@@ -159,55 +154,69 @@ def shard(count: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
 def text_tokenizer(
     train: str, name: str | None, vocab_size: int | None, *, special_tokens: bool
 ) -> tuple[Any, str, Facts]:
-    """Return a tokenizer, its identity and the ids that a task must know: a pretrained one, or a byte-level BPE.
+    """Return a tokenizer, its identity and the ids that a task must know: a pretrained one, or one trained here.
+
+    Args:
+        train: text to train it on.
+        name: hub name or folder; `wordpiece`; or None for a byte-level BPE.
+        vocab_size: largest size of one trained here.
+        special_tokens: give that BPE the tokens of an encoder.
 
     Raises:
         DataError: it cannot be loaded, or its vocabulary would be smaller than the bytes and special tokens.
     """
-    if name is not None:
+    if name is not None and name != wordpiece.WORDPIECE:
         tokenizer, facts = pretrained_tokenizer(name)
         return tokenizer, hashlib.sha256(tokenizer.to_str().encode()).hexdigest(), facts
-    special = SPECIAL_TOKENS if special_tokens else ()
-    if vocab_size is None or vocab_size < BYTES + len(special):
-        extra = f" and {len(special)} special ones" if special else ""
-        raise DataError(f"a byte-level BPE has at least {BYTES} tokens, one for each byte{extra}; not {vocab_size}.")
-    recipe = {"bpe": 1, "train": hashlib.sha256(train.encode()).hexdigest(), "vocab_size": vocab_size}
-    tokenizer, identity = _trained_tokenizer(train, recipe | ({"special": special} if special else {}), special)
-    ids = {name: tokenizer.token_to_id(name) for name in special}
-    facts = Facts(vocab_size=tokenizer.get_vocab_size(), mask_token=ids.get(MASK), pad_token=ids.get(PAD))
-    return tokenizer, identity, facts
+    size = vocab_size or 0
+    recipe: dict[str, Any] = {"train": hashlib.sha256(train.encode()).hexdigest(), "vocab_size": size}
+    lines = train.splitlines(keepends=True)
+    if name == wordpiece.WORDPIECE:
+        if size < wordpiece.SMALLEST:
+            raise DataError(f"a WordPiece vocabulary has at least {wordpiece.SMALLEST} tokens, not {vocab_size}.")
+        tokenizer, identity = _trained({"wordpiece": 1} | recipe, lambda: wordpiece.train_wordpiece(lines, size))
+        return tokenizer, identity, _facts_of(tokenizer, wordpiece.ROLES)
+    roles = bpe.ROLES if special_tokens else {}
+    if size < bpe.BYTES + len(roles):
+        extra = f" and {len(roles)} special ones" if roles else ""
+        raise DataError(
+            f"a byte-level BPE has at least {bpe.BYTES} tokens, one for each byte{extra}; not {vocab_size}."
+        )
+    special = {"special": list(roles)} if roles else {}
+    tokenizer, identity = _trained({"bpe": 1} | recipe | special, lambda: bpe.train_bpe(lines, size, roles))
+    return tokenizer, identity, _facts_of(tokenizer, roles)
 
 
-def _trained_tokenizer(train: str, recipe: dict[str, Any], special: tuple[str, ...]) -> tuple[Any, str]:
+def _trained(recipe: dict[str, Any], train: Callable[[], Any]) -> tuple[Any, str]:
+    """Return a tokenizer from the cache, or trained now; and its identity, which follows from the recipe."""
     identity = content_key(recipe)
     path = cache_folder() / "tokenizers" / f"{identity}.json"
     from tokenizers import Tokenizer
 
     with FileLock(_lock_path(path)):
         if not path.exists():
-            trained = _train_bpe(train, recipe["vocab_size"], special)
+            trained = train()
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
                 part.write(trained.to_str().encode())
             os.replace(part.name, path)
     return Tokenizer.from_file(str(path)), identity
 
 
-def _train_bpe(text: str, vocab_size: int, special: tuple[str, ...]) -> Any:
-    """Train a byte-level BPE (every text can be encoded, none becomes unknown)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def _facts_of(tokenizer: Any, roles: Mapping[str, str]) -> Facts:
+    ids = {role: tokenizer.token_to_id(token) for token, role in roles.items()}
+    return Facts(
+        vocab_size=tokenizer.get_vocab_size(),
+        mask_token=ids.get("mask_token"),
+        pad_token=ids.get("pad_token"),
+        special_tokens=tuple(ids.values()),
+    )
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-        special_tokens=list(special),
-    )  # fmt: skip
-    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
-    if special:
-        first = (CLASS, tokenizer.token_to_id(CLASS))
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{CLASS} $A", special_tokens=[first])
-    return tokenizer
+
+def special_roles(tokenizer: Any, facts: Facts) -> dict[str, str]:
+    """Return the special tokens of a tokenizer trained here, by the names that transformers has for them."""
+    roles = bpe.ROLES | wordpiece.ROLES
+    tokens = map(tokenizer.id_to_token, facts.special_tokens)
+    return {roles[token]: token for token in tokens}
 
 
 def pretrained_tokenizer(name: str) -> tuple[Any, Facts]:
@@ -231,7 +240,10 @@ def pretrained_tokenizer(name: str) -> tuple[Any, Facts]:
     backend.no_truncation()  # both may stand in its file, and would cut or pad every text
     backend.no_padding()
     return backend, Facts(
-        vocab_size=backend.get_vocab_size(), mask_token=loaded.mask_token_id, pad_token=loaded.pad_token_id
+        vocab_size=backend.get_vocab_size(),
+        mask_token=loaded.mask_token_id,
+        pad_token=loaded.pad_token_id,
+        special_tokens=tuple(sorted(loaded.all_special_ids)),
     )
 
 

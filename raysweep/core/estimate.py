@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from raysweep import points
+from raysweep import points, registry
 from raysweep.core import calibration
-from raysweep.core.networks import build_skeleton
+from raysweep.core.networks import build_skeleton, task_of
 from raysweep.jobfile import Job
 from raysweep.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
-from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameters, flops_per_token, positions
+from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameters, flops_per_token, positions, uses
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.model import PlasticModel
 from raysweep.records import PhaseRecord
@@ -180,15 +180,22 @@ def _suggested_pace(job: Job, model: PlasticModel) -> _Pace | None:
         return None
     worker = _matrix_product_speed("cuda") if scale.gpus_per_worker else _core_speed() * max(1, scale.cpus_per_worker)
     per_example = positions(model, data.seq_len)
-    flops = flops_per_token(model, HeadMap.full(*model.shape), per_example)
-    seconds_per_token = flops / (worker * TYPICAL_EFFICIENCY * scale.workers)
+    whole, predicted = HeadMap.full(*model.shape), _predicted(job)
+    learning = flops_per_token(model, whole, per_example, predicted=predicted, training=True)
+    measuring = flops_per_token(model, whole, per_example, predicted=predicted)
     tokens = job.spec.training.batch_size * per_example
+    speed = worker * TYPICAL_EFFICIENCY * scale.workers
     pace = _Pace(
-        step=tokens * TRAINING_TO_FORWARD * seconds_per_token,
-        rest=data.eval_tokens * seconds_per_token,
+        step=tokens * TRAINING_TO_FORWARD * learning / speed,
+        rest=data.eval_tokens * measuring / speed,
         source=f"a matrix product measured here, x {TYPICAL_EFFICIENCY}",
     )
     return pace.evaluating(job.spec.training.evaluate_every)
+
+
+def _predicted(job: Job) -> float:
+    """Return the share of positions whose logits are computed."""
+    return float(registry.load("tasks", task_of(job.spec.model)).predicted)
 
 
 def _core_speed() -> float:
@@ -213,11 +220,14 @@ def _matrix_product_speed(device: str, size: int = 1024, repeats: int = 5) -> fl
 
 
 def _training_bytes(job: Job, model: PlasticModel, parameters: int) -> int:
-    """Weights, gradients and two moments; logits and their gradient; some twenty activations a layer."""
+    """Weights, gradients and two moments; logits and their gradient; some twenty activations each time that a token
+    passes through a layer."""
     config: Any = model.network.config
     spec = job.spec
     batch = spec.training.batch_size // (spec.scale.workers * spec.training.accumulation)
     tokens = batch * positions(model, spec.data.seq_len)
-    layers, heads = model.shape
-    width = heads * model.sites[0].head_dim
-    return parameters * 16 + tokens * (getattr(config, "vocab_size", 0) * 3 + layers * width * 20) * 4
+    width = model.sites[0].num_heads * model.sites[0].head_dim
+    layers = sum(uses(model, site.output[0][0], training=True) for site in model.sites)
+    vocabulary = 0 if model.decoder is None else config.vocab_size
+    logits = uses(model, "decoder", training=True) * _predicted(job) * vocabulary
+    return parameters * 16 + int(tokens * (logits * 3 + layers * width * 20)) * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import torch
 from raysweep.contracts import Batch, Examples, Task
 from raysweep.core.data import shard
 from raysweep.core.runtime import Runtime
-from raysweep.errors import DivergedError
+from raysweep.errors import DataError, DivergedError
 from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.objective import label_count, label_losses, predictions
 
@@ -37,6 +38,7 @@ def evaluate(model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, pr
 
     Raises:
         DivergedError: the loss is not finite.
+        DataError: no batch of any rank has a label; one without any among others counts for nothing.
     """
     was_training = model.training
     model.eval()
@@ -48,10 +50,22 @@ def evaluate(model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, pr
         total += torch.stack([label_losses(logits, labels).sum(), hits, label_count(labels)]).double()
     model.train(was_training)
     loss_sum, hits, count = runtime.all_reduce(total).tolist()
+    if not count:
+        raise DataError("there is nothing to predict: none of the held-out examples has a label. Give another text.")
     loss = loss_sum / count
     if not math.isfinite(loss):
         raise DivergedError(f"the held-out loss is {loss}.")
     return Measured(loss=loss, accuracy=hits / count)
+
+
+def held_out_sha256(examples: Examples, task: Task) -> str:
+    """Return the hash of what every evaluation shows and asks: the held-out examples, with the tokens hidden in them.
+
+    It follows from the examples, the task and each example's index, which is its seed; batches and ranks do not matter.
+    """
+    batch = task.batch(examples, range(len(examples)))
+    shown = (batch.inputs, batch.labels)
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in shown)).hexdigest()
 
 
 def shared_batches(examples: Examples, batch_size: int, task: Task, runtime: Runtime) -> list[Batch]:

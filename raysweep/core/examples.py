@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from raysweep import registry
 from raysweep.contracts import Examples, Facts, Task
@@ -47,6 +49,11 @@ def load_dataset(data: DataSpec, model: ModelSpec) -> Dataset:
             f"data.name = {DIGITS!r} holds images, but model.name = {model.name!r} learns {name} from text. "
             "Give a text, or a model that learns image_classification (`raysweep list models`)."
         )
+    if data.masking is not None and "mask_token" not in task.needs:
+        raise DataError(
+            f"data.masking = {data.masking!r}: model.name = {model.name!r} learns {name}, which hides no tokens. "
+            "Remove data.masking, or choose a model that learns masked_lm."
+        )
     dataset = {"windows": _windows, "sentences": _sentences, "images": _images}[task.reads](data, model, task)
     for fact in task.needs:
         if getattr(dataset.facts, fact) is None:
@@ -81,14 +88,35 @@ def check_enough(dataset: Dataset, data: DataSpec, batch_size: int) -> None:
 def _windows(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
     tokenizer, vocab_size = tokenizer_source(model, data)
     store: TokenStore = prepare(data, tokenizer=tokenizer, vocab_size=vocab_size, special_tokens=not task.causal)
+    windows = {
+        "train": windows_of(store.train, data.seq_len),
+        "evaluate": windows_of(store.evaluation[: data.eval_tokens], data.seq_len),
+    }
+    if not task.causal:
+        windows = {split: _with_text(found, store.facts, data, split) for split, found in windows.items()}
     return Dataset(
-        train=windows_of(store.train, data.seq_len),
-        evaluation=windows_of(store.evaluation[: data.eval_tokens], data.seq_len),
-        facts=store.facts,
+        train=windows["train"],
+        evaluation=windows["evaluate"],
+        facts=replace(store.facts, masking=data.masking or store.facts.masking),
         fingerprint=store.fingerprint,
         content_sha256=store.text_sha256,
         tokenizer=store.tokenizer,
     )
+
+
+def _with_text(windows: Examples, facts: Facts, data: DataSpec, split: str) -> Examples:
+    """Return the windows that hold a token that can be hidden.
+
+    Raises:
+        DataError: none does.
+    """
+    has_text = (~np.isin(windows, facts.special_tokens)).any(1)
+    if not has_text.any():
+        raise DataError(
+            f"data.name = {data.name!r}: its {split} split holds special or unknown tokens alone, so that there is "
+            "nothing to predict. Give a text that the tokenizer knows, or name another one with data.tokenizer."
+        )
+    return windows if has_text.all() else windows[has_text]
 
 
 def _sentences(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import registry
 from raysweep.contracts import Facts, Family
-from raysweep.errors import ModelError, known_names_hint
+from raysweep.core.wordpiece import WORDPIECE
+from raysweep.errors import DataError, ModelError, known_names_hint
 from raysweep.plan import content_key
 from raysweep.registry import scratch_sizes
 from raysweep.spec import DataSpec, ModelSpec
@@ -28,13 +29,22 @@ DROPOUTS = (
 
 
 def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int | None]:
-    """Return (name of a pretrained tokenizer, None) or (None, size of a vocabulary to train)."""
-    if data.tokenizer is not None:
+    """Return (name of a pretrained tokenizer, None), or (`wordpiece` or None, size of a vocabulary to train).
+
+    Raises:
+        DataError: a tokenizer is to be trained for a model that has its own.
+    """
+    if data.tokenizer not in (None, WORDPIECE):
         return data.tokenizer, None
     if model.name in scratch_sizes():
         family = registry.load("models", scratch_sizes()[model.name])
-        return None, family.sizes[model.name]["vocab_size"]
-    return model.name, None
+        return data.tokenizer, family.sizes[model.name]["vocab_size"]
+    if data.tokenizer is None:
+        return model.name, None
+    raise DataError(
+        f"data.tokenizer = {data.tokenizer!r} is trained for a from-scratch size; model {model.name!r} has its own. "
+        "Remove data.tokenizer, or choose a size (`raysweep list models`)."
+    )
 
 
 def task_of(model: ModelSpec) -> str:

@@ -14,7 +14,7 @@ from raysweep.contracts import GO, Decision, Task
 from raysweep.core.acts import Examiner, grow, measure, prune
 from raysweep.core.continuous import Events
 from raysweep.core.data import BatchOrder
-from raysweep.core.evaluation import Measured, evaluate, shared_batches, write_samples
+from raysweep.core.evaluation import Measured, evaluate, held_out_sha256, shared_batches, write_samples
 from raysweep.core.examples import Dataset, build_task, load_dataset
 from raysweep.core.inference import halves_of, measure_inference, present_network, rule_of, seeded_batches
 from raysweep.core.runtime import Runtime
@@ -97,6 +97,8 @@ class _Trial:
     store: PhaseStore
     data: Dataset
     task: Task
+    held_out: str
+    """Hash of what every evaluation shows and asks."""
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
@@ -108,7 +110,9 @@ class _Trial:
 
     @staticmethod
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
-        trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
+        data, task = trial_data(plan), trial_task(plan)
+        held_out = held_out_sha256(data.evaluation, task)
+        trial = _Trial(plan=plan, runtime=runtime, store=store, data=data, task=task, held_out=held_out)
         store.warn = trial.warn
         return trial
 
@@ -185,6 +189,7 @@ class _Trial:
             tokens=phase.steps * self.plan.training["batch_size"] * per_example,
             seconds=time.perf_counter() - started,
             data_sha256=self.data.content_sha256,
+            held_out_sha256=self.held_out,
             **measured,
             **found,
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,14 @@ class Runtime:
     def without_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         """Skip the averaging, for all but the last pass of an accumulated step."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Draw what modules draw, such as dropout, from a seed; leave the global generators as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """Return bf16 autocast where asked, or where `auto` finds a device that has it."""

@@ -64,7 +64,8 @@ class TrialState:
         )
         network.to(runtime.device)
         model = PlasticModel(network, family.sites(network))
-        optimizer = SliceAdamW(dict(network.named_parameters()), plan.training["weight_decay"])
+        undecayed = network.undecayed() if hasattr(network, "undecayed") else ()
+        optimizer = SliceAdamW(dict(network.named_parameters()), plan.training["weight_decay"], undecayed)
         return TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
 
     @staticmethod

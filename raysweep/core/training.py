@@ -17,7 +17,7 @@ from raysweep.core.evaluation import to_device
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import DivergedError
-from raysweep.plan import LOG_EVERY
+from raysweep.plan import LOG_EVERY, derived_seed
 from raysweep.plasticity.objective import label_count, training_losses
 
 
@@ -28,17 +28,19 @@ class Schedule:
     steps: int
     lr: float
     warmup_fraction: float
+    min_lr_fraction: float = 0.0
     new_head_lr_multiplier: float = 1.0
     multiplier_decay_steps: int | None = None
     gate_warmup_steps: int = 0
     gate_start: float = 1.0
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then cosine to 0."""
+        """Linear warm-up from above 0, then cosine towards the floor, which the step after the last would reach."""
         warmup = round(self.warmup_fraction * self.steps)
         if step < warmup:
             return self.lr * (step + 1) / warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+        floor = self.min_lr_fraction * self.lr
+        return floor + (self.lr - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
 
     def multiplier(self, step: int, born: int = 0) -> float:
         """From the multiplier to exactly 1 by a half cosine, for heads grown before step `born`."""
@@ -138,10 +140,11 @@ class Training:
         batches = [to_device(self.task.batch(self.examples[mine], own.tolist()), self.runtime) for mine, own in parts]
         labels = self._labels_of_a_part(batches)
         mean = torch.zeros((), device=self.runtime.device)
-        for batch in batches:
-            last = batch is batches[-1]
+        for part, batch in enumerate(batches):
+            last = part == accumulation - 1
+            seed = derived_seed(str(self.order.seed), "dropout", step, self.runtime.rank, part)
             with nullcontext() if last else self.runtime.without_sync(wrapped):
-                with self.runtime.autocast(self.training["precision"]):
+                with self.runtime.seeded(seed), self.runtime.autocast(self.training["precision"]):
                     loss = training_losses(wrapped, batch).sum() / labels / accumulation
                 loss.backward()
             mean += loss.detach()

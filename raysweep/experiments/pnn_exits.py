@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from raysweep import registry
-from raysweep.contracts import Batch, Examples, Exit, Task
-from raysweep.core.inference import Seeded, halves_of, measure_inference, seeded_batches
+from raysweep.contracts import Batch, Exit
+from raysweep.core.inference import Seeded, measure_inference
 from raysweep.core.runtime import Runtime
 from raysweep.pnn.dynamic import infer
 
@@ -109,10 +109,8 @@ class ExitCurves:
 
 def exit_curves(
     network: Any,
-    task: Task,
-    examples: Examples,
+    halves: Sequence[Sequence[Seeded]],
     *,
-    batch_size: int = 32,
     thresholds: Mapping[str, tuple[str, Sequence[float]]] = THRESHOLDS,
     runs: int = 3,
     runtime: Runtime | None = None,
@@ -120,12 +118,9 @@ def exit_curves(
 ) -> ExitCurves:
     """Measure a trained PNN at every fixed depth up to twice its own, and with tokens leaving by every rule.
 
-    `raysweep analyze pnn` shows the result: `exit_curves(...).to_dict()`, drawn by `reports.exit_curves`.
-
     Args:
         network: as `core.networks.build_network` or an export gives it; `learned` is tried where it has an exit head.
-        task: what it predicts, with the facts of its data.
-        examples: held-out ones, one a row; at least 2.
+        halves: held-out batches that choices are made on, and those that are reported; see `seeded_batches`.
         thresholds: exit -> its option and the values to try.
         runs: timings of each point, of which the median counts.
 
@@ -133,7 +128,6 @@ def exit_curves(
         ModelError: a network of separate layers.
     """
     runtime = runtime or Runtime(device=torch.device("cpu"))
-    halves = [seeded_batches(examples, half, batch_size, task, runtime) for half in halves_of(len(examples))]
     lab = _Laboratory(network=network.eval(), halves=halves, runtime=runtime, precision=precision)
     trained = int(network.config.num_steps)
     ways = [_Way(exit=FIXED, options={}, steps=steps) for steps in range(1, 2 * trained + 1)]
@@ -143,7 +137,7 @@ def exit_curves(
     found = [lab.measured(way) for way in ways]
     seconds = lab.seconds(ways, runs)
     points = [replace(point, seconds_per_token=own) for point, own in zip(found, seconds, strict=True)]
-    return ExitCurves(trained_steps=trained, batch_size=batch_size, points=points)
+    return ExitCurves(trained_steps=trained, batch_size=len(halves[1][0][1]), points=points)
 
 
 @dataclass(frozen=True, kw_only=True)

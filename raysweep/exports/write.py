@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from raysweep.archive import SweepFolder
+from raysweep.core.data import special_roles
 from raysweep.core.networks import task_of, tokenizer_source
 from raysweep.errors import TrialError, UsageError
 from raysweep.exports.card import card
@@ -91,14 +92,12 @@ def _save_tokenizer(finished: FinishedTrial, folder: Path) -> None:
     facts, load = finished.data.facts, finished.data.tokenizer
     if load is None:
         return
-    name, _ = tokenizer_source(ModelSpec(**finished.plan.model), DataSpec(**finished.plan.data))
-    if name is None:
-        trained = load()
-        ids = {"mask_token": facts.mask_token, "pad_token": facts.pad_token}
-        special = {kind: trained.id_to_token(number) for kind, number in ids.items() if number is not None}
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, **special)
-    else:
+    name, vocab_size = tokenizer_source(ModelSpec(**finished.plan.model), DataSpec(**finished.plan.data))
+    if vocab_size is None:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+    else:
+        trained = load()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, **special_roles(trained, facts))
     tokenizer.save_pretrained(folder)
 
 

@@ -50,19 +50,19 @@ def flops_per_token(
     flops = 0.0
     for name, module in model.network.named_modules():
         share = predicted if module is model.decoder else 1.0
-        flops += 2 * share * _uses(model, name, training) * _matrix_weights(name, module, seq_len)
+        flops += 2 * share * uses(model, name, training) * _matrix_weights(name, module, seq_len)
     for part in absent_slices(model.sites, head_map):
         if not part.parameter.endswith(".bias"):
-            flops -= 2 * seq_len * _uses(model, part.parameter, training) * _size(model, part)
+            flops -= 2 * seq_len * uses(model, part.parameter, training) * _size(model, part)
     attended = sum(
-        _uses(model, site.output[0][0], training) * int(present.sum())
+        uses(model, site.output[0][0], training) * int(present.sum())
         for site, present in zip(model.sites, head_map.present, strict=True)
     )
     return flops / seq_len + 4 * seq_len * model.sites[0].head_dim * attended
 
 
-def _uses(model: PlasticModel, name: str, training: bool) -> int:
-    """Return how often a token passes through a module or parameter."""
+def uses(model: PlasticModel, name: str, training: bool) -> int:
+    """Return how often a token passes through a module or parameter, in one forward pass."""
     network: Any = model.network
     return int(network.uses(name, training=training)) if hasattr(network, "uses") else 1
 

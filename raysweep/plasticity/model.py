@@ -81,18 +81,23 @@ class PlasticModel(nn.Module):
         network: Any = self.network
         options = {"attention_mask": attention_mask, "token_type_ids": token_types}
         given = {name: tensor for name, tensor in options.items() if tensor is not None}
-        if labels is not None:
-            wanted = labels.flatten() if labelled is None else labels.flatten()[labelled]
-            if hasattr(network, "training_losses"):
-                losses = network.training_losses(inputs, wanted, positions=labelled, **given)
-            else:
-                losses = label_losses(self(inputs, attention_mask, token_types, labelled).flatten(0, -2), wanted)
-            return losses.view_as(labels) if labelled is None else losses
-        if hasattr(network.config, "use_cache"):
-            given["use_cache"] = False
+        if labels is None:
+            return self._logits(inputs, labelled, given)
+        wanted = labels.flatten() if labelled is None else labels.flatten()[labelled]
+        if hasattr(network, "training_losses"):
+            losses = network.training_losses(inputs, wanted, positions=labelled, **given)
+        else:
+            losses = label_losses(self._logits(inputs, labelled, given).flatten(0, -2), wanted)
+        return losses.view_as(labels) if labelled is None else losses
+
+    def _logits(
+        self, inputs: torch.Tensor, labelled: torch.Tensor | None, given: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        network: Any = self.network
+        cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
         self._labelled = labelled
         try:
-            return network(**{network.main_input_name: inputs}, **given).logits
+            return network(**{network.main_input_name: inputs}, **given, **cache).logits
         finally:
             self._labelled = None
 

@@ -8,7 +8,7 @@ a step with the learning rate m lr on the slice, decoupled decay included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -24,14 +24,18 @@ class SliceAdamW:
     Args:
         parameters: by name, as in the head slices.
         weight_decay: decoupled decay, per step multiplied by the learning rate.
+        undecayed: names of matrices without decay.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float, undecayed: Collection[str] = ()
+    ) -> None:
         self.parameters = dict(parameters)
-        self.weight_decay = weight_decay
-        matrices = [p for p in self.parameters.values() if p.dim() >= 2]
-        others = [p for p in self.parameters.values() if p.dim() < 2]
-        groups = [{"params": group, "weight_decay": self._decay_of(group[0])} for group in (matrices, others) if group]
+        decayed = {name: p.dim() >= 2 and name not in undecayed for name, p in self.parameters.items()}
+        self._decay_of = {p: weight_decay * decayed[name] for name, p in self.parameters.items()}
+        matrices = [p for name, p in self.parameters.items() if decayed[name]]
+        others = [p for name, p in self.parameters.items() if not decayed[name]]
+        groups = [{"params": group, "weight_decay": self._decay_of[group[0]]} for group in (matrices, others) if group]
         self.adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
         self._favoured: dict[float, list[torch.Tensor]] = {}
         """Views into the weights of favoured slices, by the decay that their parameters have."""
@@ -55,7 +59,7 @@ class SliceAdamW:
             distance = run[1].start - first.start if len(run) > 1 else first.length
             reach = run[-1].start + first.length - first.start
             view = parameter.data.narrow(first.dim, first.start, reach).unfold(first.dim, first.length, distance)
-            self._favoured.setdefault(self._decay_of(parameter), []).append(view)
+            self._favoured.setdefault(self._decay_of[parameter], []).append(view)
 
     def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
         """Give new slices the mean second moment of the peers in the same parameter and role.
@@ -105,6 +109,3 @@ class SliceAdamW:
     def _moments(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         state = self.adamw.state.get(parameter, {})
         return [state[moment] for moment in MOMENTS if moment in state]
-
-    def _decay_of(self, parameter: torch.Tensor) -> float:
-        return self.weight_decay if parameter.dim() >= 2 else 0.0

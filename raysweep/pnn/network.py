@@ -102,6 +102,12 @@ class PnnPreTrainedModel(PreTrainedModel):
         if isinstance(module, Proposal) and not isinstance(module, Layer) and self.config.init == "zero":
             initial.zeros_(module.feed_forward_norm.weight)
 
+    def undecayed(self) -> set[str]:
+        """Return the names of the matrices without weight decay: the embeddings, and a decoder that is tied to one."""
+        tables = [name for name, module in self.named_modules() if isinstance(module, nn.Embedding)]
+        class_tokens = [name for name, _ in self.named_parameters() if name.endswith("class_token")]
+        return {*(f"{name}.weight" for name in tables), *class_tokens}
+
 
 class PnnModel(PnnPreTrainedModel):
     """The trunk: from inputs to the states after each step."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from raysweep.core import data
+from raysweep.core import bpe, data
 from raysweep.core.corpora import load_splits
 from raysweep.core.data import BatchOrder, TokenStore, prepare, shard, windows_of
 from raysweep.core.examples import check_enough, load_dataset
@@ -205,20 +205,20 @@ def test_an_unknown_tokenizer_without_a_hub_is_refused(corpus: Path) -> None:
 def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each expensive step was taken."""
     counts: Counter[str] = Counter()
-    for name in ("_train_bpe", "_build_entry"):
-        step = getattr(data, name)
+    for module, name in ((bpe, "train_bpe"), (data, "_build_entry")):
+        step = getattr(module, name)
 
         def counted(*args: Any, name: str = name, step: Any = step) -> Any:
             counts[name] += 1
             return step(*args)
 
-        monkeypatch.setattr(data, name, counted)
+        monkeypatch.setattr(module, name, counted)
     return counts
 
 
 def test_the_second_time_nothing_is_tokenized(corpus: Path, work: Counter[str]) -> None:
     first, second = tokens_of(corpus), tokens_of(corpus)
-    assert work == {"_train_bpe": 1, "_build_entry": 1}
+    assert work == {"train_bpe": 1, "_build_entry": 1}
     assert first.folder == second.folder and first.fingerprint == second.fingerprint
     assert first.train.tolist() == second.train.tolist()
 
@@ -227,7 +227,7 @@ def test_a_cache_entry_belongs_to_one_text_and_one_tokenizer(corpus: Path, work:
     stores = [tokens_of(corpus), tokens_of(corpus, vocab_size=320)]
     (corpus / "valid.txt").write_text(prose(800, 700))
     stores.append(tokens_of(corpus))
-    assert work == {"_train_bpe": 2, "_build_entry": 3}  # the training text is the same
+    assert work == {"train_bpe": 2, "_build_entry": 3}  # the training text is the same
     (corpus / "train.txt").write_text(prose(900, 300))
     stores.append(tokens_of(corpus))
     stores.append(tokens_of(corpus, tokenizer=save_tokenizer(words_tokenizer(["a"]), cache / "words")))

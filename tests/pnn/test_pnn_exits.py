@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import cpu
 from PIL import Image
 from test_dynamic import network_of
 
 from raysweep import registry
 from raysweep.contracts import Facts
+from raysweep.core.inference import halves_of, seeded_batches
 from raysweep.experiments.pnn_exits import ExitCurves, Point, exit_curves
 from raysweep.reports.exit_curves import draw_exit_curves
 
@@ -23,7 +25,8 @@ THRESHOLDS = {"delta_norm": ("threshold", (0.2, 0.4)), "patience": ("patience", 
 def curves_of(**options: Any) -> ExitCurves:
     task = registry.load("tasks", "masked_lm")(facts=Facts(vocab_size=48, mask_token=47))
     examples = torch.randint(0, 47, (9, 11), generator=torch.Generator().manual_seed(0)).numpy()
-    return exit_curves(network_of(**options), task, examples, batch_size=4, thresholds=THRESHOLDS, runs=1)
+    halves = [seeded_batches(examples, half, 4, task, cpu()) for half in halves_of(9)]
+    return exit_curves(network_of(**options), halves, thresholds=THRESHOLDS, runs=1)
 
 
 def test_every_depth_and_every_threshold_is_measured_on_both_halves() -> None:
