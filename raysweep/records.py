@@ -47,6 +47,8 @@ class PhaseRecord:
     """`main`, or the control arm that the phase belongs to."""
     accuracy: float | None = None
     """Share of held-out labels that the largest logit hits."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of a classifier, `matthews` and `f1`; see core/metrics."""
     mean_steps: float | None = None
     """From infer: steps that a token takes until it leaves, pads left out. Its loss, perplexity, accuracy and
     flops_per_token are of the held-out examples of even number, with tokens leaving."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import analyze_pnn, dynamic
+from raysweep.cli import analyze_pnn, dynamic, efficiency
 from raysweep.cli.common import console, json_option, print_json
 
 
@@ -83,3 +83,4 @@ def heads(
 
 analyze.add_command(dynamic.dynamic)
 analyze.add_command(analyze_pnn.pnn)
+analyze.add_command(efficiency.efficiency)

@@ -203,6 +203,7 @@ class _Trial:
             "loss": measured.loss,
             "perplexity": perplexity(measured.loss),
             "accuracy": measured.accuracy,
+            "metrics": measured.metrics,
             "flops_per_token": flops_per_token(state.model, state.head_map, per_example, predicted=self.task.predicted),
             **self._shape(state),
         }
@@ -216,7 +217,8 @@ class _Trial:
 
     def _held_out(self, state: TrialState) -> Measured:
         batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
-        return evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        classes = self.data.facts.num_classes or 0
+        return evaluate(state.model, batches, self.runtime, self.plan.training["precision"], classes)
 
     def _step_flops(self, state: TrialState) -> float:
         """Return what a training step takes on the present heads."""
