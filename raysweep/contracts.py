@@ -60,6 +60,8 @@ class Facts:
     masking: Masking = "bert"
     """What tokens that are to be predicted become; see data.masking."""
     num_classes: int | None = None
+    pairs: bool = False
+    """Every example is a pair of sentences: its tokens are of two segments."""
     image_shape: tuple[int, int, int] | None = None
     """(channels, height, width)"""
     brightest: int | None = None
@@ -70,8 +72,8 @@ class Task(Protocol):
     """tasks/<name>.py: what a model learns, from a row of integers to inputs and labels. Its one field is `facts`."""
 
     reads: ClassVar[Literal["windows", "sentences", "images"]]
-    """The kind of data it learns from. A row of integers is: tokens; label, number of tokens, tokens and padding;
-    label, pixels by channel, row and column."""
+    """The kind of data it learns from. A row of integers is: tokens; label, number of tokens, number of tokens before
+    the second sentence of a pair, tokens and padding; label, pixels by channel, row and column."""
     needs: ClassVar[tuple[str, ...]]
     """The facts without which it cannot be learnt."""
     new_head: ClassVar[bool]
@@ -101,6 +103,7 @@ class Family(Protocol):
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
         """Return the transformers configuration of a from-scratch size, dropout off."""
 
+    # A family with networks that apply one module again and again names these forms: `recurrent_trunks`.
     # A family whose position table has rows before the first token's says how many: `reserved_positions`.
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
@@ -293,6 +296,44 @@ class Scheduler(Protocol):
 
     def build(self, trials: int) -> StoppingRule:
         """Return the rule for a sweep of so many trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What an exit rule may know, after a step, of the tokens that it is asked about: a row for each token."""
+
+    step: int
+    """Steps done, from 1."""
+    steps: int
+    """After so many every token leaves."""
+    min_steps: int
+    """Before so many none does."""
+    before: torch.Tensor
+    """States before the step, (tokens, width)."""
+    after: torch.Tensor
+    memory: torch.Tensor
+    """A number of the rule's own for each token, 0 at first; (tokens,)."""
+    logits: torch.Tensor | None = None
+    """What is predicted from `after`, (tokens, classes); where the rule reads predictions."""
+    logits_before: torch.Tensor | None = None
+    """What it saw in its look before; None in the first."""
+    leave: torch.Tensor | None = None
+    """The exit head's logits of leaving now, (tokens,); where the rule reads them."""
+    chance: torch.Tensor | None = None
+    """One even draw from [0, 1) for each token, the same at every step; where the rule reads it."""
+
+
+class Exit(Protocol):
+    """exits/<name>.py: when a token leaves a network that applies one module again and again."""
+
+    reads: ClassVar[Literal["states", "predictions", "exit_head", "chance"]]
+    """What it looks at. One that reads predictions is asked about the tokens that are predicted from alone, since a
+    look costs as much as a prediction; any other about every token."""
+    looks_back: float
+    """How many steps before the first possible exit it begins to look."""
+
+    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which tokens leave, and what to remember of each; (tokens,) both."""
 
 
 class Analysis(Protocol):

@@ -54,6 +54,19 @@ def tiny_subject(network: Any = None, *, sequences: int = 10, seed: int = 0, **f
     return Subject(**(made | fields))
 
 
+def half_right(subject: Subject) -> Subject:
+    """Return the subject with every second label being what its network predicts."""
+    batches = []
+    for batch in subject.batches:
+        assert batch.labelled is not None
+        labels = batch.labels.flatten().clone()
+        with torch.no_grad():
+            predicted = subject.network(batch.inputs).logits.flatten(0, 1).argmax(-1)
+        labels[batch.labelled[::2]] = predicted[batch.labelled[::2]]
+        batches.append(dataclasses.replace(batch, labels=labels.view_as(batch.labels)))
+    return dataclasses.replace(subject, batches=batches)
+
+
 class Planted(nn.Module):
     """In place of a network: states that are written down, one tensor (steps + 1, rows, LENGTH, width) for all rows.
 

@@ -32,7 +32,7 @@ LAYERS = (
     {"recorder"},
     {"plasticity"},
     {"pnn"},
-    {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers"},
+    {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers", "exits"},
     {"core"},
     {"exports"},
     {"findings"},
@@ -52,7 +52,7 @@ OWNERS = {
     "transformers": {"models", "plasticity", "pnn", "core", "init", "exports", "findings", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
-    "scipy": {"samplers", "statistics", "findings", "analyses"},
+    "scipy": {"exits", "samplers", "statistics", "findings", "analyses"},
     "click": {"cli"},
 }
 

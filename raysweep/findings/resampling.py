@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -133,12 +133,3 @@ def resamples_of(sequences: Ints, generator: np.random.Generator, count: int = R
     members = [np.flatnonzero(index == number) for number in range(len(names))]
     for _ in range(count):
         yield np.concatenate([members[number] for number in generator.integers(len(names), size=len(names))])
-
-
-def bootstrap(
-    statistic: Callable[[Ints], float], sequences: Ints, generator: np.random.Generator, count: int = RESAMPLES
-) -> Interval:
-    """Return any statistic of tokens with its interval; it is given the indices of a sample's tokens."""
-    drawn = [statistic(sample) for sample in resamples_of(sequences, generator, count)]
-    low, high = np.percentile(drawn, PERCENTILES)
-    return Interval(mean=statistic(np.arange(len(sequences))), low=float(low), high=float(high))

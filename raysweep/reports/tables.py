@@ -32,7 +32,7 @@ SHOWN_TOGETHER = {
     "lr": ("cycle.learn.lr",),
 }
 SHARES = ("cycle.prune.level", "cycle.grow.ratio")
-SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned"}
+SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned", "infer": "inferred"}
 COSTS = ("params", "MFLOP/token")
 MOST_ROWS = 200
 GAP = 2
@@ -196,6 +196,7 @@ def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
         "#": [f"{'*' if trial['trial'] in marked else ''}{trial['trial']}" for trial in trials],
         **values,
         heading.strip(): [_chain(trial, chain, phases) for trial, chain in zip(trials, chains, strict=True)],
+        **_metric_columns(trials),
         **_goal_columns(state, trials),
         **_control_columns(trials),
         "heads": [f"{trial['active_heads']}/{trial['head_slots']}" if trial["params"] else "–" for trial in trials],
@@ -203,6 +204,12 @@ def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
         "MFLOP/token": [_millions(trial["flops_per_token"]) for trial in trials],
         "s": [f"{trial['seconds']:.1f}" for trial in trials],
     }
+
+
+def _metric_columns(trials: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return a column for each metric of a classifier; of other models none."""
+    names = dict.fromkeys(name for trial in trials for name in trial["metrics"])
+    return {name: [_goal(trial["metrics"].get(name)) for trial in trials] for name in names}
 
 
 def _goal_columns(state: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Columns:
@@ -302,6 +309,9 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
             f"{phase['seconds']:.1f}",
         )  # fmt: skip
     console.print(table)
+    for phase in [*state["phases"], *state["control_phases"]]:
+        if phase["reported"] is not None:
+            _say(console, exit_text(phase))
     if state["recovery"] is not None:
         _say(console, f"recovery {state['recovery']:.2f} of the loss between pruned and the dense control")
     if state["halted"]:
@@ -326,6 +336,17 @@ def decision_text(phase: Mapping[str, Any]) -> str:
     verb = "removed" if phase["phase"] == "prune" else "grew"
     heads = " ".join(f"{layer}.{head}" for layer, head in decision["heads"])
     return f"{decision['strategy']} {verb} {len(decision['heads'])}" + (f": {heads}" if heads else "")
+
+
+def exit_text(phase: Mapping[str, Any]) -> str:
+    """Say what came of letting tokens leave: on the half that was searched on, and on the other."""
+    halves = {"searched on": phase, "reported": phase["reported"]}
+    said = "; ".join(
+        f"{half}: accuracy {numbers['accuracy']:.2%}, loss {numbers['loss']:.4f}, {numbers['mean_steps']:.2f} steps "
+        f"and {numbers['flops_per_token'] / 1e6:.3f} MFLOP a token"
+        for half, numbers in halves.items()
+    )
+    return f"{_name(phase)}: {said}"
 
 
 def _name(phase: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from raysweep.errors import DataError
 from raysweep.findings import resampling
 from raysweep.findings.finding import Comparison, adjusted
-from raysweep.findings.resampling import bootstrap, contrast, interval, intervals, paired, share_as_extreme
+from raysweep.findings.resampling import contrast, interval, intervals, paired, resamples_of, share_as_extreme
 
 SEQUENCES = np.repeat(np.arange(30), np.tile([3, 7], 15))
 
@@ -42,13 +42,10 @@ def test_the_mean_is_over_tokens_not_over_sequences() -> None:
     assert [column.high for column in both] == [1.0, 2.0]
 
 
-def test_any_statistic_is_bootstrapped_by_sequence() -> None:
-    values = drawn(5)
-    generic = bootstrap(lambda sample: float(values[sample].mean()), SEQUENCES, np.random.default_rng(3))
-    special = interval(values, SEQUENCES, np.random.default_rng(4))
-    assert (generic.mean, generic.low, generic.high) == pytest.approx(
-        (special.mean, special.low, special.high), abs=0.05
-    )
+def test_samples_are_of_whole_sequences() -> None:
+    for sample in resamples_of(SEQUENCES, np.random.default_rng(3), 5):
+        drawn, counts = np.unique(SEQUENCES[sample], return_counts=True)
+        assert (counts % np.bincount(SEQUENCES)[drawn] == 0).all() and counts.sum() == len(sample)
 
 
 def test_a_p_value_is_never_zero_and_counts_ties() -> None:
