@@ -105,13 +105,12 @@ def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequen
     """
     runtime = Runtime(device=torch.device("cpu"))
     network = load_network(folder)
-    positions = network.config.max_position_embeddings
-    if data.seq_len > positions:
-        raise ModelError(f"model {folder!r} has {positions} positions, fewer than --seq-len {data.seq_len}.")
+    others = {name: load_network(name) for name in compared}
+    for name, other in {folder: network, **others}.items():
+        _check_length(name, other, data.seq_len)
     spec = ModelSpec(name=folder, task=TASK)
     dataset = load_dataset(data, spec)
     _check_enough(dataset, data)
-    others = {name: load_network(name) for name in compared}
     for name, other in {folder: network, **others}.items():
         _check_vocabulary(name, other, dataset.facts)
     return Subject(
@@ -226,6 +225,12 @@ def _config(folder: str) -> Any:
         found = architectures[0] if architectures else config.model_type
         raise ModelError(f"model {folder!r} is a {found}; give a PnnForMaskedLM.")
     return config
+
+
+def _check_length(folder: str, network: Any, seq_len: int) -> None:
+    positions = network.config.max_position_embeddings
+    if seq_len > positions:
+        raise ModelError(f"model {folder!r} has {positions} positions, fewer than --seq-len {seq_len}.")
 
 
 def _check_enough(dataset: Dataset, data: DataSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from scipy import stats
 from subjects import WIDTH, tiny_pnn, tiny_subject
 
 from raysweep.analyses.gate_specificity import Analysis
-from raysweep.errors import NotApplicableError
+from raysweep.errors import ModelError, NotApplicableError
 from raysweep.findings.gate_changes import dropped, inverted, noisy, permuted, swapped, token_mean
-from raysweep.findings.subject import Subject
+from raysweep.findings.subject import Subject, load_subject
+from raysweep.spec import DataSpec
 
 
 def some_gates(batch: int = 3, tokens: int = 7, width: int = 500) -> torch.Tensor:
@@ -129,6 +131,13 @@ def test_networks_are_compared_on_the_same_masked_tokens() -> None:
     other = dataclasses.replace(subject, network=others["other, seed"]).predictions().loss[-1]
     assert compared["other, seed - this network"].effect == pytest.approx((other - intact).mean())
     assert finding.figures["compared"]["other, seed"]["gate"] == "none"
+
+
+def test_a_network_to_compare_with_takes_the_same_text(tmp_path: Path) -> None:
+    tiny_pnn().save_pretrained(tmp_path / "long")
+    tiny_pnn(max_position_embeddings=9).save_pretrained(tmp_path / "short")
+    with pytest.raises(ModelError, match=r"short' has 9 positions, fewer than --seq-len 14"):
+        load_subject(str(tmp_path / "long"), DataSpec(seq_len=14), compared=[str(tmp_path / "short")])
 
 
 def test_many_permutations_are_drawn_and_a_second_run_draws_the_same() -> None:
