@@ -16,6 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from raysweep import registry
 from raysweep.cli import main
+from raysweep.exports.manifest import Manifest
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs. " * 40
 SPECIAL = {"pad_token": "[PAD]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
@@ -84,6 +85,17 @@ def test_with_json_no_file_is_written(folder: Path, tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
     assert analyzed(folder, "--experiment", "trace").exit_code == 0
     assert (tmp_path / "pnn-analysis" / "trace.png").exists()
+
+
+def test_an_export_brings_its_text_with_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    Manifest(
+        format="dense", family="pnn", task="masked_lm", model_class="PnnForMaskedLM", base_model="pnn-nano", sweep="s",
+        trial=1, plan_key="key", cycles=0, head_map=[[0, 0, 0]], kv_index=[None], metrics={},
+        data={"name": str(folder / "text"), "seq_len": 16, "sha256": "text"}, versions={},
+    ).write(tmp_path / "model")  # fmt: skip
+    exported = content(tmp_path, "--experiment", "trace", data=None)
+    assert exported["findings"] == content(folder, "--experiment", "trace")["findings"]
 
 
 def test_other_models_are_compared(folder: Path) -> None:
