@@ -113,7 +113,7 @@ def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
     else:
         told = f"Not found that hard tokens settle later ({effect:+.2f} steps); fails: {'; '.join(failed)}"
     distinct = len(np.unique(found.predicted[0]))
-    return f"{told}. At the embedding {distinct} different tokens are all that is predicted."
+    return f"{told}. Different tokens predicted at the embedding: {distinct}."
 
 
 def _figures(found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: Subject) -> dict[str, Any]:

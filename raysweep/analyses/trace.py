@@ -56,14 +56,12 @@ def _compared(masked: Predictions, subject: Subject) -> list[Comparison]:
 
 def _verdict(comparisons: list[Comparison]) -> str:
     """A step helps where it lowers the loss, and harms where it raises it; otherwise nothing was found."""
-    kinds: dict[str, list[int]] = {"lowers the loss": [], "raises the loss": [], "does nothing that was found": []}
+    kinds: dict[str, list[int]] = {"falls": [], "rises": [], "is not found to change": []}
     for step, change in enumerate(comparisons, 1):
-        kind = "does nothing that was found" if not change.found else (
-            "lowers the loss" if change.effect < 0 else "raises the loss"
-        )  # fmt: skip
+        kind = "is not found to change" if not change.found else "falls" if change.effect < 0 else "rises"
         kinds[kind].append(step)
-    told = [f"step {', '.join(map(str, steps))} {kind}" for kind, steps in kinds.items() if steps]
-    return f"{'; '.join(told)}.".capitalize()
+    told = [f"{kind} at step {', '.join(map(str, steps))}" for kind, steps in kinds.items() if steps]
+    return f"The loss {'; '.join(told)}."
 
 
 def _predicted(found: Predictions) -> dict[str, Any]:

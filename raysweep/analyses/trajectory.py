@@ -121,13 +121,19 @@ def _figures(found: Measured) -> dict[str, Any]:
     }
 
 
+def _map(values: Array, first: int) -> Series:
+    """Return the likeness of each two steps, the first of which is step `first`."""
+    steps = list(range(first, first + len(values)))
+    return Series(name="mean over sequences", x=steps, rows=steps, y=values.tolist())
+
+
 def _panels(trained: Measured, untrained: Measured, subject: Subject) -> list[Panel]:
     generator = subject.generator("trajectory panels")
     rows: dict[str, list[Interval]] = {
         name: intervals(one.relative_update, np.arange(len(one.relative_update)), generator)
         for name, one in (("trained", trained), ("untrained", untrained))
     }
-    maps = {"cosine of updates": trained.cosines, "alignment (CKA) of states": trained.alignments}
+    maps = {"cosine of updates": (trained.cosines, 1), "alignment (CKA) of states": (trained.alignments, 0)}
     return [
         Panel(
             title="relative update", kind="lines", x_label="step", y_label="|delta| / |h|",
@@ -136,8 +142,8 @@ def _panels(trained: Measured, untrained: Measured, subject: Subject) -> list[Pa
         *(
             Panel(
                 title=name, kind="heat_map", x_label="step", y_label="step",
-                series=[Series(name="mean over sequences", y=values.mean(0).tolist())],
+                series=[_map(values.mean(0), first)],
             )
-            for name, values in maps.items()
+            for name, (values, first) in maps.items()
         ),
     ]  # fmt: skip

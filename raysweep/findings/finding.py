@@ -63,6 +63,8 @@ class Series:
     """A heat map has [row][column], row 0 at the top."""
     x: Sequence[float] | Sequence[str] | None = None
     """Default: 0, 1, ..."""
+    rows: Sequence[float] | Sequence[str] | None = None
+    """Of a heat map, as `x` for its columns."""
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
 

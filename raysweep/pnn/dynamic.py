@@ -124,8 +124,12 @@ def counted(network: nn.Module) -> Iterator[Work]:
     def convolution(module: Any, inputs: Any, output: torch.Tensor) -> None:
         work.flops += 2 * module.weight.numel() * (output.numel() // module.out_channels)
 
-    count = {nn.Linear: linear, nn.Conv2d: convolution}
-    hooks = [m.register_forward_hook(count[type(m)]) for m in network.modules() if type(m) in count]
+    hooks = [
+        module.register_forward_hook(count)
+        for kind, count in ((nn.Linear, linear), (nn.Conv2d, convolution))
+        for module in network.modules()
+        if isinstance(module, kind)
+    ]
     try:
         yield work
     finally:

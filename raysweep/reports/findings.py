@@ -71,6 +71,8 @@ def _heat_map(axes: Any, series: Sequence[Mapping[str, Any]]) -> None:
         axis.get_major_locator().set_params(integer=True)
     if one["x"] is not None:
         axes.set_xticks(range(len(one["x"])), one["x"])
+    if one["rows"] is not None:
+        axes.set_yticks(range(len(one["rows"])), one["rows"])
     axes.figure.colorbar(image, ax=axes, label=one["name"])
 
 

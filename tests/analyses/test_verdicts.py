@@ -51,7 +51,7 @@ def test_the_trace_says_which_steps_help_and_which_harm() -> None:
         return made
 
     found = trace.Analysis()(planted_subject(states))
-    assert found.verdict == "Step 1 lowers the loss; step 3 raises the loss; step 2 does nothing that was found."
+    assert found.verdict == "The loss falls at step 1; rises at step 3; is not found to change at step 2."
     at = found.figures["masked"]
     assert at["loss"] == pytest.approx([np.log(1 + (VOCABULARY - 1) / np.e**certainty) for certainty in (0, 3, 3, 1)])
     assert at["accuracy"][1:] == [1.0, 1.0, 1.0] and at["predicted"] == at["tokens"] == 60
@@ -135,7 +135,7 @@ def test_tokens_that_never_settle_are_not_said_to_settle_later() -> None:
 def test_the_embedding_is_said_to_know_nothing_but_the_place() -> None:
     found = convergence.Analysis()(tiny_subject(sequences=20))
     assert found.figures["embedding"]["different_predictions"] <= LENGTH
-    assert "At the embedding" in found.verdict
+    assert f"at the embedding: {found.figures['embedding']['different_predictions']}." in found.verdict
 
 
 def test_other_networks_are_compared_on_the_same_masks() -> None:
