@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from raysweep.findings.finding import Finding
+    from raysweep.findings.subject import Subject
     from raysweep.plasticity.sites import AttentionSite, Role
     from raysweep.space import Space
 
@@ -101,6 +103,7 @@ class Family(Protocol):
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
         """Return the transformers configuration of a from-scratch size, dropout off."""
 
+    # A family with networks that apply one module again and again names these forms: `recurrent_trunks`.
     # A family whose position table has rows before the first token's says how many: `reserved_positions`.
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
@@ -293,3 +296,58 @@ class Scheduler(Protocol):
 
     def build(self, trials: int) -> StoppingRule:
         """Return the rule for a sweep of so many trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What an exit rule may know, after a step, of the tokens that it is asked about: a row for each token."""
+
+    step: int
+    """Steps done, from 1."""
+    steps: int
+    """After so many every token leaves."""
+    min_steps: int
+    """Before so many none does."""
+    before: torch.Tensor
+    """States before the step, (tokens, width)."""
+    after: torch.Tensor
+    memory: torch.Tensor
+    """A number of the rule's own for each token, 0 at first; (tokens,)."""
+    logits: torch.Tensor | None = None
+    """What is predicted from `after`, (tokens, classes); where the rule reads predictions."""
+    logits_before: torch.Tensor | None = None
+    """What it saw in its look before; None in the first."""
+    leave: torch.Tensor | None = None
+    """The exit head's logits of leaving now, (tokens,); where the rule reads them."""
+    chance: torch.Tensor | None = None
+    """One even draw from [0, 1) for each token, the same at every step; where the rule reads it."""
+
+
+class Exit(Protocol):
+    """exits/<name>.py: when a token leaves a network that applies one module again and again."""
+
+    reads: ClassVar[Literal["states", "predictions", "exit_head", "chance"]]
+    """What it looks at. One that reads predictions is asked about the tokens that are predicted from alone, since a
+    look costs as much as a prediction; any other about every token."""
+    looks_back: float
+    """How many steps before the first possible exit it begins to look."""
+
+    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which tokens leave, and what to remember of each; (tokens,) both."""
+
+
+class Analysis(Protocol):
+    """analyses/<name>.py: one experiment on a Plastic Neural Network."""
+
+    aliases: ClassVar[tuple[str, ...]]
+    """Other names of it, such as the one in the published code."""
+
+    def passes(self, subject: Subject) -> int:
+        """Return how often all held-out text runs through a network: what the estimate of its time is made from."""
+
+    def __call__(self, subject: Subject) -> Finding:
+        """Measure; the subject stays as it is.
+
+        Raises:
+            NotApplicableError: the network lacks what is measured.
+        """

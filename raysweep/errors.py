@@ -5,6 +5,7 @@ RaysweepError
 │   ├── SpecError       a job or a search space; holds every fault found
 │   ├── DataError       a corpus that is missing, empty, too short or not text
 │   ├── ModelError      a model that is missing, incomplete or of an unknown family
+│   │   └── NotApplicableError  one that lacks what an analysis measures
 │   └── ArchiveError    a results folder or a sweep that cannot be used as asked
 └── RunError            the run failed: exit 1
     ├── TrialError      one trial cannot go on (recorded as FAILED)
@@ -62,6 +63,10 @@ class DataError(UsageError):
 
 
 class ModelError(UsageError):
+    pass
+
+
+class NotApplicableError(ModelError):
     pass
 
 

@@ -14,7 +14,7 @@ from raysweep.errors import UsageError, known_names_hint
 from raysweep.registry import scratch_sizes
 from raysweep.reports.summary import sweep_state
 
-STRATEGIES = ("prune", "grow", "init", "samplers", "schedulers", "tasks")
+STRATEGIES = ("prune", "grow", "init", "samplers", "schedulers", "tasks", "exits", "analyses")
 
 
 def listing(kind: str | None, results: Path) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raysweep.spec import Control, CycleSpec, GrowSpec, JobSpec, PruneSpec
 
-PHASES = ("baseline", "prune", "measure", "grow", "learn")
+PHASES = ("baseline", "prune", "measure", "grow", "learn", "infer")
 TRAINING_PHASES = ("baseline", "learn")
 LOG_EVERY = 10
 """Training steps between two points of a phase's curve; its last step is always one."""
@@ -30,7 +30,7 @@ class PhasePlan:
     @property
     def steps(self) -> int:
         """Optimizer steps that the phase trains for."""
-        return int(self.params.get("steps", 0))
+        return int(self.params.get("steps", 0)) if self.kind in TRAINING_PHASES else 0
 
     @property
     def label(self) -> str:
@@ -132,11 +132,13 @@ def _chain(root: str, cycle: CycleSpec, training: dict[str, Any]) -> tuple[Phase
     phases: list[PhasePlan] = []
     for kind, number, params in _phase_params(cycle, training):
         phases.append(_phase(phases[-1].key if phases else root, kind, number, params))
-    if cycle.continuous is None:
-        return tuple(phases)
-    baseline, learn = phases
-    events = _events(baseline.key, cycle)
-    return baseline, _phase(baseline.key, "learn", learn.cycle, learn.params | {"events": events})
+    if cycle.continuous is not None:
+        baseline, learn = phases
+        events = _events(baseline.key, cycle)
+        phases = [baseline, _phase(baseline.key, "learn", learn.cycle, learn.params | {"events": events})]
+    if cycle.infer is not None:
+        phases.append(_phase(phases[-1].key, "infer", cycle.cycles, cycle.infer.model_dump(mode="json")))
+    return tuple(phases)
 
 
 def _phase(parent: str, kind: str, cycle: int, params: dict[str, Any]) -> PhasePlan:
@@ -224,7 +226,7 @@ def _small_models(cycle: CycleSpec, own: tuple[PhasePlan, ...], training: dict[s
     phases = []
     for number in range(1, cycle.cycles + 1):
         steps += cycle.learn.steps if cycle.learn else 0
-        structure = [phase for phase in own if phase.cycle == number and phase.kind != "measure"]
+        structure = [phase for phase in own if phase.cycle == number and phase.kind not in ("measure", "infer")]
         if cycle.continuous is None:
             structure = [phase for phase in structure if phase.kind != "learn"]
         if structure and steps:

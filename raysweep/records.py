@@ -49,6 +49,11 @@ class PhaseRecord:
     """Share of held-out labels that the largest logit hits."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of a classifier, `matthews` and `f1`; see core/metrics."""
+    mean_steps: float | None = None
+    """From infer: steps that a token takes until it leaves, pads left out. Its loss, perplexity, accuracy and
+    flops_per_token are of the held-out examples of even number, with tokens leaving."""
+    reported: dict[str, float] | None = None
+    """From infer: the same numbers of the examples of odd number, which no choice was made on."""
     events: list[dict[str, Any]] | None = None
     """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
     data_sha256: str = ""
@@ -73,6 +78,11 @@ class PhaseRecord:
     measure where the job asks for contributions."""
     samples: list[dict[str, Any]] | None = None
     """Greedy continuations of fixed held-out prompts: prompt, text, repetition (share of repeated 3-grams)."""
+
+    @property
+    def error_rate(self) -> float | None:
+        """Share of held-out labels that the largest logit misses."""
+        return None if self.accuracy is None else 1 - self.accuracy
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in their order: what tables need comes first, what is bulky last; see `skim`."""

@@ -25,6 +25,8 @@ CLASS_NAMES = {
     "tasks": "Task",
     "samplers": "Sampler",
     "schedulers": "Scheduler",
+    "exits": "Exit",
+    "analyses": "Analysis",
 }
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 Masking = Literal["bert", "mask"]
 Control = Literal["dense", "no_regrow", "random_random", "rewind", "from_scratch_small"]
-Objective = Literal["loss", "perplexity", "flops_per_token", "params", "active_heads"]
+Objective = Literal["loss", "perplexity", "error_rate", "flops_per_token", "params", "active_heads"]
 Objectives = Annotated[
     Annotated[Objective, Tag("one")] | Annotated[tuple[Objective, ...], Tag("several")],
     Discriminator(lambda given: "several" if isinstance(given, list | tuple) else "one"),
@@ -142,6 +142,21 @@ class LearnSpec(Part):
     """Steps between looks at each new head on its way; the first and last are always there. Default: a quarter."""
 
 
+class InferSpec(StrategyPart):
+    """The last phase of a trial: the network is measured with tokens leaving it, which changes no weight.
+
+    It takes a network that applies one module again and again. Searched by its result are the held-out examples of even
+    number; its record says `reported` what the odd ones give, which no choice was made on.
+    """
+
+    exit: str = "none"
+    """A file in raysweep/exits/, or a dotted module."""
+    steps: int = Field(ge=1)
+    """After so many every token leaves; more or fewer than in training."""
+    min_steps: int = Field(default=1, ge=1)
+    """Before so many none does."""
+
+
 class ContinuousSpec(Part):
     """Prune and grow inside the learn phase instead of before it: no restart, the optimizer's state carried on."""
 
@@ -187,6 +202,8 @@ class CycleSpec(Part):
     measure: MeasureSpec = MeasureSpec()
     grow: GrowSpec | None = None
     learn: LearnSpec | None = None
+    infer: InferSpec | None = None
+    """Measure at the end with tokens leaving early; the trial's result."""
 
     @model_validator(mode="after")
     def _something_to_do(self) -> CycleSpec:

@@ -1,4 +1,4 @@
-"""The table of behaviours names tests that exist."""
+"""The tables of behaviours name tests that exist."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cache
 import pytest
 from helpers import REPOSITORY
 
-TABLE = (REPOSITORY / "docs" / "behaviours.md").read_text(encoding="utf-8")
+TABLE, PNN = ((REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("behaviours.md", "pnn.md"))
 ROWS = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", TABLE, flags=re.MULTILINE)
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", TABLE)))
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", TABLE + PNN)))
 
 
 @cache

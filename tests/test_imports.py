@@ -45,7 +45,7 @@ def test_light_modules_import_nothing_heavy(modules: list[str]) -> None:
     assert heavy_after(f"import {', '.join(modules)}") == []
 
 
-@pytest.mark.parametrize("kind", ["prune", "grow", "init", "samplers", "schedulers"])
+@pytest.mark.parametrize("kind", ["prune", "grow", "init", "samplers", "schedulers", "exits"])
 def test_strategies_import_nothing_heavy(kind: str) -> None:
     names = ", ".join(f"raysweep.{kind}.{name}" for name in registry.available(kind))
     assert heavy_after(f"import {names}") == []

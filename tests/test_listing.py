@@ -52,7 +52,7 @@ def test_a_line_about_a_strategy_is_the_first_of_its_file() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no 'prunes'\. Did you mean 'prune'\? Known: data, grow, init, models"):
+    with pytest.raises(UsageError, match=r"no .prunes.\. Did you mean .prune.\? Known: analyses, data, exits, grow"):
         listing("prunes", tmp_path)
 
 

@@ -109,6 +109,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
 }
 
 
+INFER: dict[str, Any] = {"exit": "random", "steps": 4, "min_steps": 2, "mean_steps": 2.5}
 CONTINUOUS: dict[str, Any] = {"every": 3, "first": 1, "events": 2, "remove": 2, "grow": 1}
 
 
@@ -180,7 +181,28 @@ def test_a_phase_holds_what_it_needs() -> None:
 def test_every_setting_of_a_job_is_classified_here() -> None:
     options = {"cycle.prune.direction"}
     continuous = {f"cycle.continuous.{name}" for name in CONTINUOUS}
-    assert set(SETTINGS) | continuous == set(settings_of(JobSpec)) | options
+    infer = {f"cycle.infer.{name}" for name in INFER}
+    assert set(SETTINGS) | continuous | infer == set(settings_of(JobSpec)) | options | {"cycle.infer.mean_steps"}
+
+
+@pytest.mark.parametrize("name", INFER)
+def test_how_tokens_leave_changes_the_key_of_the_last_phase_alone(name: str) -> None:
+    other = {"exit": "none", "steps": 3, "min_steps": 1, "mean_steps": 3.0}
+    bare, before = keys(job_with()), keys(job_with({"cycle.infer": INFER}))
+    after = keys(job_with({"cycle.infer": INFER | {name: other[name]}}))
+    assert bare == before[:-1] == after[:-1] and before[-1] != after[-1]
+
+
+def test_tokens_leave_after_events_and_in_every_control_but_a_small_model() -> None:
+    changes = {"cycle.infer": INFER, "search.controls": ["dense", "from_scratch_small"]}
+    plan = plan_of(job_with(changes))
+    assert plan.phases[-1].kind == plan.controls["dense"][-1].kind == "infer"
+    assert [phase.params["shaped_by"] for phase in plan.controls["from_scratch_small"]] == [
+        plan.phases[3].key, plan.phases[7].key,
+    ]  # fmt: skip
+    events = plan_of(job_with({"cycle.cycles": 1, "cycle.continuous": CONTINUOUS, "cycle.infer": INFER})).phases
+    assert [phase.kind for phase in events] == ["baseline", "learn", "infer"]
+    assert [phase.steps for phase in events] == [10, 10, 0]
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import pydantic
 
 from raysweep import expressions
-from raysweep.checks.sections import sentence
+from raysweep.checks.inference import infer_faults
+from raysweep.checks.sections import Number, ToFault, sentence
 from raysweep.checks.strategies import form_faults
 from raysweep.errors import Fault, known_names_hint
 from raysweep.space import get_path
 from raysweep.spec import MEASURED
 
-MADE_BY = {"baseline": None, "prune": "prune", "measure": "prune", "grow": "grow", "learn": "learn"}
+MADE_BY = {
+    "baseline": None,
+    "prune": "prune",
+    "measure": "prune",
+    "grow": "grow",
+    "learn": "learn",
+    "infer": "infer",
+}
 """Kind of phase -> the part of a cycle that brings it; a baseline there always is."""
-Number = Callable[[str, int], int]
-"""Returns a whole number of the job by its path, or a default where there is none."""
-ToFault = Callable[[str, Any, str], Fault]
 INTEGER = pydantic.TypeAdapter(int)
 
 
@@ -68,7 +73,8 @@ def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
 
 def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Iterable[Fault]:
     """Check what several cycles, events inside training and control arms need of the rest of the cycle."""
-    has = {part for part in ("baseline", "prune", "grow", "learn") if get_path(raw, f"cycle.{part}") is not None}
+    parts = ("baseline", "prune", "grow", "learn", "infer")
+    has = {part for part in parts if get_path(raw, f"cycle.{part}") is not None}
     cycles = number("cycle.cycles", 1)
     level, step = get_path(raw, "cycle.prune.level"), get_path(raw, "cycle.level_escalation")
     if step and isinstance(level, int | float) and isinstance(step, int | float) and level + (cycles - 1) * step >= 1:
@@ -81,6 +87,8 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
         yield fault("cycle.plateau.patience", patience, f"could never fire: must be below cycle.cycles = {cycles}.")
     if get_path(raw, "cycle.continuous") is not None:
         yield from _continuous_faults(raw, has, number, fault)
+    if "infer" in has:
+        yield from infer_faults(raw, number, fault)
     yield from _control_faults(raw, has, fault)
     yield from _constraint_faults(raw, has, fault)
     yield from _goal_faults(raw, number, fault)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import pydantic
 
 from raysweep import registry
-from raysweep.errors import known_names_hint
+from raysweep.errors import Fault, known_names_hint
 from raysweep.spec import JobSpec
 
 STRATEGY_KEYS = {
@@ -17,9 +17,14 @@ STRATEGY_KEYS = {
     "model": (("models", "name"),),
     "cycle.prune": (("prune", "strategy"),),
     "cycle.grow": (("grow", "strategy"), ("init", "init")),
+    "cycle.infer": (("exits", "exit"),),
     "search.sampler": (("samplers", "name"),),
     "search.stopping": (("schedulers", "name"),),
 }
+Number = Callable[[str, int], int]
+"""Returns a whole number of the job by its path, or a default where there is none."""
+ToFault = Callable[[str, Any, str], Fault]
+"""Makes a fault of a key, a value and a message."""
 TRIAL_SECTIONS = ("model", "data", "training", "cycle")
 """What a trial may have of its own."""
 

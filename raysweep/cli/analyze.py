@@ -1,4 +1,4 @@
-"""Commands that look into a model: analyze heads and analyze dynamic."""
+"""Commands that look into a model: analyze heads, analyze dynamic and analyze pnn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import dynamic, efficiency
+from raysweep.cli import analyze_pnn, dynamic, efficiency
 from raysweep.cli.common import console, json_option, print_json
 
 
@@ -82,4 +82,5 @@ def heads(
 
 
 analyze.add_command(dynamic.dynamic)
+analyze.add_command(analyze_pnn.pnn)
 analyze.add_command(efficiency.efficiency)

@@ -106,13 +106,13 @@ def console() -> Console:
 
 
 def print_json(content: Any) -> None:
-    click.echo(json.dumps(_strict(content), indent=2))
+    click.echo(json.dumps(strict(content), indent=2))
 
 
-def _strict(content: Any) -> Any:
+def strict(content: Any) -> Any:
     """Replace what JSON has no word for, infinity and NaN, by null."""
     if isinstance(content, Mapping):
-        return {key: _strict(value) for key, value in content.items()}
+        return {key: strict(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_strict(value) for value in content]
+        return [strict(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

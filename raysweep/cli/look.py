@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def list_command(kind: str | None, results: Path, as_json: bool) -> None:
     """List what can be named in a job, and sweeps.
 
-    KIND is one of prune, grow, init, samplers, schedulers, models, data and sweeps; without it, all are listed.
+    KIND is one of prune, grow, init, samplers, schedulers, exits, models, data and sweeps; without it, all are listed.
     """
     from raysweep.listing import listing
     from raysweep.reports.tables import print_listing

@@ -189,17 +189,25 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
 
     from raysweep.plasticity.model import PlasticModel
 
+    config, family = configuration(model, seq_len=seq_len)
+    with torch.device("meta"):
+        network = _model_class(model).from_config(config)
+    return PlasticModel(network, family.sites(network))
+
+
+def configuration(model: ModelSpec, *, seq_len: int) -> tuple[Any, Family]:
+    """Return a model's configuration, at its size's largest vocabulary, and its family.
+
+    Raises:
+        ModelError: as `check_model`.
+    """
     sizes = scratch_sizes()
     if model.name in sizes:
         family: Family = registry.build("models", sizes[model.name], model.options)
         vocab_size = family.sizes[model.name].get("vocab_size", 0)
-        config = family.config(model.name, vocab_size=vocab_size, seq_len=seq_len)
-    else:
-        config = _pretrained_config(model.name)
-        family = _family_of(config, model.name)
-    with torch.device("meta"):
-        network = _model_class(model).from_config(config)
-    return PlasticModel(network, family.sites(network))
+        return family.config(model.name, vocab_size=vocab_size, seq_len=seq_len), family
+    config = _pretrained_config(model.name)
+    return config, _family_of(config, model.name)
 
 
 def _model_class(model: ModelSpec) -> Any:

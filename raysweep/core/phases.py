@@ -16,6 +16,7 @@ from raysweep.core.continuous import Events
 from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import Measured, evaluate, held_out_sha256, shared_batches, write_samples
 from raysweep.core.examples import Dataset, build_task, load_dataset
+from raysweep.core.inference import halves_of, measure_inference, present_network, rule_of, seeded_batches
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import Outcome, Partial, PhaseStore
@@ -30,7 +31,7 @@ from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameter
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.parity import check_parity
 from raysweep.records import PhaseRecord, perplexity
-from raysweep.spec import DataSpec, ModelSpec
+from raysweep.spec import DataSpec, InferSpec, ModelSpec
 
 PROBE_BATCH = 4
 UNLOGGED = "progress/unlogged"
@@ -174,7 +175,7 @@ class _Trial:
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
         state = self._state()  # a small model has taken the place of the one before
-        measured = self._measured(state)
+        measured = self._shape(state) if phase.kind == "infer" else self._measured(state)
         if phase.kind in ("baseline", "measure", "learn") and self.task.causal:
             found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
         per_example = positions(state.model, self.plan.data["seq_len"])
@@ -203,10 +204,15 @@ class _Trial:
             "perplexity": perplexity(measured.loss),
             "accuracy": measured.accuracy,
             "metrics": measured.metrics,
+            "flops_per_token": flops_per_token(state.model, state.head_map, per_example, predicted=self.task.predicted),
+            **self._shape(state),
+        }
+
+    def _shape(self, state: TrialState) -> dict[str, Any]:
+        return {
             "active_heads": state.head_map.active,
             "head_map": state.head_map.to_lists(),
             "params": active_parameters(state.model, state.head_map),
-            "flops_per_token": flops_per_token(state.model, state.head_map, per_example, predicted=self.task.predicted),
         }
 
     def _held_out(self, state: TrialState) -> Measured:
@@ -330,6 +336,23 @@ class _Trial:
         if phase.params["seed_second_moments"]:
             state.seed_second_moments()
         return {**self._train(state, phase, events), "events": events.done or None}
+
+    def _infer(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        """Measure with tokens leaving: what the search sees on one half of the held-out examples, beside the other."""
+        spec, network, examples = InferSpec(**phase.params), present_network(state), self.data.evaluation
+        halves = [
+            measure_inference(
+                network,
+                seeded_batches(examples, half, self.plan.training["batch_size"], self.task, self.runtime),
+                rule_of(spec),
+                steps=spec.steps,
+                min_steps=spec.min_steps,
+                runtime=self.runtime,
+                precision=self.plan.training["precision"],
+            ).numbers
+            for half in halves_of(len(examples))
+        ]
+        return {**halves[0], "reported": halves[1]}
 
     def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> dict[str, Any]:
         names = Schedule.__dataclass_fields__

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysweep.core.examples import check_enough, load_dataset
+from raysweep.core.inference import check_inference
 from raysweep.core.networks import check_fit, check_model
 from raysweep.errors import ArchiveError
 from raysweep.jobfile import Job
@@ -23,7 +24,7 @@ def preflight(job: Job) -> Fingerprints:
     """
     corners = job.space.corner_assignments(job.spec.resolved()) if job.space else ()
     specs = [job.spec, *(job.with_values(values) for _, values in corners)]
-    named = {(spec.model, spec.data, spec.training.batch_size): spec for spec in specs}
+    named = {(spec.model, spec.data, spec.training.batch_size, spec.cycle.infer): spec for spec in specs}
     found = list(dict.fromkeys(map(_check, named.values())))
     if len(found) == 1:
         return found[0]
@@ -54,4 +55,8 @@ def _check(spec: JobSpec) -> Fingerprints:
     dataset = load_dataset(spec.data, spec.model)
     check_fit(spec.model, dataset.facts, seq_len=spec.data.seq_len)
     check_enough(dataset, spec.data, spec.training.batch_size)
+    if spec.cycle.infer is not None:
+        check_inference(
+            spec.cycle.infer, spec.model, seq_len=spec.data.seq_len, examples=len(dataset.evaluation)
+        )  # fmt: skip
     return Fingerprints(model=model, data=dataset.fingerprint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from raysweep.pnn.config import PnnConfig
+
+if TYPE_CHECKING:
+    from raysweep.pnn.dynamic import Remaining
 
 LEAST_TEMPERATURE = 1e-3
 """A softplus alone rounds to 0 far below 0, and a gate would be 0 / 0."""
@@ -47,6 +50,7 @@ class Attention(nn.Module):
         keys: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         head_mask: torch.Tensor | None = None,
+        remaining: Remaining | None = None,
     ) -> torch.Tensor:
         """Attend from some tokens to others.
 
@@ -54,8 +58,15 @@ class Attention(nn.Module):
             queries: (batch, queries, width); keys: (batch, keys, width).
             attention_mask: as the attention interface takes it; None: everything is seen.
             head_mask: (heads,), what each head's output is multiplied by.
+            remaining: whose tokens the queries are, (tokens, width); it knows the keys.
         """
+        if remaining is not None:
+            return remaining.attended(self, queries, head_mask)
         return self.mix(queries, *self.keys_and_values(keys), attention_mask, head_mask)
+
+    def queries(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return (batch, heads, tokens, head_dim)."""
+        return self._by_head(self.q_proj(hidden))
 
     def keys_and_values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (batch, heads, tokens, head_dim) each."""
@@ -70,13 +81,23 @@ class Attention(nn.Module):
         head_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend to keys and values that are there already."""
+        return self.o_proj(self.attend(self.queries(queries), keys, values, attention_mask, head_mask))
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        head_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return what the heads found, before their projection, (batch, queries, heads * head_dim)."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.dropout if self.training else 0.0
-        query = self._by_head(self.q_proj(queries))
         mixed, _ = attend(self, query, keys, values, attention_mask, dropout=dropout, scaling=self.head_dim**-0.5)
         if head_mask is not None:
             mixed = mixed * head_mask[:, None]
-        return self.o_proj(mixed.flatten(-2))
+        return mixed.flatten(-2)
 
     def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)

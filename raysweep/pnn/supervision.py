@@ -44,4 +44,6 @@ def geometric_prior(prior: float, steps: int) -> Sequence[float]:
 def divergence(probabilities: torch.Tensor, prior: float) -> torch.Tensor:
     """Return KL(exit probabilities || prior) of each token, (tokens,)."""
     target = probabilities.new_tensor(geometric_prior(prior, len(probabilities)))[:, None]
-    return (torch.xlogy(probabilities, probabilities) - probabilities * target.log()).sum(0)
+    # The logarithm of an exit that is never taken would be infinite, and its gradient NaN.
+    logs = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+    return (probabilities * (logs - target.log())).sum(0)

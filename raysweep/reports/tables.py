@@ -32,7 +32,7 @@ SHOWN_TOGETHER = {
     "lr": ("cycle.learn.lr",),
 }
 SHARES = ("cycle.prune.level", "cycle.grow.ratio")
-SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned"}
+SHOWN_PHASES = {"baseline": "base", "measure": "pruned", "grow": "grown", "learn": "learned", "infer": "inferred"}
 COSTS = ("params", "MFLOP/token")
 MOST_ROWS = 200
 GAP = 2
@@ -309,6 +309,9 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
             f"{phase['seconds']:.1f}",
         )  # fmt: skip
     console.print(table)
+    for phase in [*state["phases"], *state["control_phases"]]:
+        if phase["reported"] is not None:
+            _say(console, exit_text(phase))
     if state["recovery"] is not None:
         _say(console, f"recovery {state['recovery']:.2f} of the loss between pruned and the dense control")
     if state["halted"]:
@@ -333,6 +336,17 @@ def decision_text(phase: Mapping[str, Any]) -> str:
     verb = "removed" if phase["phase"] == "prune" else "grew"
     heads = " ".join(f"{layer}.{head}" for layer, head in decision["heads"])
     return f"{decision['strategy']} {verb} {len(decision['heads'])}" + (f": {heads}" if heads else "")
+
+
+def exit_text(phase: Mapping[str, Any]) -> str:
+    """Say what came of letting tokens leave: on the half that was searched on, and on the other."""
+    halves = {"searched on": phase, "reported": phase["reported"]}
+    said = "; ".join(
+        f"{half}: accuracy {numbers['accuracy']:.2%}, loss {numbers['loss']:.4f}, {numbers['mean_steps']:.2f} steps "
+        f"and {numbers['flops_per_token'] / 1e6:.3f} MFLOP a token"
+        for half, numbers in halves.items()
+    )
+    return f"{_name(phase)}: {said}"
 
 
 def _name(phase: Mapping[str, Any]) -> str:

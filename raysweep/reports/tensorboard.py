@@ -163,6 +163,10 @@ def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
     yield scalar("heads/active", record.active_heads)
     yield scalar("model/params", record.params)
     yield scalar("model/flops_per_token", record.flops_per_token)
+    if record.mean_steps is not None:
+        yield scalar("infer/mean_steps", record.mean_steps)
+    for name, value in (record.reported or {}).items():
+        yield scalar(f"infer/reported/{name}", value)
     yield image("heads/map", *head_map_png(tuple(map(tuple, record.head_map))), LEGEND)
     if record.samples:
         yield scalar("eval/repetition", sum(sample["repetition"] for sample in record.samples) / len(record.samples))
@@ -186,6 +190,8 @@ def _phase_mark(record: PhaseRecord) -> str:
         did = f"{record.decision['strategy']} {verb} {_count(len(record.decision['heads']), 'head')}"
     elif record.steps:
         did = f"trained {_count(record.steps, 'step')}"
+    elif record.mean_steps is not None:
+        did = f"tokens left after {record.mean_steps:.2f} steps on average"
     else:
         did = f"measured {_count(record.active_heads, 'head')}"
     return f"{name}: {did}" + (" (outcome shared with another trial)" if record.reused else "")

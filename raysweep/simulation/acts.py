@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,7 @@ def record(
         reused=False,
         loss=loss,
         perplexity=perplexity(loss),
+        accuracy=math.exp(-loss),  # as likely to be right as its labels are to it
         active_heads=after.heads.active,
         head_map=after.heads.to_lists(),
         params=round(NUM_PARAMETERS * density(after)),

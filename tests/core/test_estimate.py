@@ -216,3 +216,28 @@ def test_a_calibration_trains_a_few_steps_of_the_job_itself(monkeypatch: pytest.
 def test_what_is_known_of_the_past_is_not_measured_again() -> None:
     checked = check_job(JOB, "job.yaml")
     assert "run before" in estimate(checked, FINGERPRINTS, PAST, calibrate=True).seconds_from
+
+
+def test_a_network_that_predicts_hidden_tokens_at_each_step_costs_what_it_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The published PNN with logits at 15% of the positions: 249.5 MFLOP a position in training."""
+    monkeypatch.setattr(module, "_matrix_product_speed", lambda device: 1e12)
+    found = [
+        estimated(model={"name": "pnn-base"}, cycle={"baseline": {"steps": steps, "lr": 1e-4}}) for steps in (10, 20)
+    ]
+    seconds = [each.seconds for each in found]
+    assert None not in seconds and found[0].parameters == 53_707_323
+    expected = 10 * 16 * 128 * 249.5e6 / (1e12 * module.TYPICAL_EFFICIENCY)
+    assert seconds[1] - seconds[0] == pytest.approx(expected, rel=1e-3)  # type: ignore[operator]
+
+
+def test_memory_is_of_every_step_and_of_logits_at_labels_alone() -> None:
+    def memory(**options: Any) -> int:
+        return estimated(model={"name": "pnn-base", **options}).worker_memory_bytes
+
+    tokens = 16 * 128
+    logits = tokens * 0.15 * 30522 * 3 * 4
+    assert memory() - memory(step_weights="last") == pytest.approx(3 * logits, rel=1e-6)
+    more = memory(step_weights="last", num_steps=6) - memory(step_weights="last")
+    assert more == pytest.approx(2 * tokens * 768 * 20 * 4)

@@ -1,0 +1,25 @@
+"""A token leaves when a step changes its state by little: |h_t - h_{t-1}| / |h_{t-1}|."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.contracts import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    threshold: Annotated[float, Field(gt=0)]
+    """Relative change below which it leaves."""
+    reads: ClassVar[Literal["states"]] = "states"
+    looks_back: ClassVar[float] = 0
+
+    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+        change = (look.after - look.before).norm(dim=1) / look.before.norm(dim=1)
+        return change < self.threshold, look.memory

@@ -1,0 +1,28 @@
+"""A token leaves when what is predicted changes by little: KL(p_t || p_{t-1}) (Huginn, Geiping et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.contracts import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    divergence: Annotated[float, Field(gt=0)]
+    """Nats below which it leaves; the first comparison is after step 2."""
+    reads: ClassVar[Literal["predictions"]] = "predictions"
+    looks_back: ClassVar[float] = 1
+
+    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+        assert look.logits is not None
+        if look.logits_before is None:
+            return look.memory.bool(), look.memory
+        now, before = look.logits.float().log_softmax(-1), look.logits_before.float().log_softmax(-1)
+        return (now.exp() * (now - before)).sum(-1) < self.divergence, look.memory

@@ -1,0 +1,25 @@
+"""A token leaves when its likeliest class is likely enough (CALM, Schuster et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.contracts import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    probability: Annotated[float, Field(gt=0, lt=1)]
+    """Of the likeliest class, from which on it leaves."""
+    reads: ClassVar[Literal["predictions"]] = "predictions"
+    looks_back: ClassVar[float] = 0
+
+    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+        assert look.logits is not None
+        return look.logits.float().softmax(-1).amax(-1) >= self.probability, look.memory

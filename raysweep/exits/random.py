@@ -1,0 +1,41 @@
+"""A token leaves by chance, whatever its state: the control for rules that look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from scipy.optimize import brentq
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.contracts import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    mean_steps: Annotated[float, Field(ge=1)]
+    """Expected steps of a token, between the fewest and the most."""
+    reads: ClassVar[Literal["chance"]] = "chance"
+    looks_back: ClassVar[float] = 0
+
+    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+        """Leave with the same probability after each step, so that nothing but their mean says when."""
+        assert look.chance is not None
+        possible = look.steps - look.min_steps + 1
+        stay = 1 - leaving_probability(self.mean_steps - look.min_steps + 1, possible)
+        left_by_now = 1 - stay ** (look.step - look.min_steps + 1)
+        return look.chance < left_by_now, look.memory
+
+
+@lru_cache
+def leaving_probability(mean: float, most: int) -> float:
+    """Return p for which the smaller of `most` and a geometric variable of p has a mean: (1 - (1 - p)^most) / p."""
+    if mean >= most:
+        return 0.0
+    if mean <= 1:
+        return 1.0
+    return float(brentq(lambda p: (1 - (1 - p) ** most) / p - mean, 1e-12, 1.0))

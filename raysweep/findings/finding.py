@@ -1,0 +1,127 @@
+"""What an analysis found, as plain data: figures, tested comparisons, a verdict, and panels to draw. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scipy import stats
+
+ALPHA = 0.05
+"""Largest q-value at which an effect counts as found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One effect that was tested."""
+
+    name: str
+    effect: float
+    low: float
+    high: float
+    """Bounds of the effect's 95% interval."""
+    p_value: float
+    """Two-sided unless the analysis says otherwise."""
+    count: int
+    """Independent units, such as sequences, that the test rests on."""
+    q_value: float | None = None
+    """p-value adjusted for all comparisons of its analysis (Benjamini and Hochberg 1995); see `adjusted`."""
+
+    @property
+    def found(self) -> bool:
+        assert self.q_value is not None, "comparisons are adjusted before they are judged"
+        return self.q_value <= ALPHA
+
+    @property
+    def above(self) -> bool:
+        """Whether an effect above 0 was found."""
+        return self.found and self.effect > 0
+
+    @property
+    def below(self) -> bool:
+        """Whether an effect below 0 was found."""
+        return self.found and self.effect < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line, row of bars or heat map of a panel."""
+
+    name: str
+    y: Sequence[float] | Sequence[Sequence[float]]
+    """A heat map has [row][column], row 0 at the top."""
+    x: Sequence[float] | Sequence[str] | None = None
+    """Default: 0, 1, ..."""
+    rows: Sequence[float] | Sequence[str] | None = None
+    """Of a heat map, as `x` for its columns."""
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes of an analysis' picture."""
+
+    title: str
+    kind: Literal["lines", "bars", "heat_map"]
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    level: float | None = None
+    """Where a horizontal line stands, such as chance or no effect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one analysis found."""
+
+    experiment: str
+    measured: str
+    """What is measured and against which null, in a sentence."""
+    verdict: str
+    """Computed from the comparisons by rules of the analysis."""
+    comparisons: Sequence[Comparison] = ()
+    """All that was tested, adjusted together."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that was measured, as JSON holds it."""
+    panels: Sequence[Panel] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as plain data; each comparison says whether it was found."""
+        content = dataclasses.asdict(self)
+        for plain, comparison in zip(content["comparisons"], self.comparisons, strict=True):
+            plain["found"] = comparison.found
+        return content
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with q-values over all of them (Benjamini and Hochberg 1995)."""
+    if not comparisons:
+        return []
+    q_values = stats.false_discovery_control([comparison.p_value for comparison in comparisons])
+    return [
+        dataclasses.replace(comparison, q_value=float(q_value))
+        for comparison, q_value in zip(comparisons, q_values, strict=True)
+    ]
+
+
+def by_step(name: str, found: Sequence[Interval], *, first: int = 1) -> Series:
+    """Return a line over steps with its band; `first` is the step of the first interval."""
+    return Series(
+        name=name,
+        x=list(range(first, first + len(found))),
+        y=[one.mean for one in found],
+        low=[one.low for one in found],
+        high=[one.high for one in found],
+    )

@@ -1,0 +1,96 @@
+"""Look at, or change, what a part of the network puts out at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Part = Literal["attention", "heads", "proposal", "gate"]
+"""`attention`: what all heads together write, (batch, tokens, width); `heads`: what each head hands to the output
+projection, (batch, tokens, heads, head_dim); `proposal`: the update behind its last LayerNorm, before the gate; `gate`:
+the gate's values, in (0, 1)."""
+Change = Callable[[int, torch.Tensor], torch.Tensor]
+"""(step from 0, output) -> the output to go on with."""
+
+
+@contextmanager
+def changed(network: Any, part: Part, change: Change) -> Iterator[None]:
+    """Replace a part's output at every step for a while; `change` returns what it is given where nothing changes.
+
+    A hierarchical refiner calls `change` once for each of its blocks at a step, except for its one final gate.
+    """
+    modules = _modules(network, part)
+    a_step = 1 if network.config.trunk == "layers" else len(modules)
+    calls = 0
+
+    def begin(*_: Any) -> None:
+        nonlocal calls
+        calls = 0
+
+    def after(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return change((calls - 1) // a_step, output)
+
+    def before(projection: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        heads = inputs[0].unflatten(-1, (-1, network.config.hidden_size // network.config.num_attention_heads))
+        return (change((calls - 1) // a_step, heads).flatten(-2),)
+
+    handles = [network.pnn.embeddings.register_forward_pre_hook(begin)]
+    for module in modules:
+        handles.append(
+            module.register_forward_pre_hook(before) if part == "heads" else module.register_forward_hook(after)
+        )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def observed(network: Any, part: Part, see: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """Hand a part's output at every step to `see` for a while."""
+
+    def same(step: int, output: torch.Tensor) -> torch.Tensor:
+        see(step, output)
+        return output
+
+    with changed(network, part, same):
+        yield
+
+
+def has_gate(network: Any) -> bool:
+    """Return whether a network has a gate that depends on the input."""
+    return network.config.trunk in ("refiner", "hierarchical") and network.config.gate == "query_key"
+
+
+def whole_parts(network: Any) -> list[Part]:
+    """Return the parts that have one output a step; a hierarchical refiner has one of each a block.
+
+    What a layer's last LayerNorm puts out is its state, not an update: it is none of them.
+    """
+    config = network.config
+    if config.trunk == "hierarchical":
+        return []
+    if config.trunk in ("layers", "shared_layer"):
+        return ["attention", "heads"]
+    parts: list[Part] = ["attention", "heads", "proposal"]
+    return [*parts, "gate"] if has_gate(network) else parts
+
+
+def _modules(network: Any, part: Part) -> list[nn.Module]:
+    """Return the modules whose output the part is, in the order in which they are called."""
+    trunk = network.pnn.layers if network.config.trunk == "layers" else [network.pnn.refiner]
+    proposals = [proposal for each in trunk for proposal in getattr(each, "blocks", [each])]
+    if part == "gate":
+        return [each.gate for each in trunk if hasattr(each, "gate")]
+    if part == "heads":
+        return [proposal.attention.o_proj for proposal in proposals]
+    return [proposal.attention if part == "attention" else proposal.feed_forward_norm for proposal in proposals]
