@@ -86,7 +86,7 @@ def training_of(device: torch.device, size: str, batch_size: int, parts: int) ->
     model = PlasticModel(built, family.sites(built))
     optimizer = SliceAdamW(dict(built.named_parameters()), 0.01, built.undecayed())
     windows = np.random.default_rng(0).integers(MASK + 1, VOCABULARY, (8 * batch_size, SEQ_LEN)).astype(np.uint16)
-    settings: dict[str, Any] = {"accumulation": parts, "clip_norm": 1.0, "precision": "bf16"}
+    settings: dict[str, Any] = {"accumulation": parts, "clip_norm": 1.0, "precision": "bf16", "compile": False}
     return Training(
         state=TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape)),
         schedule=Schedule(steps=STEPS, lr=3e-4, warmup_fraction=0.04, min_lr_fraction=1 / 30),

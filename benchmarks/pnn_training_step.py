@@ -32,7 +32,7 @@ from raysweep.spec import ModelSpec
 
 SIZE, VOCABULARY, SEQ_LEN, BATCH, PAIRS, RANKS = "pnn-base", 30522, 128, 4, 10, 2
 BERT: dict[str, Any] = {"trunk": "layers", "num_steps": 12, "intermediate_size": 3072}
-SETTINGS: dict[str, Any] = {"accumulation": 1, "clip_norm": 1.0, "precision": "fp32"}
+SETTINGS: dict[str, Any] = {"accumulation": 1, "clip_norm": 1.0, "precision": "fp32", "compile": False}
 MASK, UNKNOWN = 4, 1
 
 

@@ -100,6 +100,7 @@ class Family(Protocol):
         """Return the transformers configuration of a from-scratch size, dropout off."""
 
     # A family whose position table has rows before the first token's says how many: `reserved_positions`.
+    # A family whose networks torch.compile takes whole says so: `compiles`.
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
         """Return one site per layer, parameter names as in `network.named_parameters()`."""

@@ -28,6 +28,7 @@ class Family:
         "pnn-micro": {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 640, "vocab_size": 8192},
         "pnn-base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048, "vocab_size": 30522},
     }  # fmt: skip
+    compiles: ClassVar[bool] = True
     num_steps: Annotated[int, Field(ge=1)] = 4
     trunk: Trunk = "refiner"
     intermediate_size: Width | None = None
