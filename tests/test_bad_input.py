@@ -19,7 +19,7 @@ from sweeps import finished_sweep, job_mapping
 from raysweep.cli import main
 from raysweep.yamlfile import dump_mapping
 
-FAMILIES = "Known: bert, gpt2, gpt_neox, llama, mistral, opt, qwen2, qwen3, roberta, vit"
+FAMILIES = "Known: bert, gpt2, gpt_neox, llama, mistral, opt, pnn, pnn_vision, qwen2, qwen3, roberta, vit"
 
 
 @pytest.fixture(autouse=True)

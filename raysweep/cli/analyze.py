@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import dynamic
+from raysweep.cli import dynamic, efficiency
 from raysweep.cli.common import console, json_option, print_json
 
 
@@ -82,3 +82,4 @@ def heads(
 
 
 analyze.add_command(dynamic.dynamic)
+analyze.add_command(efficiency.efficiency)

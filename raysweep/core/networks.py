@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
+BESIDE = ("pooler.", "cls.seq_relationship.", "attn.masked_bias")
+"""What checkpoints of transformers hold beside the weights: heads of other tasks, masks that were once saved."""
 DROPOUTS = (
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "layerdrop", "hidden_dropout",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
@@ -177,6 +179,14 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
     lacking = sorted(key for key in missing if not new_head or key.startswith(network.base_model_prefix))
     if lacking:
         raise ModelError(f"model {model.name!r} lacks weights: {', '.join(lacking[:5])}.")
+    trunk = f"{network.base_model_prefix}."
+    beside = [key for key in report["unexpected_keys"] if not any(part in key for part in BESIDE)]
+    unused = sorted(key for key in beside if not new_head or key.startswith(trunk))
+    if unused:
+        raise ModelError(
+            f"model {model.name!r} holds weights that the network of its config.json has no place for: "
+            f"{', '.join(unused[:5])}. Correct config.json, or save the network again with save_pretrained()."
+        )
     return network
 
 

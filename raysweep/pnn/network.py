@@ -25,7 +25,15 @@ from transformers.utils import ModelOutput
 from raysweep.errors import ModelError
 from raysweep.plasticity.objective import label_losses
 from raysweep.pnn.config import PnnConfig, PnnVisionConfig
-from raysweep.pnn.parts import Attention, Gate, HierarchicalRefiner, Layer, Proposal, Refiner, first_raw_temperature
+from raysweep.pnn.parts import (
+    Gate,
+    HierarchicalRefiner,
+    InProjection,
+    Layer,
+    Refiner,
+    UpdateNorm,
+    first_raw_temperature,
+)
 from raysweep.pnn.supervision import divergence, exit_probabilities, step_weights
 
 
@@ -82,31 +90,25 @@ class PnnPreTrainedModel(PreTrainedModel):
 
         `zero`: no gain on the norm behind the feed-forward part, so that the first update is exactly 0.
         """
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+        # transformers asks for modules with parameters of their own alone.
+        if isinstance(module, InProjection):
+            bound = math.sqrt(6 / (4 * self.config.hidden_size))
+            initial.uniform_(module.weight, -bound, bound)
+            initial.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
             initial.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
                 initial.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
-            initial.ones_(module.weight)
+            closed = isinstance(module, UpdateNorm) and self.config.init == "zero"
+            initial.constant_(module.weight, 0.0 if closed else 1.0)
             initial.zeros_(module.bias)
-        elif isinstance(module, Attention):
-            bound = math.sqrt(6 / (4 * self.config.hidden_size))
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                initial.uniform_(projection.weight, -bound, bound)
         elif isinstance(module, Gate) and module.form == "query_key":
             initial.constant_(module.raw_temperature, first_raw_temperature(self.config.hidden_size))
         elif isinstance(module, Gate) and module.form == "scalar":
             initial.zeros_(module.logit)
         elif isinstance(module, Embeddings) and hasattr(module, "class_token"):
             initial.normal_(module.class_token, mean=0.0, std=self.config.initializer_range)
-        if isinstance(module, Proposal) and not isinstance(module, Layer) and self.config.init == "zero":
-            initial.zeros_(module.feed_forward_norm.weight)
-
-    def undecayed(self) -> set[str]:
-        """Return the names of the matrices without weight decay: the embeddings, and a decoder that is tied to one."""
-        tables = [name for name, module in self.named_modules() if isinstance(module, nn.Embedding)]
-        class_tokens = [name for name, _ in self.named_parameters() if name.endswith("class_token")]
-        return {*(f"{name}.weight" for name in tables), *class_tokens}
 
 
 class PnnModel(PnnPreTrainedModel):

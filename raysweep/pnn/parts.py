@@ -17,6 +17,14 @@ LEAST_TEMPERATURE = 1e-3
 """A softplus alone rounds to 0 far below 0, and a gate would be 0 / 0."""
 
 
+class InProjection(nn.Linear):
+    """Of queries, keys or values: a class of its own for its first weights."""
+
+
+class UpdateNorm(nn.LayerNorm):
+    """Behind the feed-forward part, where a proposal ends: a class of its own for its first weights."""
+
+
 class Attention(nn.Module):
     """Multi-head attention of every token to all others, through transformers' attention interface."""
 
@@ -28,9 +36,9 @@ class Attention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         width = config.num_attention_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width)
-        self.k_proj = nn.Linear(config.hidden_size, width)
-        self.v_proj = nn.Linear(config.hidden_size, width)
+        self.q_proj = InProjection(config.hidden_size, width)
+        self.k_proj = InProjection(config.hidden_size, width)
+        self.v_proj = InProjection(config.hidden_size, width)
         self.o_proj = nn.Linear(width, config.hidden_size)
 
     def forward(
@@ -132,7 +140,7 @@ class Proposal(nn.Module):
         self.attention = Attention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.feed_forward = FeedForward(config, width)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.feed_forward_norm = UpdateNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def propose(self, hidden: torch.Tensor, **seen: Any) -> torch.Tensor:

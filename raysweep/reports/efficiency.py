@@ -1,0 +1,56 @@
+"""What a network costs beside its baselines, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+EQUAL_IN = {"training_flops": "training FLOPs", "trunk": "parameters of the trunk"}
+
+
+def print_efficiency(content: Mapping[str, Any], console: Console) -> None:
+    """Print one line a network, then which baselines cost as much as the first."""
+    console.print(_costs(content["rows"]))
+    console.print(Text("the nearest that a baseline comes to the cost of this model:"), soft_wrap=True)
+    console.print(_matches(content["matches"]))
+
+
+def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    reference = rows[next(name for name in rows if name.startswith("BERT"))]
+    numbers = (
+        "parameters",
+        "vocabulary",
+        "trunk",
+        "MFLOP/token",
+        "in training",
+        "parameters / BERT",
+        "training / BERT",
+    )
+    table = _table("", *numbers)
+    for name, cost in rows.items():
+        table.add_row(
+            name,
+            *(f"{cost[part]:,}" for part in ("parameters", "vocabulary", "trunk")),
+            *(f"{cost[part] / 1e6:.2f}" for part in ("forward_flops", "training_flops")),
+            *(f"{cost[part] / reference[part]:.1%}" for part in ("parameters", "training_flops")),
+        )
+    return table
+
+
+def _matches(matches: list[Mapping[str, Any]]) -> Table:
+    table = _table("equal in", "baseline", "steps", "feed-forward width", "off by")
+    for match in matches:
+        shape = (f"{match['num_steps']}", f"{match['intermediate_size']:,}", f"{match['off']:+.1%}")
+        table.add_row(EQUAL_IN[match["equal_in"]], match["baseline"], *shape)
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("", "equal in", "baseline") else "right")
+    return table
