@@ -58,6 +58,8 @@ class Facts:
     masking: Masking = "bert"
     """What tokens that are to be predicted become; see data.masking."""
     num_classes: int | None = None
+    pairs: bool = False
+    """Every example is a pair of sentences: its tokens are of two segments."""
     image_shape: tuple[int, int, int] | None = None
     """(channels, height, width)"""
     brightest: int | None = None
@@ -68,8 +70,8 @@ class Task(Protocol):
     """tasks/<name>.py: what a model learns, from a row of integers to inputs and labels. Its one field is `facts`."""
 
     reads: ClassVar[Literal["windows", "sentences", "images"]]
-    """The kind of data it learns from. A row of integers is: tokens; label, number of tokens, tokens and padding;
-    label, pixels by channel, row and column."""
+    """The kind of data it learns from. A row of integers is: tokens; label, number of tokens, number of tokens before
+    the second sentence of a pair, tokens and padding; label, pixels by channel, row and column."""
     needs: ClassVar[tuple[str, ...]]
     """The facts without which it cannot be learnt."""
     new_head: ClassVar[bool]

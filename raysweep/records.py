@@ -47,6 +47,8 @@ class PhaseRecord:
     """`main`, or the control arm that the phase belongs to."""
     accuracy: float | None = None
     """Share of held-out labels that the largest logit hits."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of a classifier, `matthews` and `f1`; see core/metrics."""
     events: list[dict[str, Any]] | None = None
     """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
     data_sha256: str = ""

@@ -162,7 +162,7 @@ def some_examples(kind: str, batch: int = 2, length: int = 12, seed: int = 0) ->
         return tokens
     lengths = generator.permutation(np.arange(batch)) % (length - 1) + 2
     tokens[np.arange(length) >= lengths[:, None]] = 0
-    return np.column_stack([generator.integers(CLASSES, size=batch), lengths, tokens])
+    return np.column_stack([generator.integers(CLASSES, size=batch), lengths, lengths, tokens])
 
 
 def some_batch(kind: str, batch: int = 2, length: int = 12, seed: int = 0) -> Batch:

@@ -118,13 +118,13 @@ def test_padding_is_neither_attended_to_nor_scored() -> None:
     assert before.attention_mask.sum(1).tolist() == examples[:, 1].tolist() and before.attention_mask.min() == 0
     other = examples.copy()
     padding = np.arange(12) >= examples[:, 1:2]
-    other[:, 2:][padding] = 33
+    other[:, 3:][padding] = 33
     after = task_of("bert-classes").batch(other, SEEDS[:5])
     with torch.no_grad():
         torch.testing.assert_close(logits_of(model, before), logits_of(model, after), rtol=0, atol=1e-12)
         for row in range(5):  # alone and without padding
             length = int(examples[row, 1])
-            alone = task_of("bert-classes").batch(examples[row : row + 1, : 2 + length], [0])
+            alone = task_of("bert-classes").batch(examples[row : row + 1, : 3 + length], [0])
             torch.testing.assert_close(logits_of(model, alone)[0], logits_of(model, before)[row], rtol=0, atol=1e-10)
 
 

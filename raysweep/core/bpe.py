@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 BYTES = 256
-CLASS = "<|class|>"
-ROLES = {CLASS: "cls_token", "<|pad|>": "pad_token", "<|mask|>": "mask_token"}
+CLASS, SEPARATOR = "<|class|>", "<|separator|>"
+ROLES = {CLASS: "cls_token", "<|pad|>": "pad_token", "<|mask|>": "mask_token", SEPARATOR: "sep_token"}
 """Special tokens of an encoder, in the order of their ids, with the names that transformers has for them. RoBERTa
 counts positions from its padding's id, which is 1."""
 
@@ -30,6 +30,9 @@ def train_bpe(lines: Iterable[str], vocab_size: int, special: Iterable[str]) -> 
     )  # fmt: skip
     tokenizer.train_from_iterator(lines, trainer)
     if special:
-        first = (CLASS, tokenizer.token_to_id(CLASS))
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{CLASS} $A", special_tokens=[first])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{CLASS} $A",
+            pair=f"{CLASS} $A {SEPARATOR} $B:1 {SEPARATOR}:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (CLASS, SEPARATOR)],
+        )
     return tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ HUB: dict[str, tuple[str, str | None, str | None, str]] = {
 }
 STREAMED = {"c4": ("train", "validation")}
 """Data sets too large to download: as much as `data.max_tokens` asks for is read, from these splits."""
-EVALUATION_STEMS = ("validation", "valid", "dev", "eval", "test")
+EVALUATION_STEMS = ("validation", "validation_matched", "valid", "dev", "eval", "test")
 BLOCK_CHARACTERS = 2_000
 EVALUATION_SHARE = 0.1
 STREAMED_EVALUATION_CHARACTERS = 2_000_000
@@ -48,7 +48,7 @@ def load_splits(data: DataSpec) -> tuple[str, str]:
         train, evaluation = _split_whole(_read_text(Path(path)), data)
     elif os.path.isdir(path):
         train, evaluation = _folder_splits(Path(path), data)
-    elif _looks_like_path(data.name):
+    elif looks_like_path(data.name):
         raise DataError(f"data.name = {data.name!r}: no such file or folder.")
     else:
         train, evaluation = _hub_splits(data)
@@ -138,7 +138,8 @@ def choose_splits(names: Collection[str], data: DataSpec) -> tuple[str, str | No
     return train, evaluation
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
+    """Tell whether a name is meant as that of a file or folder here, though there is none."""
     return name.startswith((".", "/", "~")) or name.endswith(".txt")
 
 
@@ -148,7 +149,7 @@ def _hub_splits(data: DataSpec) -> tuple[str, str]:
         return _streamed_splits(path, configuration, column, data)
     import datasets
 
-    with _hub_errors(data.name):
+    with _text_errors(data.name):
         loaded = datasets.load_dataset(path, configuration, revision=revision)
         train, evaluation = choose_splits(list(loaded), data)
         text = _join(_texts(loaded[train], column, data.name))
@@ -167,25 +168,30 @@ def _streamed_splits(path: str, configuration: str | None, column: str, data: Da
     assert data.max_tokens is not None
     train, evaluation = choose_splits(STREAMED[data.name], data)
     assert evaluation is not None
-    with _hub_errors(data.name):
+    with _text_errors(data.name):
         text = read(train, data.max_tokens * CHARACTERS_PER_TOKEN)
         return text, read(evaluation, STREAMED_EVALUATION_CHARACTERS)
 
 
+def _text_errors(name: str) -> AbstractContextManager[None]:
+    return hub_errors(name, [EMBEDDED, *HUB], f"a text file, a folder of text files, or {EMBEDDED!r}")
+
+
 @contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    """Translate what `datasets` raises, which is what its many readers raise, into one error: no such corpus here."""
+def hub_errors(name: str, known: Collection[str], local: str) -> Iterator[None]:
+    """Translate what `datasets` raises, which is what its many readers raise, into one error: no such corpus here.
+
+    Args:
+        known: names of data sets on the hub that are known to suit.
+        local: what can be given instead.
+    """
     try:
         yield
     except DataError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        way_out = (
-            f"Without a network, give a text file, a folder of text files, or {EMBEDDED!r}."
-            if name in HUB
-            else known_names_hint(name, [EMBEDDED, *HUB])
-        )
+        way_out = f"Without a network, give {local}." if name in known else known_names_hint(name, known)
         raise DataError(
             f"data.name = {name!r} is neither a file or folder here nor a data set that can be loaded "
             f"({type(error).__name__}: {reason}). {way_out}"

@@ -7,13 +7,15 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from raysweep.contracts import Batch, Examples, Task
 from raysweep.core.data import shard
+from raysweep.core.metrics import classification_metrics
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DataError, DivergedError
 from raysweep.plasticity.model import PlasticModel
@@ -30,11 +32,18 @@ class Measured:
     """Mean negative log-likelihood in nats."""
     accuracy: float
     """Share of labels that the largest logit hits."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of a classifier: see core/metrics."""
 
 
 @torch.no_grad()
-def evaluate(model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, precision: str) -> Measured:
+def evaluate(
+    model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, precision: str, num_classes: int = 0
+) -> Measured:
     """Measure a model on this rank's share of the held-out batches (any number).
+
+    Args:
+        num_classes: of a classifier, to measure its metrics too.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -43,19 +52,24 @@ def evaluate(model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, pr
     was_training = model.training
     model.eval()
     total = torch.zeros(3, dtype=torch.float64, device=runtime.device)
+    confusion = torch.zeros(num_classes**2, dtype=torch.float64, device=runtime.device)
     for batch in batches:
         with runtime.autocast(precision):
             logits, labels = predictions(model, batch)
-        hits = (logits.argmax(-1) == labels).sum()
+        predicted = logits.argmax(-1)
+        hits = (predicted == labels).sum()
         total += torch.stack([label_losses(logits, labels).sum(), hits, label_count(labels)]).double()
+        if num_classes:
+            confusion += (labels * num_classes + predicted).bincount(minlength=num_classes**2)
     model.train(was_training)
-    loss_sum, hits, count = runtime.all_reduce(total).tolist()
+    loss_sum, hits, count, *counts = runtime.all_reduce(torch.cat([total, confusion])).tolist()
     if not count:
         raise DataError("there is nothing to predict: none of the held-out examples has a label. Give another text.")
     loss = loss_sum / count
     if not math.isfinite(loss):
         raise DivergedError(f"the held-out loss is {loss}.")
-    return Measured(loss=loss, accuracy=hits / count)
+    metrics = classification_metrics(np.reshape(counts, (num_classes, num_classes))) if num_classes else {}
+    return Measured(loss=loss, accuracy=hits / count, metrics=metrics)
 
 
 def held_out_sha256(examples: Examples, task: Task) -> str:

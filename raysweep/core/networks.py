@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
+HEADS = ("classifier.", "decoder.", "cls.", "lm_head.")
+"""Layers after the trunk, which belong to a task: a network that learns a new one draws its own and leaves the old."""
 BESIDE = ("pooler.", "cls.seq_relationship.", "attn.masked_bias")
 """What checkpoints of transformers hold beside the weights: heads of other tasks, masks that were once saved."""
 DROPOUTS = (
@@ -175,13 +177,12 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing, unfit or damaged weights
         raise ModelError(f"model {model.name!r} cannot be loaded: {error}") from error
-    missing = report["missing_keys"]
-    lacking = sorted(key for key in missing if not new_head or key.startswith(network.base_model_prefix))
+    exempt = HEADS if new_head else ()
+    lacking = sorted(key for key in report["missing_keys"] if not key.startswith(exempt))
     if lacking:
         raise ModelError(f"model {model.name!r} lacks weights: {', '.join(lacking[:5])}.")
-    trunk = f"{network.base_model_prefix}."
     beside = [key for key in report["unexpected_keys"] if not any(part in key for part in BESIDE)]
-    unused = sorted(key for key in beside if not new_head or key.startswith(trunk))
+    unused = sorted(key for key in beside if not key.startswith(exempt))
     if unused:
         raise ModelError(
             f"model {model.name!r} holds weights that the network of its config.json has no place for: "
@@ -238,6 +239,8 @@ def _fitted_config(model: ModelSpec, facts: Facts, seq_len: int) -> tuple[Any, F
         _fit_to_text(config, model.name, facts.vocab_size or 0, seq_len, family)
     if facts.image_shape is not None:
         _check_images(config, model.name, facts.image_shape)
+    if facts.pairs:
+        _check_segments(config, model.name)
     if facts.num_classes is not None:
         config.num_labels = facts.num_classes
     return config, family
@@ -251,6 +254,15 @@ def _check_images(config: Any, name: str, shape: tuple[int, int, int]) -> None:
         raise ModelError(
             f"model {name!r} takes images of {takes} (channels, height, width), but the data's have {found}. "
             "Choose a model of that size."
+        )
+
+
+def _check_segments(config: Any, name: str) -> None:
+    segments = getattr(config, "type_vocab_size", 0)
+    if segments < 2:
+        raise ModelError(
+            f"model {name!r} tells {segments} segments apart, but the examples of the data are pairs of sentences. "
+            "Choose one with 2, such as a BERT, or a from-scratch PNN with model.type_vocab_size: 2."
         )
 
 

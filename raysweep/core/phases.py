@@ -202,6 +202,7 @@ class _Trial:
             "loss": measured.loss,
             "perplexity": perplexity(measured.loss),
             "accuracy": measured.accuracy,
+            "metrics": measured.metrics,
             "active_heads": state.head_map.active,
             "head_map": state.head_map.to_lists(),
             "params": active_parameters(state.model, state.head_map),
@@ -210,7 +211,8 @@ class _Trial:
 
     def _held_out(self, state: TrialState) -> Measured:
         batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
-        return evaluate(state.model, batches, self.runtime, self.plan.training["precision"])
+        classes = self.data.facts.num_classes or 0
+        return evaluate(state.model, batches, self.runtime, self.plan.training["precision"], classes)
 
     def _step_flops(self, state: TrialState) -> float:
         """Return what a training step takes on the present heads."""

@@ -25,6 +25,7 @@ class Family:
     tasks: ClassVar[tuple[str, ...]] = ("masked_lm", "sequence_classification")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "pnn-nano": {"hidden_size": 128, "num_attention_heads": 8, "intermediate_size": 256, "vocab_size": 1024},
+        "pnn-pico": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 320},
         "pnn-micro": {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 640, "vocab_size": 8192},
         "pnn-base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048, "vocab_size": 30522},
     }  # fmt: skip
@@ -51,7 +52,7 @@ class Family:
     step_head_mask: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
-        fault = conflict(self.trunk, self.init, self.random_depth)
+        fault = conflict(self.trunk, self.gate, self.init, self.random_depth)
         if fault is not None:
             raise ValueError(fault)
 

@@ -108,7 +108,7 @@ class PnnConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value not in get_args(form):
                 raise ModelError(f"{name} = {value!r}: {known_names_hint(value, get_args(form))}")
-        fault = conflict(self.trunk, self.init, self.random_depth)
+        fault = conflict(self.trunk, self.gate, self.init, self.random_depth)
         if fault is None and self.step_head_mask is not None:
             fault = mask_fault(self.step_head_mask, self.num_attention_heads)
         if fault is not None:

@@ -11,9 +11,15 @@ Init = Literal["reference", "zero"]
 StepWeights = Literal["linear", "uniform", "last", "geometric", "ponder"]
 
 
-def conflict(trunk: Trunk, init: Init, random_depth: bool) -> str | None:
+STACKS = ("layers", "shared_layer")
+"""Trunks of BERT's layers, which have no gate and normalise after each residual."""
+
+
+def conflict(trunk: Trunk, gate: GateForm, init: Init, random_depth: bool) -> str | None:
     """Say which of these do not go together, and the way out; None where they all do."""
-    if init == "zero" and trunk in ("layers", "shared_layer"):
+    if gate != "query_key" and trunk in STACKS:
+        return f"gate {gate!r} is a refiner's: a trunk of {trunk!r} has none. Leave gate out."
+    if init == "zero" and trunk in STACKS:
         return f"init 'zero' is a refiner's: a trunk of {trunk!r} normalises after each residual. Use init 'reference'."
     if random_depth and trunk == "layers":
         return "random_depth is for a module that is applied again: a trunk of 'layers' ends with its last one."

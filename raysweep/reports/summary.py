@@ -69,6 +69,7 @@ class TrialSummary:
             "perplexity": {label(record): record.perplexity for record in self.phases},
             "reused": [label(record) for record in self.phases if record.reused],
             "final_perplexity": last.perplexity if last else None,
+            "metrics": {"accuracy": last.accuracy, **last.metrics} if last and last.metrics else {},
             "controls": {
                 arm: {"loss": end.loss, "perplexity": end.perplexity, "active_heads": end.active_heads}
                 for arm, end in self.control_ends.items()

@@ -196,6 +196,7 @@ def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
         "#": [f"{'*' if trial['trial'] in marked else ''}{trial['trial']}" for trial in trials],
         **values,
         heading.strip(): [_chain(trial, chain, phases) for trial, chain in zip(trials, chains, strict=True)],
+        **_metric_columns(trials),
         **_goal_columns(state, trials),
         **_control_columns(trials),
         "heads": [f"{trial['active_heads']}/{trial['head_slots']}" if trial["params"] else "–" for trial in trials],
@@ -203,6 +204,12 @@ def _columns(state: Mapping[str, Any], only_ends: bool = False) -> Columns:
         "MFLOP/token": [_millions(trial["flops_per_token"]) for trial in trials],
         "s": [f"{trial['seconds']:.1f}" for trial in trials],
     }
+
+
+def _metric_columns(trials: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return a column for each metric of a classifier; of other models none."""
+    names = dict.fromkeys(name for trial in trials for name in trial["metrics"])
+    return {name: [_goal(trial["metrics"].get(name)) for trial in trials] for name in names}
 
 
 def _goal_columns(state: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Columns:

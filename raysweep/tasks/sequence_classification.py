@@ -1,4 +1,4 @@
-"""Tell the class of a sentence."""
+"""Tell the class of a sentence, or of a pair of them."""
 
 from __future__ import annotations
 
@@ -25,5 +25,11 @@ class Task:
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
         rows = torch.from_numpy(examples.astype(np.int64))
-        labels, lengths, tokens = rows[:, 0], rows[:, 1:2], rows[:, 2:]
-        return Batch(inputs=tokens, labels=labels, attention_mask=(torch.arange(tokens.shape[1]) < lengths).long())
+        labels, lengths, first, tokens = rows[:, 0], rows[:, 1:2], rows[:, 2:3], rows[:, 3:]
+        at = torch.arange(tokens.shape[1])
+        return Batch(
+            inputs=tokens,
+            labels=labels,
+            attention_mask=(at < lengths).long(),
+            token_types=((at >= first) & (at < lengths)).long() if self.facts.pairs else None,
+        )

@@ -37,7 +37,7 @@ def sentences(name: Path | str, **data: Any) -> Dataset:
 
 
 def text_of(dataset: Dataset, row: np.ndarray, tokenizer: Tokenizer) -> str:
-    return tokenizer.decode(row[2 : 2 + row[1]].tolist(), skip_special_tokens=True)
+    return tokenizer.decode(row[3 : 3 + row[1]].tolist(), skip_special_tokens=True)
 
 
 # Sentences.
@@ -55,19 +55,19 @@ def text_of(dataset: Dataset, row: np.ndarray, tokenizer: Tokenizer) -> str:
 )  # fmt: skip
 def test_a_table_is_read_with_a_header_or_as_sst2_and_cola_are(tmp_path: Path, file: str, content: str) -> None:
     (tmp_path / file).write_text(content)
-    assert read_table(tmp_path / file) == [("good", 'a "b'), ("bad", "c, d")]
+    assert read_table(tmp_path / file) == [("good", 'a "b', None), ("bad", "c, d", None)]
 
 
 def test_a_quotation_mark_of_a_tsv_is_text(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('"so" he said\t1\n"and\t0\n')
-    assert read_table(tmp_path / "a.tsv") == [("1", '"so" he said'), ("0", '"and')]
+    assert read_table(tmp_path / "a.tsv") == [("1", '"so" he said', None), ("0", '"and', None)]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("", "is empty"),
-        ("a\tb\tc\nd\te\tf\n", "names no 'sentence' and 'label'"),
+        ("a\tb\tc\nd\te\tf\n", "names no text and label"),
         ("sentence\tlabel\nfine\t1\nno label\n", "row 3: no sentence with a label"),
         ("sentence\tlabel\n \t1\n", "row 2"),
     ],
@@ -81,7 +81,7 @@ def test_a_table_that_is_none_is_refused_with_its_row(tmp_path: Path, content: s
 def test_a_table_without_splits_is_split_by_the_hash_of_its_sentences(tmp_path: Path) -> None:
     found = sentences(write_table(tmp_path / "all.tsv", SENTENCES))
     train, held_out = (  # rows are unique here, so equal tokens are equal sentences
-        {tuple(row[2:]) for row in rows} for rows in (found.train, found.evaluation)
+        {tuple(row[3:]) for row in rows} for rows in (found.train, found.evaluation)
     )
     assert train.isdisjoint(held_out) and 0 < len(held_out) < 100
     assert found.facts.num_classes == 2
@@ -101,10 +101,10 @@ def test_a_row_is_the_label_the_number_of_tokens_and_the_padded_tokens(tmp_path:
     write_table(tmp_path / "train.tsv", [("x", "a"), ("y", "b")] * 10)
     found = sentences(tmp_path)
     short, long = found.evaluation
-    assert short[0] == 1 and long[0] == 0 and found.evaluation.shape == (2, 2 + 12)
+    assert short[0] == 1 and long[0] == 0 and found.evaluation.shape == (2, 3 + 12)
     assert short[1] < 12 and long[1] == 12  # cut
-    assert (short[2 + short[1] :] == found.facts.pad_token).all() and found.facts.pad_token not in short[2:][: short[1]]
-    assert short[2] == long[2] == 0  # the class token
+    assert (short[3 + short[1] :] == found.facts.pad_token).all() and found.facts.pad_token not in short[3:][: short[1]]
+    assert short[3] == long[3] == 0  # the class token
     batch = build_task(ModelSpec(name="bert-nano", task="sequence_classification"), found.facts).batch(
         found.evaluation, [0, 1]
     )

@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from raysweep import registry
 from raysweep.contracts import Facts
 from raysweep.core.networks import build_network
 from raysweep.errors import ModelError
 from raysweep.jobfile import check_job
+from raysweep.plasticity.compaction import compact
+from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.objective import label_losses
 from raysweep.pnn.config import PnnConfig
 from raysweep.pnn.network import PnnForMaskedLM, step_code
@@ -470,6 +473,14 @@ def test_a_head_mask_by_step_closes_heads_at_its_step_and_its_last_row_goes_on(t
         assert torch.allclose(found, state), step
 
 
+def test_heads_that_differ_from_step_to_step_are_never_taken_out() -> None:
+    network, some = build_pnn(step_head_mask=[[1.0, 0.0, 1.0]]), HeadMap.full(1, HEADS).without([(0, 1)])
+    with pytest.raises(ModelError, match="use the dense format"):
+        compact(network, registry.build("models", "pnn"), some)
+    smaller = compact(build_pnn(), registry.build("models", "pnn"), some)
+    assert smaller.pnn.refiner.attention.o_proj.in_features == WIDTH - WIDTH // HEADS
+
+
 # Checkpoints.
 
 
@@ -564,6 +575,10 @@ def test_every_fault_of_a_job_is_named_with_its_key_and_what_is_known() -> None:
 
 def test_forms_that_do_not_go_together_are_refused_in_a_job_and_in_python() -> None:
     pairs: list[tuple[dict[str, Any], str]] = [
+        (
+            {"trunk": "layers", "gate": "none"},
+            "gate 'none' is a refiner's: a trunk of 'layers' has none. Leave gate out",
+        ),
         ({"trunk": "layers", "init": "zero"}, "init 'zero' is a refiner's"),
         ({"trunk": "shared_layer", "init": "zero"}, "init 'zero' is a refiner's"),
         ({"trunk": "layers", "random_depth": True}, "random_depth is for a module that is applied again"),

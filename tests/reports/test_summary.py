@@ -37,6 +37,7 @@ TRIAL_FIELDS = {
     "trial", "status", "values", "objective", "perplexity", "reused", "active_heads", "head_slots", "params",
     "flops_per_token", "attempts", "seconds", "error", "final_perplexity", "controls", "control_errors",
     "recovery", "halted", "seed", "proposer", "of", "objectives", "violations", "feasible", "stopped",
+    "metrics",
 }  # fmt: skip
 PHASE_FIELDS = {
     "trial", "phase", "cycle", "key", "reused", "loss", "perplexity", "active_heads", "head_map", "params",
