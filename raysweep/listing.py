@@ -9,7 +9,7 @@ from typing import Any
 
 from raysweep import registry
 from raysweep.archive import SweepFolder, list_sweeps
-from raysweep.core.corpora import DIGITS, EMBEDDED, HUB
+from raysweep.core.corpora import DIGITS, EMBEDDED, GLUE, HUB
 from raysweep.errors import UsageError, known_names_hint
 from raysweep.registry import scratch_sizes
 from raysweep.reports.summary import sweep_state
@@ -38,7 +38,9 @@ def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
             "name": DIGITS,
             "about": "8 x 8 images of digits that ship inside scikit-learn; for image_classification",
         }
-        return [embedded, digits, *({"name": name, "about": f"hub: {where[0]}"} for name, where in HUB.items())]
+        texts = [{"name": name, "about": f"hub: {where[0]}"} for name, where in HUB.items()]
+        sentences = [{"name": name, "about": "hub: nyu-mll/glue; for sequence_classification"} for name in GLUE]
+        return [embedded, digits, *texts, *sentences]
     if kind == "models":
         sizes = [{"name": size, "about": f"from scratch, {family}"} for size, family in sorted(scratch_sizes().items())]
         families = [

@@ -44,8 +44,9 @@ class ModelSpec(StrategyPart):
 
 class DataSpec(Part):
     name: str = "python-docs"
-    """`python-docs`, a hub name, a text file, or a folder of text files; for sequence_classification a .tsv or .csv
-    file with the columns `sentence` and `label`, or a folder of them; for image_classification `digits`."""
+    """`python-docs`, a hub name, a text file, or a folder of text files; for sequence_classification the name of a task
+    of GLUE (`cola`, `sst2`, `mrpc`, ...), a .tsv or .csv file with the columns `sentence` and `label`, or `sentence1`,
+    `sentence2` and `label`, or a folder of them; for image_classification `digits`."""
     train: str | None = None
     """Split to train on: a hub split, or the stem of a file in the folder. Default: the corpus's own, else by hash."""
     evaluate: str | None = None

@@ -172,9 +172,10 @@ def some_batch(kind: str, batch: int = 2, length: int = 12, seed: int = 0) -> Ba
 
 def rows_of(batch: Batch, rows: Any) -> Batch:
     """Return some examples of a batch."""
-    mask = batch.attention_mask
+    mask, types = batch.attention_mask, batch.token_types
     return Batch(inputs=batch.inputs[rows], labels=batch.labels[rows],
-                 attention_mask=None if mask is None else mask[rows])  # fmt: skip
+                 attention_mask=None if mask is None else mask[rows],
+                 token_types=None if types is None else types[rows])  # fmt: skip
 
 
 def parts_of(batch: Batch, size: int) -> list[Batch]:

@@ -23,6 +23,8 @@ HUB: dict[str, tuple[str, str | None, str | None, str]] = {
     "bookcorpus": ("bookcorpus/bookcorpus", None, "refs/convert/parquet", "text"),
     "c4": ("allenai/c4", "en", None, "text"),
 }
+GLUE = ("cola", "sst2", "mrpc", "qqp", "rte", "qnli", "mnli", "wnli")
+"""Configurations of nyu-mll/glue, see core/sentences. STS-B is left out, for its labels are no classes."""
 STREAMED = {"c4": ("train", "validation")}
 """Data sets too large to download: as much as `data.max_tokens` asks for is read, from these splits."""
 EVALUATION_STEMS = ("validation", "validation_matched", "valid", "dev", "eval", "test")

@@ -176,7 +176,7 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
             use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing, unfit or damaged weights
-        raise ModelError(f"model {model.name!r} cannot be loaded: {error}") from error
+        raise ModelError(f"model {model.name!r} cannot be loaded: {error}{_way_out(error)}") from error
     exempt = HEADS if new_head else ()
     lacking = sorted(key for key in report["missing_keys"] if not key.startswith(exempt))
     if lacking:
@@ -189,6 +189,12 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
             f"{', '.join(unused[:5])}. Correct config.json, or save the network again with save_pretrained()."
         )
     return network
+
+
+def _way_out(error: Exception) -> str:
+    if "ignore_mismatched_sizes" not in str(error):
+        return ""
+    return " Its weights have other shapes than its config.json says, as in a compact export: export it as dense."
 
 
 def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:

