@@ -11,6 +11,8 @@ BENCHMARKS = (
     "head_scores",
     "compaction",
     "training_step",
+    "pnn_training_step",
+    "pnn_throughput",
     "trial_overhead",
     "bookkeeping",
     "many_trials",

@@ -30,7 +30,9 @@ from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.spec import ModelSpec
 
 WORLD, STEPS, PAIRS, BATCH, SEQ_LEN, VOCABULARY, LR = 2, 20, 12, 16, 128, 1024, 1e-3
-SETTINGS: dict[str, Any] = {"accumulation": 1, "clip_norm": 1.0, "weight_decay": 0.01, "precision": "fp32"}
+SETTINGS: dict[str, Any] = {
+    "accumulation": 1, "clip_norm": 1.0, "weight_decay": 0.01, "precision": "fp32", "compile": False,
+}  # fmt: skip
 
 
 def main() -> None:

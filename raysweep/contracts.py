@@ -105,6 +105,7 @@ class Family(Protocol):
 
     # A family with networks that apply one module again and again names these forms: `recurrent_trunks`.
     # A family whose position table has rows before the first token's says how many: `reserved_positions`.
+    # A family whose networks torch.compile takes whole says so: `compiles`.
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
         """Return one site per layer, parameter names as in `network.named_parameters()`."""

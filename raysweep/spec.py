@@ -84,6 +84,9 @@ class TrainingSpec(Part):
     """Share of a phase's learning rate that its cosine falls to."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 autocast on devices that have it, fp32 elsewhere."""
+    compile: bool = False
+    """Compile the network with torch.compile at the start of each training phase, which takes minutes. Networks of pnn
+    with a fixed depth only."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between held-out evaluations inside a training phase, which stopping rules judge by. Default: none."""
 

@@ -57,6 +57,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "training.warmup_fraction": (0.2, 0),
     "training.min_lr_fraction": (0.1, 0),
     "training.precision": ("fp32", 0),
+    "training.compile": (True, 0),
     "training.evaluate_every": (5, 0),
     "cycle.cycles": (3, NEVER),
     "cycle.level_escalation": (0.1, 5),

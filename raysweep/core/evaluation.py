@@ -93,7 +93,11 @@ def shared_batches(examples: Examples, batch_size: int, task: Task, runtime: Run
 
 def to_device(batch: Batch, runtime: Runtime) -> Batch:
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return Batch(**{name: None if tensor is None else tensor.to(runtime.device) for name, tensor in fields.items()})
+    tensors = {name: tensor for name, tensor in fields.items() if tensor is not None}
+    if runtime.device.type == "cuda":
+        # From pinned memory the copy waits for nothing: the next step is prepared while the GPU is at this one.
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return Batch(**{name: tensor.to(runtime.device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 @torch.no_grad()

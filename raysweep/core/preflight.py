@@ -7,7 +7,7 @@ from typing import Any
 
 from raysweep.core.examples import check_enough, load_dataset
 from raysweep.core.inference import check_inference
-from raysweep.core.networks import check_fit, check_model
+from raysweep.core.networks import check_compiles, check_fit, check_model
 from raysweep.errors import ArchiveError
 from raysweep.jobfile import Job
 from raysweep.plan import Fingerprints, content_key
@@ -24,7 +24,8 @@ def preflight(job: Job) -> Fingerprints:
     """
     corners = job.space.corner_assignments(job.spec.resolved()) if job.space else ()
     specs = [job.spec, *(job.with_values(values) for _, values in corners)]
-    named = {(spec.model, spec.data, spec.training.batch_size, spec.cycle.infer): spec for spec in specs}
+    named = {(spec.model, spec.data, spec.training.batch_size, spec.training.compile, spec.cycle.infer): spec
+             for spec in specs}  # fmt: skip
     found = list(dict.fromkeys(map(_check, named.values())))
     if len(found) == 1:
         return found[0]
@@ -52,6 +53,8 @@ def check_unchanged(job: Job, about: Mapping[str, Any], sweep: str) -> Fingerpri
 
 def _check(spec: JobSpec) -> Fingerprints:
     model = check_model(spec.model, seq_len=spec.data.seq_len)
+    if spec.training.compile:
+        check_compiles(spec.model)
     dataset = load_dataset(spec.data, spec.model)
     check_fit(spec.model, dataset.facts, seq_len=spec.data.seq_len)
     check_enough(dataset, spec.data, spec.training.batch_size)

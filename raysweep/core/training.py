@@ -58,6 +58,12 @@ class Schedule:
         return self.gate_start + (1.0 - self.gate_start) * age / self.gate_warmup_steps
 
 
+def compiled(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a model, compiled whole: what the compiler cannot take is an error, and never run some other way."""
+    torch.compiler.reset()  # what was compiled for earlier models counts against a limit
+    return torch.compile(model, fullgraph=True)
+
+
 @dataclass(kw_only=True)
 class Training:
     """One training phase, from a step on.
@@ -106,7 +112,7 @@ class Training:
         """
         model, steps = self.state.model, self.schedule.steps
         model.train()
-        wrapped = self.runtime.wrap(model)
+        wrapped = self.runtime.wrap(compiled(model) if self.training["compile"] else model)
         for step in range(start, steps):
             self.before_step(step)
             self.flops += self.step_flops()

@@ -31,6 +31,7 @@ class Family:
     }  # fmt: skip
     recurrent_trunks: ClassVar[tuple[str, ...]] = ("refiner", "hierarchical", "shared_layer")
     """Those whose tokens can leave step by step: `cycle.infer`."""
+    compiles: ClassVar[bool] = True
     num_steps: Annotated[int, Field(ge=1)] = 4
     trunk: Trunk = "refiner"
     intermediate_size: Width | None = None

@@ -110,6 +110,12 @@ class PnnPreTrainedModel(PreTrainedModel):
         elif isinstance(module, Embeddings) and hasattr(module, "class_token"):
             initial.normal_(module.class_token, mean=0.0, std=self.config.initializer_range)
 
+    def undecayed(self) -> set[str]:
+        """Return the names of the matrices without weight decay: the embeddings, and a decoder that is tied to one."""
+        tables = [name for name, module in self.named_modules() if isinstance(module, nn.Embedding)]
+        class_tokens = [name for name, _ in self.named_parameters() if name.endswith("class_token")]
+        return {*(f"{name}.weight" for name in tables), *class_tokens}
+
 
 class PnnModel(PnnPreTrainedModel):
     """The trunk: from inputs to the states after each step."""

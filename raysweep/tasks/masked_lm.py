@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from raysweep.contracts import Batch, Examples, Facts, Mask
+from raysweep.contracts import Array, Batch, Examples, Facts, Mask
 from raysweep.plasticity.objective import NO_LABEL
 
 CHOSEN, MASKED, RANDOM = 0.15, 0.8, 0.1
@@ -31,30 +31,33 @@ class Task:
     facts: Facts = Facts()
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
-        assert self.facts.mask_token is not None and self.facts.vocab_size is not None
-        inputs = examples.astype(np.int64)
-        labels = np.full_like(inputs, NO_LABEL)
-        maskable = ~np.isin(inputs, self.facts.special_tokens)
-        for row, seed in enumerate(seeds):
-            generator = np.random.default_rng(seed)
-            chosen = _positions(maskable[row], generator)
-            labels[row, chosen] = inputs[row, chosen]
-            inputs[row, chosen] = self._hidden(inputs[row, chosen], generator)
-        at = torch.from_numpy(np.flatnonzero(labels != NO_LABEL))
-        return Batch(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(labels), labelled=at)
+        tokens = examples.astype(np.int64)
+        order, fate, other = _drawn(seeds, tokens.shape[1])
+        chosen = _chosen(~np.isin(tokens, self.facts.special_tokens), order)
+        return Batch(
+            inputs=torch.from_numpy(np.where(chosen, self._hidden(tokens, fate, other), tokens)),
+            labels=torch.from_numpy(np.where(chosen, tokens, NO_LABEL)),
+            labelled=torch.from_numpy(np.flatnonzero(chosen)),
+        )
 
-    def _hidden(self, tokens: Examples, generator: np.random.Generator) -> Examples:
+    def _hidden(self, tokens: Examples, fate: Array, other: Array) -> Examples:
+        """Return what stands where a token is hidden; for each position, hidden or not."""
         assert self.facts.mask_token is not None and self.facts.vocab_size is not None
         if self.facts.masking == "mask":
             return np.full_like(tokens, self.facts.mask_token)
-        fate = generator.random(len(tokens))
-        drawn = generator.integers(self.facts.vocab_size, size=len(tokens))
+        drawn = (other * self.facts.vocab_size).astype(np.int64)
         return np.where(fate < MASKED, self.facts.mask_token, np.where(fate < MASKED + RANDOM, drawn, tokens))
 
 
-def _positions(maskable: Mask, generator: np.random.Generator) -> Examples:
-    """Choose among the maskable positions of a window; none where there is none."""
+def _drawn(seeds: Sequence[int], length: int) -> Array:
+    """Return three numbers between 0 and 1 for each position, (3, windows, length); each window's are its seed's."""
+    drawn = [np.random.default_rng(seed).random((3, length)) for seed in seeds]
+    return np.array(drawn).reshape(len(seeds), 3, length).swapaxes(0, 1)
+
+
+def _chosen(maskable: Mask, order: Array) -> Mask:
+    """Choose the maskable positions of each window that come first; at least one where there is one."""
     # A share of them, and not each by chance: every window that has one then has a loss.
-    open_to_it = np.flatnonzero(maskable)
-    count = min(len(open_to_it), max(1, round(CHOSEN * len(open_to_it))))
-    return generator.choice(open_to_it, size=count, replace=False)
+    counts = np.maximum(np.rint(CHOSEN * maskable.sum(1)), maskable.any(1))
+    ranks = np.where(maskable, order, 2.0).argsort(1).argsort(1)
+    return np.less(ranks, counts[:, None])

@@ -41,7 +41,7 @@ def grown_state(
 def training_of(state: TrialState, schedule: Schedule, **options: Any) -> Training:
     windows = some_tokens(30, 12, seed=3).numpy().astype(np.uint16)
     training = {"batch_size": 4, "accumulation": 1, "clip_norm": 1.0, "precision": "fp32", "weight_decay": 0.1}
-    training |= options.pop("training", {})
+    training |= {"compile": False} | options.pop("training", {})
     order = BatchOrder(num_windows=len(windows), batch_size=training["batch_size"], seed=8)
     return Training(state=state, schedule=schedule, examples=windows, task=CAUSAL, order=order, training=training,
                     runtime=cpu(), **options)  # fmt: skip

@@ -21,10 +21,13 @@ from raysweep import registry
 from raysweep.contracts import Batch, Facts, Task
 from raysweep.core.data import BatchOrder
 from raysweep.core.phases import run_trial, trial_data, trial_task
+from raysweep.core.preflight import preflight
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.core.training import Schedule, Training
+from raysweep.errors import ModelError
+from raysweep.jobfile import check_job
 from raysweep.models.pnn import Family
 from raysweep.models.pnn_vision import Family as VisionFamily
 from raysweep.plasticity.head_map import HeadMap
@@ -70,7 +73,9 @@ def windows(count: int = 40) -> np.ndarray:
 
 
 def training_of(state: TrialState, *, steps: int = 6, batch_size: int = 8, **options: Any) -> Training:
-    settings = {"accumulation": 1, "clip_norm": 1.0, "precision": "fp32"} | options.pop("training", {})
+    settings = {"accumulation": 1, "clip_norm": 1.0, "precision": "fp32", "compile": False} | options.pop(
+        "training", {}
+    )
     order = BatchOrder(num_windows=40, batch_size=batch_size, seed=options.pop("seed", 8))
     schedule = Schedule(steps=steps, lr=3e-3, warmup_fraction=0.2)
     return Training(state=state, schedule=schedule, examples=windows(), task=TASK, order=order, training=settings,
@@ -312,17 +317,15 @@ def test_a_trial_with_dropout_killed_between_checkpoints_goes_on_as_if_it_had_no
     options = {"name": "pnn-nano", "dropout": 0.2, "random_depth": True}
     plan = quick_plan(model=options, cycle__cycles=1, cycle__learn__steps=12, scale__checkpoint_every_steps=5)
     expected = [record.outcome() for record in run_all(plan, tmp_path / "whole")]
-    asked: list[int] = []
 
     def kill(event: dict[str, Any]) -> Any:
-        asked.append(1)
         if event.get("phase") == "learn" and event["type"] == "progress":
             raise KilledError
         return cpu().ask_sweep(event)
 
     with pytest.raises(KilledError):
         list(run_trial(plan, replace(cpu(), ask_sweep=kill), PhaseStore(tmp_path / "killed")))
-    assert asked and list((tmp_path / "killed").glob("*.partial"))
+    assert list((tmp_path / "killed").glob("*.partial"))
     assert [record.outcome() for record in run_all(plan, tmp_path / "killed")] == expected
 
 
@@ -379,6 +382,46 @@ def test_another_seed_drops_others_and_without_dropout_no_seed_matters() -> None
     for dropout, equal in ((0.0, True), (0.2, False)):
         one, other = weights(dropout, 0), weights(dropout, 1)
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()) == equal
+
+
+# Compiled.
+
+
+@pytest.mark.slow
+def test_compiled_training_is_training_with_heads_absent_and_fading_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler traces is run as it stands: generating code takes minutes, and rounds in other places."""
+    compiler, compiled = torch.compile, []
+
+    def traced(model: nn.Module, **options: Any) -> Any:
+        compiled.append(options)
+        return compiler(model, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    found = []
+    for compile in (False, True):
+        state = state_of()
+        state.remove_heads([(0, 1), (0, 2)], None)
+        state.add_heads([(0, 2)], cycle=1)
+        state.initialise_new_heads(registry.build("init", "small_random"), "key")
+        state.refresh()
+        training = training_of(state, training={"compile": compile})
+        training.schedule = replace(training.schedule, gate_warmup_steps=2, gate_start=0.1)
+        training.run()
+        found.append(state.tensors())
+    assert compiled == [{"fullgraph": True}]
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [({"name": "gpt2-nano"}, "only networks of pnn are"), ({"name": "pnn-nano", "random_depth": True}, "is random")],
+)
+def test_what_cannot_be_compiled_is_refused_before_anything_starts(model: dict[str, Any], said: str) -> None:
+    job = {"name": "j", "model": model, "training": {"compile": True}, "cycle": {"baseline": {"steps": 1, "lr": 0.1}}}
+    with pytest.raises(ModelError, match=rf"training.compile: model .* cannot be compiled: .*{said}"):
+        preflight(check_job(job, "j.yaml"))
+    preflight(check_job(job | {"model": {"name": "pnn-nano"}}, "j.yaml"))
 
 
 # Batches.
