@@ -59,7 +59,7 @@ def test_arms_have_the_best_rate_of_their_pilots_and_equal_tokens_or_equal_opera
     assert found[3].training_flops == pytest.approx(found[2].training_flops, rel=0.01)
     assert {arm.lr for arm in found} == {3e-3}
     pilots = runs.jobs[: 2 * len(RATES)]
-    assert {job["seed"] for job in pilots} == {1000} and {job["cycle"]["baseline"]["steps"] for job in pilots} == {20}
+    assert {job["seed"] for job in pilots} == {1000} and {job["cycle"]["baseline"]["steps"] for job in pilots} == {30}
     assert {job["seed"] for job in runs.jobs[len(pilots) :]} == {0, 1}
     assert found[1].above is not None and found[1].above.mean == pytest.approx(0.1) and found[0].above is None
     assert found[1].losses == pytest.approx((5.1, 6.1))
