@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -63,13 +64,15 @@ class Family:
         from raysweep.pnn.config import PnnConfig
 
         text = {"vocab_size": vocab_size, "max_position_embeddings": seq_len}
-        return PnnConfig(**self.sizes[size] | self.options() | text)
+        return PnnConfig(**self.sizes[size] | self.options(size) | text)
 
-    def options(self) -> dict[str, Any]:
-        """Return what the fields say of a configuration."""
+    def options(self, size: str) -> dict[str, Any]:
+        """Return what the fields say of a configuration, and how wide its first weights are drawn."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.step_weights is None:
             own["step_weights"] = "linear" if self.trunk in ("refiner", "hierarchical") else "last"
+        # As the published model's at its width: sums over a narrower state are then as large.
+        own["initializer_range"] = 0.02 * math.sqrt(768 / self.sizes[size]["hidden_size"])
         return {name: value for name, value in own.items() if value is not None}
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:

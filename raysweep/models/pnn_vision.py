@@ -21,4 +21,4 @@ class Family(pnn.Family):
         import raysweep.pnn.network  # noqa: F401  # the automatic classes know ours from here on
         from raysweep.pnn.config import PnnVisionConfig
 
-        return PnnVisionConfig(**self.sizes[size] | self.options())
+        return PnnVisionConfig(**self.sizes[size] | self.options(size))
