@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install quickstart test bench pretrained clean
+.PHONY: install quickstart test slow bench pretrained clean
 
 install: .venv/installed
 
@@ -16,6 +16,9 @@ test: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not pretrained and not slow and not ray" --numprocesses 2 --dist loadfile
 	$(BIN)/pytest -m "ray and not pretrained and not slow"
+
+slow: .venv/installed-test
+	$(BIN)/pytest -m "slow and not pretrained"
 
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks

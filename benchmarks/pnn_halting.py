@@ -25,16 +25,16 @@ from raysweep.jobfile import check_job
 from raysweep.plan import make_plan
 from raysweep.reports.exit_curves import draw_exit_curves
 
-BATCH, STEPS = 32, 1000
+BATCH, STEPS = 256, 1200
 JOB: dict[str, Any] = {
     "name": "halting",
-    "data": {"name": "python-docs", "seq_len": 128, "eval_tokens": 32_768},
-    "training": {"batch_size": 16},
-    "cycle": {"baseline": {"steps": STEPS, "lr": 5.0e-3}},
+    "data": {"name": "python-docs", "seq_len": 16, "eval_tokens": 65_536, "masking": "mask"},
+    "training": {"batch_size": 64},
+    "cycle": {"baseline": {"steps": STEPS, "lr": 3.0e-3}},
 }
 MODELS: dict[str, dict[str, Any]] = {
-    "trained at random depths": {"name": "pnn-nano", "num_steps": 4, "random_depth": True},
-    "trained with an exit head": {"name": "pnn-nano", "num_steps": 4, "step_weights": "ponder"},
+    "trained at four steps": {"name": "pnn-pico", "num_steps": 4},
+    "trained with an exit head": {"name": "pnn-pico", "num_steps": 4, "step_weights": "ponder"},
 }
 
 

@@ -307,7 +307,9 @@ def test_records_that_cannot_be_read_name_file_and_line() -> None:
 
 
 def test_an_unknown_kind_names_the_nearest() -> None:
-    assert refused("list", "strategys").startswith("list: no 'strategys'. Known: data, grow, init, models, prune")
+    assert refused("list", "strategys").startswith(
+        "list: no 'strategys'. Known: analyses, data, exits, grow, init, models"
+    )
     assert "Did you mean 'samplers'?" in refused("list", "sampler")
 
 

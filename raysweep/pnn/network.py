@@ -268,9 +268,11 @@ class PnnPredictor(PnnPreTrainedModel):
 
     def uses(self, module: str, *, training: bool) -> int:
         """Return how often a token passes through a module, by its name: a step's once a step, a head's once for each
-        step that is predicted from."""
+        step that is predicted from, an exit head in training only."""
         if ".refiner." in f".{module}.":
             return self.config.num_steps
+        if module == "exit_head" and not training:
+            return 0
         if module.split(".")[0] in ("decoder", "classifier", "exit_head") and training:
             if self.config.step_weights == "ponder":
                 return self.config.num_steps

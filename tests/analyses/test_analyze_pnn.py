@@ -55,6 +55,7 @@ def content(folder: Path, *options: str, **how: Any) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_all_analyses_run_each_with_json_and_a_picture(folder: Path, tmp_path: Path) -> None:
     result = analyzed(folder, "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output

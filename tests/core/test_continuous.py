@@ -106,7 +106,7 @@ class Doomed(Runtime):
             raise InterruptedError
 
 
-@pytest.mark.parametrize("every", [1, 4, 5])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_between_events_bit_for_bit(often: Often, every: int, tmp_path: Path) -> None:
     plan, folder, records = often
     killed = continuous(**OFTEN, **{"scale__checkpoint_every_steps": every})

@@ -71,7 +71,13 @@ def check(plan: TrialPlan, records: list[PhaseRecord], chance: float) -> None:
     assert all((record.samples is not None) <= trial_task(plan).causal for record in records)
 
 
-@pytest.mark.parametrize("model", ["pythia-nano", "mistral-nano", "qwen2-nano", "qwen3-nano"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "pythia-nano",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral-nano", "qwen2-nano", "qwen3-nano")),
+    ],
+)
 def test_decoders_learn_text(model: str, tmp_path: Path) -> None:
     plan = plan_for(model, cycle__baseline__steps=15)
     records = run_all(plan, tmp_path)
@@ -85,7 +91,7 @@ def test_encoders_learn_hidden_words(model: str, tmp_path: Path) -> None:
     check(plan, run_all(plan, tmp_path), chance=math.log(1024))
 
 
-@pytest.mark.parametrize("model", ["bert-nano", "roberta-nano"])
+@pytest.mark.parametrize("model", ["bert-nano", pytest.param("roberta-nano", marks=pytest.mark.slow)])
 def test_encoders_learn_sentences(model: str, table: str, tmp_path: Path) -> None:
     plan = plan_for(
         model, model__task="sequence_classification", data__name=table, data__eval_tokens=10**5,
@@ -104,7 +110,7 @@ def test_images_are_told_apart(tmp_path: Path) -> None:
     assert records[0].tokens == 80 * 32 * 17  # 16 patches and the class
 
 
-@pytest.mark.parametrize("model", ["bert-nano", "vit-nano"])
+@pytest.mark.parametrize("model", ["bert-nano", pytest.param("vit-nano", marks=pytest.mark.slow)])
 def test_a_trial_found_in_the_store_goes_on_as_one_that_never_stopped(model: str, tmp_path: Path) -> None:
     data = {"data__name": "digits"} if model == "vit-nano" else {}
     plan = plan_for(model, **data)

@@ -114,8 +114,8 @@ def test_events_inside_a_phase_change_what_its_steps_cost(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("action", "phase", "changes"),
     [
-        ("leave", "baseline", {}),
-        ("pause", "learn", {}),
+        pytest.param("leave", "baseline", {}, marks=pytest.mark.slow),
+        pytest.param("pause", "learn", {}, marks=pytest.mark.slow),
         ("leave", "learn", {"cycle__continuous": {"every": 5, "remove": 4, "grow": 2}}),
     ],
 )

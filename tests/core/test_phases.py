@@ -328,10 +328,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tup
     ("phase", "step", "changes"),
     [
         ("baseline", 3, {}),
-        ("baseline", 12, {}),
+        pytest.param("baseline", 12, {}, marks=pytest.mark.slow),
         ("learn", 6, {}),  # within the warm-up of gates
-        ("learn", 9, {}),  # after it, the multiplier still falling
-        ("learn", 12, {}),  # past the first point of the curve
+        pytest.param("learn", 9, {}, marks=pytest.mark.slow),  # after it, the multiplier still falling
+        pytest.param("learn", 12, {}, marks=pytest.mark.slow),  # past the first point of the curve
         ("learn", 6, {"training__accumulation": 2}),
         ("learn", 3, {"model__name": "llama-nano", "cycle__grow__init": "small_random"}),
     ],
@@ -412,6 +412,7 @@ TAILS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_trials_that_share_prefixes_record_what_they_would_have_recorded_alone(tmp_path: Path) -> None:
     plans = [quick_plan(trial=number, cycle__cycles=1, **tail) for number, tail in enumerate(TAILS)]
     alone = [run_all(plan, tmp_path / str(plan.trial)) for plan in plans]

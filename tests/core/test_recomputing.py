@@ -120,6 +120,7 @@ def test_weights_that_nobody_needs_are_not_made_again(plan: TrialPlan, finished:
     assert not (folder / plan.phases[4].key / TENSORS).exists()
 
 
+@pytest.mark.slow
 def test_a_control_arm_finds_its_way_back_too(tmp_path: Path) -> None:
     arms = {"search__controls": ["no_regrow"]}
     plan = quick_plan(**arms)
@@ -135,7 +136,7 @@ def test_a_control_arm_finds_its_way_back_too(tmp_path: Path) -> None:
     assert len(records) > own
 
 
-@pytest.mark.parametrize("written", range(4))
+@pytest.mark.parametrize("written", [0, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2, 3))])
 def test_a_disk_that_fills_up_ends_a_trial_that_can_be_resumed(
     plan: TrialPlan, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:

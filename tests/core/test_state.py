@@ -115,7 +115,12 @@ TRIALS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("trial", TRIALS)
+ALWAYS = ("gpt2", "llama with groups gone", "rewind over four cycles")
+
+
+@pytest.mark.parametrize(
+    "trial", [trial if trial in ALWAYS else pytest.param(trial, marks=pytest.mark.slow) for trial in TRIALS]
+)
 def test_restoring_after_any_phase_gives_the_state_of_the_uninterrupted_run(trial: str, tmp_path: Path) -> None:
     plan = quick_plan(**TRIALS[trial])
     seen = {key: look_at(state) for key, state in states_in_memory(plan, tmp_path)}

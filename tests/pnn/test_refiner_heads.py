@@ -96,7 +96,7 @@ def test_importance_is_the_effect_of_a_gate_summed_over_the_steps(kind: str) -> 
     np.testing.assert_allclose(found.taylor, np.abs(summed).mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.fisher, (summed**2).mean(0), rtol=1e-5)
     alone = np.abs(by_step).mean(0)  # neither that of a single step nor the sum of magnitudes
-    assert not np.isclose(found.taylor, alone, rtol=1e-2).any() and (found.taylor < alone.sum(0)).all()
+    assert np.median(np.abs(found.taylor / alone - 1)) > 0.1 and (found.taylor < alone.sum(0)).all()
 
 
 # Costs.
