@@ -23,8 +23,8 @@ PATCHES = 17
 def test_digits_are_learnt_and_heads_are_pruned_and_grown_back(tmp_path: Path) -> None:
     plan = quick_plan(
         model__name="pnn-vision-nano", data__name="digits", data__probe_windows=32, training__batch_size=32,
-        cycle__cycles=2, cycle__baseline__steps=100, cycle__baseline__lr=3e-3, cycle__learn__steps=20, cycle__learn__lr=5e-4,
-        cycle__prune__level=0.4,
+        cycle__cycles=2, cycle__baseline__steps=100, cycle__baseline__lr=3e-3, cycle__learn__steps=20,
+        cycle__learn__lr=5e-4, cycle__prune__level=0.4,
     )  # fmt: skip
     records = run_all(plan, tmp_path)
     assert records[0].accuracy is not None and records[0].accuracy > 0.4  # chance is a tenth
