@@ -380,7 +380,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(fake: FakeSweep) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_json_of_a_run_reaches_stdout_even_with_a_live_line(fake: FakeSweep, terminal: bool) -> None:
-    result = invoke("run", write_job(), "--json", env={"FORCE_COLOR": "1"} if terminal else {})
+    result = invoke("run", write_job(), "--json", env={"FORCE_COLOR": "1", "TERM": "xterm"} if terminal else {})
     assert ("\x1b[" in result.stderr) == terminal
     assert json.loads(result.stdout)["best"] == 1
 
