@@ -294,7 +294,7 @@ def conclusions(arms: Sequence[Arm]) -> list[str]:
 
 
 def _names(arms: Sequence[Arm], chosen: Callable[[Arm], bool]) -> str:
-    return ", ".join(arm.name for arm in arms if chosen(arm)) or "none"
+    return ", ".join(arm.name for arm in arms if chosen(arm)) or "no arm"
 
 
 def _above(arm: Arm) -> float:

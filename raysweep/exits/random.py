@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -31,11 +32,15 @@ class Exit:
         return look.chance < left_by_now, look.memory
 
 
+ROUNDING = 1e-9
+"""Relative; a mean that was measured may be short of the most by less."""
+
+
 @lru_cache
 def leaving_probability(mean: float, most: int) -> float:
     """Return p for which the smaller of `most` and a geometric variable of p has a mean: (1 - (1 - p)^most) / p."""
-    if mean >= most:
+    if mean >= most * (1 - ROUNDING):
         return 0.0
-    if mean <= 1:
+    if mean <= 1 + ROUNDING:
         return 1.0
-    return float(brentq(lambda p: (1 - (1 - p) ** most) / p - mean, 1e-12, 1.0))
+    return float(brentq(lambda p: -math.expm1(most * math.log1p(-p)) / p - mean, 1e-12, 1 - 1e-12))

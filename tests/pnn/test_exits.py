@@ -97,6 +97,9 @@ def test_the_leaving_probability_solves_for_the_mean() -> None:
     p = leaving_probability(2.5, 4)
     assert sum(step * p * (1 - p) ** (step - 1) for step in (1, 2, 3)) + 4 * (1 - p) ** 3 == pytest.approx(2.5)
     assert (leaving_probability(1.0, 4), leaving_probability(4.0, 4)) == (1.0, 0.0)
+    for mean in (4 - 1e-6, 4 - 1e-12, 1 + 1e-6, 1 + 1e-12):  # as measured, next to either end
+        p = leaving_probability(mean, 4)
+        assert 0 <= p <= 1 and (p == 0 or sum((1 - p) ** step for step in range(4)) == pytest.approx(mean, rel=1e-6))
 
 
 def test_chance_is_the_same_for_an_example_wherever_it_stands() -> None:
