@@ -88,6 +88,13 @@ def trial_task(plan: TrialPlan) -> Task:
     return build_task(ModelSpec(**plan.model), trial_data(plan).facts)
 
 
+@lru_cache(maxsize=4)
+def _held_out_sha256(data: DataSpec, model: ModelSpec) -> str:
+    """Hash what every evaluation shows and asks, once a process: every held-out example is drawn for it."""
+    dataset = _cached_data(data, model)
+    return held_out_sha256(dataset.evaluation, build_task(model, dataset.facts))
+
+
 @dataclass(kw_only=True)
 class _Trial:
     """One trial on its way through its phases."""
@@ -97,8 +104,6 @@ class _Trial:
     store: PhaseStore
     data: Dataset
     task: Task
-    held_out: str
-    """Hash of what every evaluation shows and asks."""
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
@@ -110,9 +115,7 @@ class _Trial:
 
     @staticmethod
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
-        data, task = trial_data(plan), trial_task(plan)
-        held_out = held_out_sha256(data.evaluation, task)
-        trial = _Trial(plan=plan, runtime=runtime, store=store, data=data, task=task, held_out=held_out)
+        trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
         store.warn = trial.warn
         return trial
 
@@ -189,7 +192,7 @@ class _Trial:
             tokens=phase.steps * self.plan.training["batch_size"] * per_example,
             seconds=time.perf_counter() - started,
             data_sha256=self.data.content_sha256,
-            held_out_sha256=self.held_out,
+            held_out_sha256=_held_out_sha256(DataSpec(**self.plan.data), ModelSpec(**self.plan.model)),
             **measured,
             **found,
         )
