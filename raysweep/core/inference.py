@@ -18,7 +18,7 @@ from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import DataError, DivergedError
 from raysweep.plasticity.compaction import compact
-from raysweep.plasticity.objective import NO_LABEL, label_losses
+from raysweep.plasticity.objective import flat_labels, label_count, label_losses
 from raysweep.pnn.dynamic import check_exit, infer
 from raysweep.records import perplexity
 from raysweep.spec import InferSpec, ModelSpec
@@ -89,12 +89,6 @@ def seeded_batches(
     return [(to_device(task.batch(examples[part], part), runtime), part) for part in parts]
 
 
-def labels_of(batch: Batch) -> torch.Tensor:
-    """Return what should be predicted, in the order of the logits; flat."""
-    flat = batch.labels.flatten()
-    return flat if batch.labelled is None else flat[batch.labelled]
-
-
 def measure_inference(
     network: Any, batches: Sequence[Seeded], rule: Exit,
     *, steps: int, min_steps: int = 1, runtime: Runtime, precision: str,
@@ -110,9 +104,9 @@ def measure_inference(
     for batch, seeds in batches:
         with runtime.autocast(precision):
             found = infer(network, batch, rule, steps=steps, min_steps=min_steps, seeds=seeds)
-        labels = labels_of(batch)
+        labels = flat_labels(batch.labels, batch.labelled)
         losses = label_losses(found.logits, labels).sum()
-        hits, count = (found.logits.argmax(-1) == labels).sum(), (labels != NO_LABEL).sum()
+        hits, count = (found.logits.argmax(-1) == labels).sum(), label_count(labels)
         taken, real = found.steps.sum(), (found.steps > 0).sum()
         numbers = (losses, hits, count, taken, real, found.flops, found.steps.numel())
         total += torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=runtime.device)

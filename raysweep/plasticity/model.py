@@ -15,7 +15,7 @@ from torch import nn
 
 from raysweep.contracts import Slot
 from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.objective import label_losses
+from raysweep.plasticity.objective import flat_labels, label_losses
 from raysweep.plasticity.sites import AttentionSite
 
 
@@ -83,7 +83,7 @@ class PlasticModel(nn.Module):
         given = {name: tensor for name, tensor in options.items() if tensor is not None}
         if labels is None:
             return self._logits(inputs, labelled, given)
-        wanted = labels.flatten() if labelled is None else labels.flatten()[labelled]
+        wanted = flat_labels(labels, labelled)
         if hasattr(network, "training_losses"):
             losses = network.training_losses(inputs, wanted, positions=labelled, **given)
         else:

@@ -20,7 +20,7 @@ def predictions(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, tor
     if batch.labelled is None:
         return logits_of(model, batch), batch.labels
     logits = model(batch.inputs, batch.attention_mask, batch.token_types, batch.labelled)
-    return logits, batch.labels.flatten()[batch.labelled]
+    return logits, flat_labels(batch.labels, batch.labelled)
 
 
 def losses_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -38,6 +38,11 @@ def training_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def _in_place(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
     flat = losses.new_zeros(batch.labels.numel()).index_copy(0, batch.labelled, losses)
     return flat.view_as(batch.labels)
+
+
+def flat_labels(labels: torch.Tensor, labelled: torch.Tensor | None) -> torch.Tensor:
+    """Return labels, flat: those at flat positions, or all of them."""
+    return labels.flatten() if labelled is None else labels.flatten()[labelled]
 
 
 def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
