@@ -99,19 +99,14 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
 
 
-def check_compiles(model: ModelSpec) -> None:
+def check_compiles(model: ModelSpec, *, seq_len: int) -> None:
     """Check that torch.compile takes a model whole: gates and hooks included, in as many forms as training has.
 
     Raises:
         ModelError: it does not.
     """
-    if model.name in scratch_sizes():
-        family: Any = registry.build("models", scratch_sizes()[model.name], model.options)
-        random_depth = getattr(family, "random_depth", False)
-    else:
-        config = _pretrained_config(model.name)
-        family = _family_of(config, model.name)
-        random_depth = getattr(config, "random_depth", False)
+    config, family = configuration(model, seq_len=seq_len)
+    random_depth = getattr(config, "random_depth", False)
     if random_depth or not getattr(family, "compiles", False):
         what = "its depth is random" if random_depth else "only networks of pnn are"
         raise ModelError(f"training.compile: model {model.name!r} cannot be compiled: {what}. Remove training.compile.")

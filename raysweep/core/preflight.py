@@ -54,7 +54,7 @@ def check_unchanged(job: Job, about: Mapping[str, Any], sweep: str) -> Fingerpri
 def _check(spec: JobSpec) -> Fingerprints:
     model = check_model(spec.model, seq_len=spec.data.seq_len)
     if spec.training.compile:
-        check_compiles(spec.model)
+        check_compiles(spec.model, seq_len=spec.data.seq_len)
     dataset = load_dataset(spec.data, spec.model)
     check_fit(spec.model, dataset.facts, seq_len=spec.data.seq_len)
     check_enough(dataset, spec.data, spec.training.batch_size)
