@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,7 +214,7 @@ def step_code(step: int, width: int) -> torch.Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=1).flatten()[:width]
 
 
-class PnnPredictor(PnnPreTrainedModel):
+class PnnPredictor(PnnPreTrainedModel, ABC):
     """A trunk with a head that predicts from its states, and the loss over steps that it is trained by."""
 
     def __init__(self, config: PnnConfig) -> None:
@@ -225,9 +226,9 @@ class PnnPredictor(PnnPreTrainedModel):
             self.exit_head = nn.Linear(config.hidden_size, 1)
         self._depth: int | None = None
 
+    @abstractmethod
     def predict(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of states, (..., width) to (..., classes)."""
-        raise NotImplementedError
 
     def predicted_from(self, state: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """Return what is predicted from: the states at flat positions, all of them, or a classifier's first."""
