@@ -138,11 +138,11 @@ class HeadStatistics:
     output_norm: Array
     """Mean over tokens of the norm of the head's contribution to the layer's output."""
     magnitude: Array
-    """Frobenius norm of the head's own weight slices."""
+    """Frobenius norm of [W_Q, W_K, W_V, W_O^T]; see plasticity/magnitude.py for the three."""
     magnitude_ov: Array
-    """Frobenius norm of W_V W_O."""
+    """Frobenius norm of diag(g) W_V W_O, g the gain of the norm in front."""
     magnitude_qk: Array
-    """Frobenius norm of W_Q W_K^T."""
+    """Frobenius norm of diag(g) W_Q W_K^T diag(g)."""
     contribution: Array | None = None
     """Mean over windows of the loss without the head minus the loss with it; only filled when asked for."""
     reference_entropy: Array | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysweep.plasticity.sites import AttentionSite
+from raysweep.plasticity.sites import AttentionSite, norm_gain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +46,7 @@ class Family:
                 key=[(f"{name}.c_attn.weight", 1, width), (f"{name}.c_attn.bias", 0, width)],
                 value=[(f"{name}.c_attn.weight", 1, 2 * width), (f"{name}.c_attn.bias", 0, 2 * width)],
                 output=[(f"{name}.c_proj.weight", 0, 0)],
+                gain=norm_gain(block, f"transformer.h.{layer}", "ln_1"),
             )
             for layer, block in enumerate(network.transformer.h)
             for name in [f"transformer.h.{layer}.attn"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysweep.plasticity.sites import AttentionSite, linear_rows
+from raysweep.plasticity.sites import AttentionSite, linear_rows, norm_gain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +46,7 @@ class Family:
                 value=[(parameter, dim, 2 * width) for parameter, dim, _ in fused],
                 output=[(f"{name}.dense.weight", 1, 0)],
                 interleaved=3,
+                gain=norm_gain(block, f"gpt_neox.layers.{layer}", "input_layernorm"),
             )
             for layer, block in enumerate(base.layers)
             for name in [f"gpt_neox.layers.{layer}.attention"]

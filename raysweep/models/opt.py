@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysweep.plasticity.sites import AttentionSite, linear_rows
+from raysweep.plasticity.sites import AttentionSite, linear_rows, norm_gain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,9 +45,12 @@ class Family:
                 key=linear_rows(name, block.self_attn, "k_proj"),
                 value=linear_rows(name, block.self_attn, "v_proj"),
                 output=[(f"{name}.out_proj.weight", 1, 0)],
+                gain=gain,
             )
             for layer, block in enumerate(network.model.decoder.layers)
-            for name in [f"model.decoder.layers.{layer}.self_attn"]
+            for prefix in [f"model.decoder.layers.{layer}"]
+            for name in [f"{prefix}.self_attn"]
+            for gain in [norm_gain(block, prefix, "self_attn_layer_norm") if config.do_layer_norm_before else None]
         ]
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysweep.plasticity.sites import AttentionSite, linear_rows
+from raysweep.plasticity.sites import AttentionSite, linear_rows, norm_gain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +39,7 @@ class Family:
                 key=linear_rows(name, block.attention, "k_proj"),
                 value=linear_rows(name, block.attention, "v_proj"),
                 output=[(f"{name}.o_proj.weight", 1, 0)],
+                gain=norm_gain(block, f"vit.layers.{layer}", "layernorm_before"),
             )
             for layer, block in enumerate(base.layers)
             for name in [f"vit.layers.{layer}.attention"]

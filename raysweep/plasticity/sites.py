@@ -45,6 +45,8 @@ class AttentionSite:
     output: Sequence[Place]
     interleaved: int = 1
     """Head widths from one head to the next in query, key and value; 3 where each head keeps its three together."""
+    gain: str | None = None
+    """Parameter of the gain of the layer's norm in front of its heads, (width,); None where it has none there."""
 
     def head_slices(self, head: int) -> list[HeadSlice]:
         """Return what belongs to a query head alone; with one key/value head each, that includes key and value."""
@@ -76,6 +78,11 @@ def linear_rows(prefix: str, attention: Any, projection: str) -> list[Place]:
     return [(f"{prefix}.{projection}.weight", 0, 0), *bias]
 
 
+def norm_gain(block: Any, prefix: str, norm: str) -> str | None:
+    """Return the name of a norm's gain, or None where it has none."""
+    return None if getattr(block, norm).weight is None else f"{prefix}.{norm}.weight"
+
+
 def decoder_sites(network: Any) -> list[AttentionSite]:
     """Return the sites of a decoder built as Llama: separate projections, named q_proj, k_proj, v_proj and o_proj."""
     config = network.config
@@ -91,6 +98,7 @@ def decoder_sites(network: Any) -> list[AttentionSite]:
             key=linear_rows(name, block.self_attn, "k_proj"),
             value=linear_rows(name, block.self_attn, "v_proj"),
             output=[(f"{name}.o_proj.weight", 1, 0)],
+            gain=norm_gain(block, f"model.layers.{layer}", "input_layernorm"),
         )
         for layer, block in enumerate(network.model.layers)
         for name in [f"model.layers.{layer}.self_attn"]

@@ -1,4 +1,4 @@
-"""Remove the heads with the smallest weights: Frobenius norm of their own slices, of W_V W_O, or of W_Q W_K^T."""
+"""Remove the heads with the smallest weights: Frobenius norm of all four matrices, of W_V W_O, or of W_Q W_K^T."""
 
 from __future__ import annotations
 
