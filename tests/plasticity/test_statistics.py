@@ -13,7 +13,6 @@ import pytest
 import torch
 from helpers import (
     DECODERS,
-    GROUPED,
     IMAGES,
     KINDS,
     arguments_of,
@@ -217,18 +216,6 @@ def test_output_norm_equals_the_mean_norm_of_each_contribution(kind: str) -> Non
             lengths = lengths_of(kind, batch) * (len(norms) // len(batch.labels))
             expected = torch.cat([row[:length] for row, length in zip(norms, lengths, strict=True)]).mean()
             assert found[layer, head] == pytest.approx(float(expected), rel=1e-7)  # eager softmax is fp32
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_magnitude_is_the_frobenius_norm_of_what_a_head_owns(kind: str) -> None:
-    model = tiny_model(kind, attention="eager")
-    found = probed(model, some_batch(kind), HeadMap.full(*model.shape)).magnitude
-    roles = ("query", "output") if kind in GROUPED else ("query", "key", "value", "output")
-    for layer in range(model.shape[0]):
-        for head in range(model.shape[1]):
-            places = head_places(kind, model, layer, head)
-            squares = sum(float(at(model, place).square().sum()) for role in roles for place in places[role])
-            assert found[layer, head] == pytest.approx(math.sqrt(squares), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
