@@ -83,7 +83,8 @@ def _check(folder: SweepFolder, as_json: bool) -> None:
 def show(sweep: str, trial: int | None, results: Path, as_json: bool) -> None:
     """Show a sweep, or one of its trials.
 
-    TRIAL is its number in the table; shown are its values, phases, decisions, heads and samples. Read-only.
+    TRIAL is its number in the table; shown are its values, phases, decisions, heads and samples, and where its job
+    measures contributions, how far each score agrees with them. Read-only.
     """
     from raysweep.reports.summary import trial_state
     from raysweep.reports.tables import print_trial

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram.metadata import create_summary_metadata as histogram_metadata
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
@@ -20,6 +22,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 EVENT_FILES = "events.out.tfevents.*"
+BUCKETS = 30  # as many as TensorBoard draws
 
 
 class EventFile:
@@ -64,6 +67,13 @@ def text(tag: str, markdown: str) -> Any:
 def image(tag: str, png: bytes, height: int, width: int, description: str) -> Any:
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
     return Summary.Value(tag=tag, metadata=image_metadata(display_name=tag, description=description), image=image)
+
+
+def histogram(tag: str, values: Any) -> Any:
+    """Return how finite values are distributed: left edge, right edge and count of each bucket."""
+    counts, edges = np.histogram(values, BUCKETS)
+    tensor = make_tensor_proto(np.stack([edges[:-1], edges[1:], counts.astype(np.float64)], axis=1))
+    return Summary.Value(tag=tag, metadata=histogram_metadata(display_name=tag, description=""), tensor=tensor)
 
 
 def hparams(tag: str, **content: Any) -> Any:

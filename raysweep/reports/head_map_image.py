@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,19 +21,23 @@ LEGEND = (
 @lru_cache(maxsize=64)
 def head_map_png(head_map: tuple[tuple[int, ...], ...]) -> tuple[bytes, int, int]:
     """Return the map as a picture, its height and its width; most phases leave the map as it was."""
-    pixels = _head_map_pixels(head_map)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue(), pixels.shape[0], pixels.shape[1]
-
-
-def _head_map_pixels(head_map: Sequence[Sequence[int]]) -> Any:
-    """Return the map as RGB pixels (height, width, 3): one bordered square per head."""
     cycles = np.array(head_map)
     colours = np.array([ABSENT, ORIGINAL, *GROWN], np.uint8)
     which = np.where(cycles <= 0, cycles + 1, 2 + (cycles - 1) % len(GROWN))
-    pixels = colours[which].repeat(CELL, axis=0).repeat(CELL, axis=1)
+    return png(Image.fromarray(squares(colours[which])))
+
+
+def squares(colours: Any) -> Any:
+    """Return RGB pixels (height, width, 3): one bordered square per head, of its colour in (layers, heads, 3)."""
+    pixels = colours.repeat(CELL, axis=0).repeat(CELL, axis=1)
     for edge in (0, CELL - 1):
         pixels[edge::CELL] = BORDER
         pixels[:, edge::CELL] = BORDER
     return pixels
+
+
+def png(picture: Image.Image) -> tuple[bytes, int, int]:
+    """Return a picture as a file, its height and its width."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=3)  # for squares of one colour, the fastest
+    return buffer.getvalue(), picture.height, picture.width

@@ -283,7 +283,7 @@ def _merged(columns: Columns) -> Columns:
 
 
 def print_trial(state: Mapping[str, Any], console: Console) -> None:
-    """Print one trial: values, phases, decisions, head map, samples."""
+    """Print one trial: values, phases, decisions, rank agreement of scores, head map, samples."""
     again = f"   {state['attempts']} attempts" if state["attempts"] > 1 else ""
     _say(console, f"{state['sweep']} trial {state['trial']}: {state['status']}   {state['seconds']:.1f} s{again}")
     if state["of"] is not None:
@@ -318,9 +318,10 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
         _say(console, halt_text(state["halted"]))
     for phase in state["phases"]:
         for act in [phase, *(phase["events"] or [])]:
-            if act.get("decision"):
+            found = decision_text(act) if act.get("decision") else agreement_text(act)
+            if found:
                 before = f", step {act['step']}" if "step" in act else ""
-                _say(console, f"{act['phase']} {act['cycle']}{before}: {decision_text(act)}")
+                _say(console, f"{act['phase']} {act['cycle']}{before}: {found}")
     _say(console, "heads by layer (■ original, ▲ grown, · absent)")
     for layer, row in enumerate(state["phases"][-1]["head_map"]):
         _say(console, f"  {layer:>2} " + "".join("·" if head < 0 else "▲" if head else "■" for head in row))
@@ -336,6 +337,21 @@ def decision_text(phase: Mapping[str, Any]) -> str:
     verb = "removed" if phase["phase"] == "prune" else "grew"
     heads = " ".join(f"{layer}.{head}" for layer, head in decision["heads"])
     return f"{decision['strategy']} {verb} {len(decision['heads'])}" + (f": {heads}" if heads else "")
+
+
+def agreement_text(phase: Mapping[str, Any]) -> str:
+    """Say how far each score ranks heads as their contributions do, the best first; nothing where that was not asked.
+
+    A dash stands for a score that is equal for all heads.
+    """
+    found = phase.get("agreement") or {}
+    best_first = sorted(found.items(), key=lambda item: (item[1]["global"] is None, -(item[1]["global"] or 0.0)))
+    both = (f"{name} {_rank(kinds['global'])} ({_rank(kinds['layer_centred'])})" for name, kinds in best_first)
+    return f"rank agreement with contribution, global (layer-centred): {', '.join(both)}" if found else ""
+
+
+def _rank(correlation: float | None) -> str:
+    return "–" if correlation is None else f"{correlation:.2f}"
 
 
 def exit_text(phase: Mapping[str, Any]) -> str:

@@ -14,12 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raysweep.errors import ArchiveError
 from raysweep.parameter import Scalar
 from raysweep.records import PhaseRecord, Status
-from raysweep.reports.event_files import EVENT_FILES, EventFile, image, scalar, text
+from raysweep.reports.event_files import EVENT_FILES, EventFile, histogram, image, scalar, text
 from raysweep.reports.head_map_image import LEGEND, head_map_png
 from raysweep.reports.hparams import merged, read_experiments, session_end, session_start, write_columns
+from raysweep.reports.score_image import LEGEND as SCORE_LEGEND
+from raysweep.reports.score_image import score_png
 from raysweep.space import Space
 
 POINT_TAGS = {
@@ -77,9 +81,11 @@ class TrialWriter:
                 self._events.add(self._start + int(point["step"]), scalar("eval/loss", point["loss"]))
         for looked in record.trajectory:
             self._events.add(self._start + looked["step"], *_new_head_values(looked["heads"]))
+        for event in record.events or ():
+            self._events.add(self._start + event["step"], *_score_values(event))
         self._start += max(record.steps, 1)
         self._trained = 0
-        self._events.add(self._start, *_phase_values(record, index=len(self._done)))
+        self._events.add(self._start, *_phase_values(record, index=len(self._done)), *_score_values(vars(record)))
         self._events.flush()
         self._done.add((record.phase, record.cycle))
         self._ends[record.cycle] = self._start
@@ -152,7 +158,7 @@ def serve(logdir: Path, port: int = 6006) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command)
 
 
-# What a phase leaves: measures, a mark, a head map, and text samples.
+# What a phase leaves: measures, a mark, a head map, text samples, and the scores of heads.
 
 
 def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
@@ -180,6 +186,24 @@ def _new_head_values(heads: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         for name, value in head.items():
             if name != "slot":
                 yield scalar(f"heads/new/{layer}.{index}/{name}", value)
+
+
+def _score_values(measured: Mapping[str, Any]) -> Iterator[Any]:
+    """Return every score of every head, and how far scores agree with the heads' contributions, of what measured them.
+
+    Args:
+        measured: a phase record, or an event inside one.
+    """
+    for name, rows in (measured.get("statistics") or {}).items():
+        scores = np.array(rows, dtype=float)
+        present = scores[np.isfinite(scores)]
+        if present.size:  # else no head is left
+            yield image(f"scores/{name}", *score_png(name, scores), SCORE_LEGEND)
+            yield histogram(f"scores/{name}/distribution", present)
+    for name, agreement in (measured.get("agreement") or {}).items():
+        for kind, value in agreement.items():
+            if value is not None:  # a constant score agrees with nothing
+                yield scalar(f"agreement/{name}/{kind}", value)
 
 
 def _phase_mark(record: PhaseRecord) -> str:

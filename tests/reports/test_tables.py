@@ -23,6 +23,7 @@ from sweeps import (
     finished_sweep,
     job_mapping,
     make_sweep,
+    phase_record,
     trial_record,
 )
 
@@ -234,6 +235,27 @@ def test_one_trial_shows_values_phases_decisions_heads_and_samples(tmp_path: Pat
     assert "grow 1: balanced grew 1: 0.2" in lines
     assert lines[lines.index("heads by layer (■ original, ▲ grown, · absent)") + 1 :][:2] == ["   0 ■■▲■", "   1 ·■■·"]
     assert "after learn 1: 'the ring' → ' of [bold]fire[/bold]\\n'  (repetition 25%)" in lines
+
+
+def test_one_trial_shows_how_far_scores_agree_with_contributions_the_best_first(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    add_trial(folder, 1, perplexities={"baseline": 40.0})
+    agreement = {
+        "entropy": {"global": None, "layer_centred": None},
+        "taylor": {"global": 0.734, "layer_centred": -0.5},
+        "signed_taylor": {"global": -0.25, "layer_centred": None},
+        "fisher": {"global": 0.9, "layer_centred": 1.0},
+    }
+    event = {"step": 6, "phase": "measure", "cycle": 1, "agreement": {"taylor": agreement["taylor"]}}
+    folder.add_phase(replace(phase_record(1, "measure", 50.0), agreement=agreement))
+    folder.add_phase(replace(phase_record(1, "measure@2", 50.0), agreement=None))
+    folder.add_phase(replace(phase_record(1, "learn@2", 42.0), events=[{**event, "agreement": None}, event]))
+    lines = [line for line in printed(print_trial, trial_state(folder, 1)).splitlines() if "agreement" in line]
+    said = "rank agreement with contribution, global (layer-centred)"
+    assert lines == [
+        f"measure 1: {said}: fisher 0.90 (1.00), taylor 0.73 (-0.50), signed_taylor -0.25 (–), entropy – (–)",
+        f"measure 1, step 6: {said}: taylor 0.73 (-0.50)",
+    ]
 
 
 def test_one_trial_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:

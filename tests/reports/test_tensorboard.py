@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import STORE_EVERYTHING_SIZE_GUIDANCE, EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -24,11 +24,13 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.util.tensor_util import make_ndarray
 
 from raysweep.errors import ArchiveError
 from raysweep.records import PhaseRecord, perplexity
-from raysweep.reports.head_map_image import CELL
+from raysweep.reports.head_map_image import ABSENT, CELL
 from raysweep.reports.hparams import METRICS, write_experiment
+from raysweep.reports.score_image import TITLE, VIRIDIS
 from raysweep.reports.tensorboard import TrialWriter, serve, serve_folder
 from raysweep.space import parse_space
 
@@ -253,6 +255,99 @@ def test_the_head_map_has_a_legend(tmp_path: Path) -> None:
     assert "Rows are layers" in description and "absent" in description and "grown" in description
 
 
+def picture_of(run: Path, tag: str) -> Image.Image:
+    [event] = read(run).Images(tag)
+    picture = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+    assert picture.size == (event.width, event.height)
+    return picture
+
+
+def scored(statistics: dict[str, Any], **content: Any) -> PhaseRecord:
+    return record("measure", 1, statistics=statistics, **content)
+
+
+TAYLOR = [[0.0, 0.25, 1.0, 0.5], [None, 0.75, 0.5, 0.25], [0.5, 0.5, 0.5, None]]
+ENTROPY = [[3.0, 3.0, 3.0, 3.0], [None, 3.0, 3.0, 3.0], [3.0, 3.0, 3.0, None]]
+
+
+def test_each_score_is_a_heat_map_from_its_lowest_to_its_highest_head(tmp_path: Path) -> None:
+    TrialWriter(tmp_path, 0, {}, None).phase(scored({"taylor": TAYLOR, "entropy": ENTROPY}))
+    lowest, *_, middle, _, _, _, highest = map(tuple, VIRIDIS.tolist())
+
+    def colours(tag: str) -> list[list[Any]]:
+        picture, half = picture_of(tmp_path / "0", tag), CELL // 2
+        return [
+            [picture.getpixel((head * CELL + half, TITLE + layer * CELL + half)) for head in range(4)]
+            for layer in range(3)
+        ]
+
+    quarter, three_quarters = (tuple(VIRIDIS[at].tolist()) for at in (2, 6))
+    assert colours("scores/taylor") == [
+        [lowest, quarter, highest, middle],
+        [ABSENT, three_quarters, middle, quarter],
+        [middle, middle, middle, ABSENT],
+    ]
+    assert {colour for row in colours("scores/entropy") for colour in row} == {middle, ABSENT}  # all equal
+
+
+def test_a_heat_map_of_scores_has_room_for_its_title_and_says_what_its_colours_mean(tmp_path: Path) -> None:
+    small = {"sink_free_entropy": [[0.5, 0.25]], "taylor": [[123456.0, -0.000123456]]}
+    TrialWriter(tmp_path, 0, {}, None).phase(scored(small, head_map=[[0, 0]]))
+    for tag in ("scores/sink_free_entropy", "scores/taylor"):
+        picture = picture_of(tmp_path / "0", tag)
+        title = picture.crop((0, 0, picture.width, TITLE)).convert("L").point(lambda light: 255 * (light < 128))
+        left, _, right, _ = title.getbbox() or (0, 0, 0, 0)
+        assert picture.height == TITLE + CELL and 0 < left < 8 and 100 < right < picture.width
+    description = read(tmp_path / "0").SummaryMetadata("scores/taylor").summary_description
+    assert all(word in description for word in ("layers", "lowest", "highest", "title", "Grey: absent"))
+
+
+def test_the_title_of_a_heat_map_is_its_name_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, title, **how: titles.append(title))
+    TrialWriter(tmp_path, 0, {}, None).phase(scored({"taylor": TAYLOR, "fisher": [[2e-7, None], [None, 0.012345]]}))
+    assert titles == ["taylor  0 .. 1", "fisher  2e-07 .. 0.0123"]
+
+
+def test_the_distribution_of_a_score_counts_every_present_head_once(tmp_path: Path) -> None:
+    TrialWriter(tmp_path, 0, {}, None).phase(scored({"taylor": TAYLOR, "entropy": ENTROPY}))
+    events = read(tmp_path / "0")
+    assert events.SummaryMetadata("scores/taylor/distribution").plugin_data.plugin_name == "histograms"
+    [event] = events.Tensors("scores/taylor/distribution")
+    left, right, counts = make_ndarray(event.tensor_proto).T
+    assert (event.step, left[0], right[-1]) == (1, 0.0, 1.0) and (left[1:] == right[:-1]).all()
+    assert [(round(edge, 3), count) for edge, count in zip(left, counts, strict=True) if count] == [
+        (0.0, 1.0), (0.233, 2.0), (0.5, 5.0), (0.733, 1.0), (0.967, 1.0),
+    ]  # fmt: skip
+    [event] = events.Tensors("scores/entropy/distribution")
+    assert make_ndarray(event.tensor_proto)[:, 2].sum() == 10
+
+
+def test_scores_and_agreement_stand_at_the_step_of_their_cycle(tmp_path: Path) -> None:
+    agreement = {"taylor": {"global": 0.5, "layer_centred": -0.25}, "entropy": {"global": None, "layer_centred": None}}
+    plain, asked = {"statistics": {"taylor": TAYLOR}}, {"statistics": {"taylor": TAYLOR}, "agreement": agreement}
+    writer = TrialWriter(tmp_path, 0, {}, None)
+    writer.phase(record("baseline", steps=30))
+    writer.phase(record("prune", 1))
+    writer.phase(record("measure", 1, **plain))
+    events = [{"step": 10, "phase": "prune"}, {"step": 10, "phase": "measure", **asked}]
+    writer.phase(record("learn", 1, steps=20, events=events))
+    writer.phase(record("measure", 2, **asked))
+    writer.phase(record("measure", 2, arm="no_regrow", **asked))
+    writer.finish("COMPLETE", {"loss": 1.0})
+    found = read(tmp_path / "0")
+    assert [event.step for event in found.Images("scores/taylor")] == [32, 42, 53]
+    assert [event.step for event in found.Tensors("scores/taylor/distribution")] == [32, 42, 53]
+    assert scalars(tmp_path / "0", "agreement/taylor/global") == [(42, 0.5), (53, 0.5)]
+    assert scalars(tmp_path / "0", "agreement/taylor/layer_centred") == [(42, -0.25), (53, -0.25)]
+    assert not [tag for tag in found.Tags()["scalars"] if tag.startswith("agreement/entropy")]
+
+
+def test_where_no_head_is_left_there_is_no_score_to_show(tmp_path: Path) -> None:
+    TrialWriter(tmp_path, 0, {}, None).phase(scored({"taylor": [[None, None]]}, head_map=[[-1, -1]]))
+    assert read(tmp_path / "0").Tags()["images"] == ["heads/map"]
+
+
 def test_samples_show_prompt_text_and_repetition_as_written(tmp_path: Path) -> None:
     samples = [
         {"prompt": "= Robert =", "text": "# no heading\n\n<b>no markup</b> ``` é 😀", "repetition": 0.25},
@@ -475,8 +570,9 @@ def test_the_server_shows_every_phase_of_a_sweep(tmp_path: Path) -> None:
     writer = TrialWriter(tmp_path, 0, VALUES, SPACE)
     writer.phase(record("baseline", steps=30))
     for cycle in range(1, cycles + 1):
-        for phase in ("prune", "measure", "grow"):
-            writer.phase(record(phase, cycle))
+        writer.phase(record("prune", cycle))
+        writer.phase(record("measure", cycle, statistics={"taylor": TAYLOR}))
+        writer.phase(record("grow", cycle))
         writer.phase(record("learn", cycle, steps=20))
     writer.finish("COMPLETE", {"loss": 2.9})
     phases, port = 1 + 4 * cycles, free_port()
@@ -487,6 +583,9 @@ def test_the_server_shows_every_phase_of_a_sweep(tmp_path: Path) -> None:
             query = "?run=sweep/0&tag="
             assert len(fetch(port, f"plugin/images/images{query}heads/map&sample=0")) == phases  # not a sample of 10
             assert len(fetch(port, f"plugin/text/text{query}phase")) == phases
+            assert len(fetch(port, f"plugin/images/images{query}scores/taylor&sample=0")) == cycles
+            distributions = fetch(port, f"plugin/histograms/histograms{query}scores/taylor/distribution")
+            assert [sum(count for _, _, count in buckets) for _, _, buckets in distributions] == [10] * cycles
             columns = fetch(port, "plugin/hparams/experiment", experimentName="")["hparamInfos"]
             assert {column["name"] for column in columns} == set(SPACE.paths)
             write_trial(tmp_path)  # the trial starts again
