@@ -16,12 +16,16 @@ import torch
 from helpers import CAUSAL, cpu, head_map_without, held_out_loss, quick_plan, run_all, some_tokens, tiny_model
 from torch import distributed, multiprocessing
 
+from raysweep.core.acts import Examiner, grow
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.phases import _Trial, run_trial, trial_data
 from raysweep.core.runtime import Runtime
+from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.errors import DivergedError
 from raysweep.plan import TrialPlan
+from raysweep.plasticity.head_map import HeadMap
+from raysweep.plasticity.optimizer import SliceAdamW
 from raysweep.plasticity.probe import probe
 
 RANKS = 2
@@ -54,6 +58,8 @@ PLANS: dict[str, dict[str, Any]] = {
     },
     "entropies and chance": {"cycle__prune__strategy": "entropy", "cycle__prune__direction": "high",
                              "cycle__grow__strategy": "random", "cycle__grow__init": "small_random"},
+    "gradmax, followed closely": {"cycle__grow__init": "gradmax", "cycle__grow__ratio": 1.0,
+                                  "cycle__learn__trajectory_every": 2},
 }  # fmt: skip
 
 
@@ -127,6 +133,28 @@ def probe_absent_slots(_: Path) -> Any:
     return {name: getattr(statistics, name) for name in STATISTICS}
 
 
+GROUPS = [(0, 0), (0, 1), (0, 2), (1, 4), (2, 3), (2, 4), (2, 5), (2, 8)]
+"""Two whole groups of llama-gqa, and two heads of groups that live."""
+GROWN_IN: dict[str, list[tuple[int, int]]] = {"gpt2": [(0, 1), (1, 0), (1, 2), (2, 1)], "llama-gqa": GROUPS}
+
+
+def grow_by_gradmax(_: Path) -> Any:
+    """Return for each model the heads that grew, the scores of all slots, and the first weights of every new slice."""
+    found = {}
+    for kind, slots in GROWN_IN.items():
+        for dtype in (torch.float64, torch.float32):
+            model = tiny_model(kind, dtype=dtype)
+            optimizer = SliceAdamW(dict(model.network.named_parameters()), weight_decay=0.0)
+            state = TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
+            state.remove_heads(slots, None)
+            state.refresh()
+            examiner = Examiner(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
+            params = {"strategy": "gradient_sensitivity", "init": "gradmax", "count": len(slots) - 1}
+            decision = grow(state, params, cycle=1, key="key", examiner=examiner)
+            found[kind, str(dtype)] = decision["heads"], np.array(decision["scores"]), state.changed_slices()
+    return found
+
+
 def talk(_: Path) -> Any:
     runtime = cpu()
     mine = torch.tensor([runtime.rank + 1.0, 10.0])
@@ -156,7 +184,7 @@ def diverge(folder: Path) -> str:
 
 ACTIONS: dict[str, Callable[[Path], Any]] = {
     "trials": run_trials, "resumed": kill_and_resume, "losses": measure, "statistics": probe_absent_slots,
-    "talk": talk, "divergence": diverge,
+    "gradmax": grow_by_gradmax, "talk": talk, "divergence": diverge,
 }  # fmt: skip
 
 
@@ -166,6 +194,16 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     trial_data(plan_of())  # cached before both ask for it
     multiprocessing.spawn(in_two_processes, args=(folder,), nprocs=RANKS)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """The same trials on one rank."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        name: [record.outcome() for record in run_all(plan_of(**changes), folder / name)]
+        for name, changes in PLANS.items()
+    }
 
 
 # How it looks.
@@ -182,11 +220,10 @@ def test_decisions_records_weights_and_moments_are_equal_on_all_ranks(ranks: lis
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_one_rank_and_two_make_the_same_decisions_and_nearly_the_same_losses(
-    ranks: list[dict[str, Any]], name: str, tmp_path: Path
+    ranks: list[dict[str, Any]], alone: dict[str, Any], name: str
 ) -> None:
     two = json.loads(ranks[0]["trials"][name][0])
-    one = [record.outcome() for record in run_all(plan_of(**PLANS[name]), tmp_path)]
-    for ours, theirs in zip(one, two, strict=True):
+    for ours, theirs in zip(alone[name], two, strict=True):
         assert ours["head_map"] == theirs["head_map"]
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
         for point, other in zip(ours["curve"], theirs["curve"], strict=True):
@@ -194,6 +231,39 @@ def test_one_rank_and_two_make_the_same_decisions_and_nearly_the_same_losses(
         if ours["decision"]:
             assert ours["decision"]["heads"] == theirs["decision"]["heads"]
             np.testing.assert_allclose(theirs["decision"]["scores"], ours["decision"]["scores"], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
+def test_new_heads_are_followed_alike_by_one_rank_and_by_each_of_two(
+    ranks: list[dict[str, Any]], alone: dict[str, Any], name: str
+) -> None:
+    one = alone[name][-1]["trajectory"]
+    two, other_two = (json.loads(rank["trials"][name][0])[-1]["trajectory"] for rank in ranks)
+    assert two == other_two
+    assert [point["step"] for point in one] == [point["step"] for point in two] and len(one) >= 3
+    for ours, theirs in zip(one, two, strict=True):
+        assert [head["slot"] for head in ours["heads"]] == [head["slot"] for head in theirs["heads"]] != []
+        for head, other in zip(ours["heads"], theirs["heads"], strict=True):
+            numbers = ("gate", "weight_norm", "update", "entropy", "output_norm")
+            assert [other[number] for number in numbers] == pytest.approx(
+                [head[number] for number in numbers], rel=1e-3
+            )
+
+
+@pytest.mark.slow
+def test_two_ranks_grow_the_heads_of_one_with_its_weights_by_gradmax(ranks: list[dict[str, Any]]) -> None:
+    """Each rank's own matrix has other singular vectors: they are added up before they are decomposed."""
+    for name, (heads, scores, slices) in grow_by_gradmax(Path()).items():
+        tolerance = 1e-10 if "64" in name[1] else 1e-5
+        (first, first_scores, first_slices), (second, _, second_slices) = (rank["gradmax"][name] for rank in ranks)
+        assert first == second == heads
+        np.testing.assert_allclose(first_scores, scores, rtol=tolerance, err_msg=name)
+        assert slices.keys() == first_slices.keys()
+        for part, weights in slices.items():
+            assert torch.equal(first_slices[part], second_slices[part])
+            assert bool(weights.any()) == ("/output/" not in part and "bias" not in part)
+            torch.testing.assert_close(first_slices[part], weights, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.slow
