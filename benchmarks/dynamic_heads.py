@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep.core.phases import run_trial, trial_data
+from raysweep.core.phases import run_trial
 from raysweep.core.preflight import preflight
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data
 from raysweep.experiments.dynamic_heads import Curve, Question, curve
 from raysweep.jobfile import check_job
 from raysweep.plan import TrialPlan, make_plan

@@ -15,11 +15,12 @@ import torch
 
 from benchmarks.reference import Figure, figure, write
 from raysweep.core.inference import halves_of, seeded_batches
-from raysweep.core.phases import run_trial, trial_data, trial_task
+from raysweep.core.phases import run_trial
 from raysweep.core.preflight import preflight
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data, trial_task
 from raysweep.experiments.pnn_exits import ExitCurves, Saving, exit_curves
 from raysweep.jobfile import check_job
 from raysweep.plan import make_plan

@@ -11,10 +11,11 @@ import torch
 from raysweep.core.acts import Examiner
 from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import evaluate, shared_batches
-from raysweep.core.phases import PROBE_BATCH, trial_data, trial_task
+from raysweep.core.measures import PROBE_BATCH
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.training import Schedule, Training
+from raysweep.core.trial_data import trial_data, trial_task
 from raysweep.plan import TrialPlan
 
 STEPS = 6

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-from raysweep.contracts import GO, Decision, Task
-from raysweep.core.acts import Examiner, grow, measure, prune
+from raysweep.core.acts import grow, measure, prune
 from raysweep.core.continuous import Events
-from raysweep.core.data import BatchOrder
-from raysweep.core.evaluation import Measured, evaluate, held_out_sha256, shared_batches, write_samples
-from raysweep.core.examples import Dataset, build_task, load_dataset
-from raysweep.core.inference import halves_of, measure_inference, present_network, rule_of, seeded_batches
+from raysweep.core.evaluation import shared_batches
+from raysweep.core.measures import Measures
+from raysweep.core.phase_training import PhaseTraining
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
-from raysweep.core.store import Outcome, Partial, PhaseStore
-from raysweep.core.training import Schedule, Training
-from raysweep.core.trajectory import Trajectory
-from raysweep.decisions import foremost, obey
-from raysweep.errors import DiskFullError, TrialError
+from raysweep.core.store import Outcome, PhaseStore
+from raysweep.core.trial_data import trial_held_out_sha256
+from raysweep.decisions import obey
+from raysweep.errors import TrialError
 from raysweep.halting import reached, result, verdict
 from raysweep.judged import Judged
-from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan, derived_seed
-from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, active_parameters, flops_per_token, positions
-from raysweep.plasticity.head_map import HeadMap
+from raysweep.plan import TRAINING_PHASES, PhasePlan, TrialPlan
 from raysweep.plasticity.parity import check_parity
-from raysweep.records import PhaseRecord, perplexity
-from raysweep.spec import DataSpec, InferSpec, ModelSpec
-
-PROBE_BATCH = 4
-UNLOGGED = "progress/unlogged"
+from raysweep.records import PhaseRecord
+from raysweep.spec import InferSpec
 
 
 def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
@@ -73,28 +63,6 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
                 runtime.emit({"type": "control_failed", "trial": plan.trial, "arm": arm, "error": str(error)})
 
 
-@lru_cache(maxsize=4)
-def _cached_data(data: DataSpec, model: ModelSpec) -> Dataset:
-    return load_dataset(data, model)
-
-
-def trial_data(plan: TrialPlan) -> Dataset:
-    """Return the examples of a trial, prepared once a process."""
-    return _cached_data(DataSpec(**plan.data), ModelSpec(**plan.model))
-
-
-def trial_task(plan: TrialPlan) -> Task:
-    """Return what a trial's model learns."""
-    return build_task(ModelSpec(**plan.model), trial_data(plan).facts)
-
-
-@lru_cache(maxsize=4)
-def _held_out_sha256(data: DataSpec, model: ModelSpec) -> str:
-    """Hash what every evaluation shows and asks, once a process: every held-out example is drawn for it."""
-    dataset = _cached_data(data, model)
-    return held_out_sha256(dataset.evaluation, build_task(model, dataset.facts))
-
-
 @dataclass(kw_only=True)
 class _Trial:
     """One trial on its way through its phases."""
@@ -102,20 +70,17 @@ class _Trial:
     plan: TrialPlan
     runtime: Runtime
     store: PhaseStore
-    data: Dataset
-    task: Task
+    measures: Measures
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
     arm: str = "main"
-    flops_of_heads: tuple[HeadMap | None, float] = (None, 0.0)
-    """The head map of the last step, and what a step takes with it."""
     judged: Judged | None = None
     """Reports the present phase's evaluations; None in control arms."""
 
     @staticmethod
     def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
-        trial = _Trial(plan=plan, runtime=runtime, store=store, data=trial_data(plan), task=trial_task(plan))
+        trial = _Trial(plan=plan, runtime=runtime, store=store, measures=Measures.of(plan, runtime))
         store.warn = trial.warn
         return trial
 
@@ -178,10 +143,10 @@ class _Trial:
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
         state = self._state()  # a small model has taken the place of the one before
-        measured = self._shape(state) if phase.kind == "infer" else self._measured(state)
-        if phase.kind in ("baseline", "measure", "learn") and self.task.causal:
-            found["samples"] = self.runtime.from_rank_0(self._samples(state) if self.runtime.rank == 0 else None)
-        per_example = positions(state.model, self.plan.data["seq_len"])
+        measures = self.measures
+        measured = measures.shape(state) if phase.kind == "infer" else measures.common(state)
+        if phase.kind in ("baseline", "measure", "learn") and measures.task.causal:
+            found["samples"] = measures.samples(state)
         record = PhaseRecord(
             trial=self.plan.trial,
             phase=phase.kind,
@@ -189,84 +154,31 @@ class _Trial:
             key=phase.key,
             reused=False,
             steps=phase.steps,
-            tokens=phase.steps * self.plan.training["batch_size"] * per_example,
+            tokens=phase.steps * self.plan.training["batch_size"] * measures.tokens_of_an_example(state),
             seconds=time.perf_counter() - started,
-            data_sha256=self.data.content_sha256,
-            held_out_sha256=_held_out_sha256(DataSpec(**self.plan.data), ModelSpec(**self.plan.model)),
+            data_sha256=measures.data.content_sha256,
+            held_out_sha256=trial_held_out_sha256(self.plan),
             **measured,
             **found,
         )
         return state.outcome(self.plan.trial, record.to_dict())
 
-    def _measured(self, state: TrialState) -> dict[str, Any]:
-        """Measure what every phase is measured by."""
-        measured = self._held_out(state)
-        per_example = positions(state.model, self.plan.data["seq_len"])
-        return {
-            "loss": measured.loss,
-            "perplexity": perplexity(measured.loss),
-            "accuracy": measured.accuracy,
-            "metrics": measured.metrics,
-            "flops_per_token": flops_per_token(state.model, state.head_map, per_example, predicted=self.task.predicted),
-            **self._shape(state),
-        }
-
-    def _shape(self, state: TrialState) -> dict[str, Any]:
-        return {
-            "active_heads": state.head_map.active,
-            "head_map": state.head_map.to_lists(),
-            "params": active_parameters(state.model, state.head_map),
-        }
-
-    def _held_out(self, state: TrialState) -> Measured:
-        batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
-        classes = self.data.facts.num_classes or 0
-        return evaluate(state.model, batches, self.runtime, self.plan.training["precision"], classes)
-
-    def _step_flops(self, state: TrialState) -> float:
-        """Return what a training step takes on the present heads."""
-        if self.flops_of_heads[0] is not state.head_map:
-            self.flops_of_heads = (state.head_map, self._flops_of(state, state.head_map))
-        return self.flops_of_heads[1]
-
-    def _dense_step_flops(self, state: TrialState) -> float:
-        return self._flops_of(state, HeadMap.full(*state.model.shape))
-
-    def _flops_of(self, state: TrialState, head_map: HeadMap) -> float:
-        tokens = positions(state.model, self.plan.data["seq_len"])
-        per_token = flops_per_token(state.model, head_map, tokens, predicted=self.task.predicted, training=True)
-        return TRAINING_TO_FORWARD * per_token * tokens * self.plan.training["batch_size"]
-
     def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
         state = self._state()
         trained = phase.kind in TRAINING_PHASES and phase.steps
         slices = state.changed_slices() if phase.kind in ("prune", "grow") else None
-        self._write(lambda: self.store.save(phase.key, outcome, state.tensors() if trained else None, slices))
-
-    def _write(self, write: Callable[[], None]) -> None:
-        """Let rank 0 write into the store; the others wait.
-
-        Raises:
-            DiskFullError: on all ranks alike, so that none waits for one that is gone.
-        """
-        full: str | None = None
-        if self.runtime.rank == 0:
-            try:
-                write()
-            except DiskFullError as error:
-                full = str(error)
-        full = self.runtime.from_rank_0(full)
-        if full is not None:
-            raise DiskFullError(full)
+        self.runtime.write(lambda: self.store.save(phase.key, outcome, state.tensors() if trained else None, slices))
 
     def _state(self) -> TrialState:
         if self.state is None:
             if self.previous is None:
-                self.state = TrialState.first(self.plan, self.data.facts, self.runtime)
+                self.state = TrialState.first(self.plan, self.measures.data.facts, self.runtime)
             else:
                 while (lost := self._missing(self.previous)) is not None:
                     self._run_again(lost)
-                self.state = TrialState.restored(self.plan, self.previous, self.store, self.data.facts, self.runtime)
+                self.state = TrialState.restored(
+                    self.plan, self.previous, self.store, self.measures.data.facts, self.runtime
+                )
         return self.state
 
     def _missing(self, key: str) -> str | None:
@@ -297,23 +209,23 @@ class _Trial:
     def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         if "shaped_by" in phase.params:
             state = self.state = self._small_model(phase.params["shaped_by"])
-        first_examples = self.data.train[: 2 * self.runtime.world_size]
-        (batch,) = shared_batches(first_examples, 2, self.task, self.runtime)
-        check_parity(state.model, batch, causal=self.task.causal)
+        task, first_examples = self.measures.task, self.measures.data.train[: 2 * self.runtime.world_size]
+        (batch,) = shared_batches(first_examples, 2, task, self.runtime)
+        check_parity(state.model, batch, causal=task.causal)
         if not phase.steps:
             return {}
         return self._train(state, phase)
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        decision = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
+        decision = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
         state.refresh()
         return {"decision": decision}
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        return measure(state, self._examiner(), contribution=phase.params["contribution"])
+        return measure(state, self.measures.examiner(), contribution=phase.params["contribution"])
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        decision = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self._examiner())
+        decision = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
         state.refresh()
         return {"decision": decision, "regrown": self._regrown(decision, phase)}
 
@@ -321,7 +233,7 @@ class _Trial:
         """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""
         shape = self.store.find(shaped_by)
         assert shape is not None, f"phase {shaped_by} is not in the store"
-        state = TrialState.first(self.plan, self.data.facts, self.runtime, new_weights=True)
+        state = TrialState.first(self.plan, self.measures.data.facts, self.runtime, new_weights=True)
         counts = [sum(grown >= 0 for grown in row) for row in shape.record["head_map"]]
         _, heads = state.model.shape
         state.remove_heads([(layer, head) for layer, kept in enumerate(counts) for head in range(kept, heads)], None)
@@ -332,8 +244,8 @@ class _Trial:
         events = Events(
             state=state,
             planned=phase.params.get("events", []),
-            examiner=self._examiner(),
-            measure=lambda: self._measured(state),
+            examiner=self.measures.examiner(),
+            measure=lambda: self.measures.common(state),
             seed_second_moments=phase.params["seed_second_moments"],
         )
         if phase.params["seed_second_moments"]:
@@ -341,128 +253,14 @@ class _Trial:
         return {**self._train(state, phase, events), "events": events.done or None}
 
     def _infer(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        """Measure with tokens leaving: what the search sees on one half of the held-out examples, beside the other."""
-        spec, network, examples = InferSpec(**phase.params), present_network(state), self.data.evaluation
-        halves = [
-            measure_inference(
-                network,
-                seeded_batches(examples, half, self.plan.training["batch_size"], self.task, self.runtime),
-                rule_of(spec),
-                steps=spec.steps,
-                min_steps=spec.min_steps,
-                runtime=self.runtime,
-                precision=self.plan.training["precision"],
-            ).numbers
-            for half in halves_of(len(examples))
-        ]
-        return {**halves[0], "reported": halves[1]}
+        return self.measures.inference(state, InferSpec(**phase.params))
 
     def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> dict[str, Any]:
-        names = Schedule.__dataclass_fields__
-        schedule = Schedule(**{name: phase.params[name] for name in names if name in phase.params})
-        every = phase.params.get("trajectory_every") or math.ceil(phase.steps / 4)
-        trajectory = Trajectory(
-            state=state,
-            examiner=self._examiner(),
-            gate=lambda step: schedule.gate(step, state.born),
-            steps=phase.steps,
-            every=every,
-        )
-        answers: list[Decision] = []  # to what was said since the last step
-
-        def between_steps(step: int) -> None:
-            if training.evaluations and training.evaluations[-1]["step"] == step:
-                answers.append(self._report(phase, state, training.evaluations[-1]))
-            decision = foremost(answers)
-            answers.clear()
-            if decision.action in ("pause", "leave") or step % self.plan.checkpoint_every_steps == 0:
-                self._checkpoint(phase, training, trajectory, step, events)
-            obey(decision)
-
-        training = Training(
-            state=state,
-            schedule=schedule,
-            examples=self.data.train,
-            task=self.task,
-            order=BatchOrder(
-                num_windows=len(self.data.train),
-                batch_size=self.plan.training["batch_size"],
-                # Of the trial's seed and not the key: arms that differ before this phase see the same data in it.
-                seed=derived_seed(str(self.plan.seed), "batches", phase.kind, phase.cycle),
-            ),
-            training=self.plan.training,
-            runtime=self.runtime,
-            on_point=lambda point: answers.append(self.runtime.ask(self._event("progress", phase, point=point))),
-            on_step=trajectory.follow,
-            evaluate=lambda: self._held_out(state).loss,
-            evaluate_every=phase.params["evaluate_every"],
-            step_flops=lambda: self._step_flops(state),
-            between_steps=between_steps,
-            before_step=events.happen if events else lambda step: None,
-        )
-        partial = self.store.find_partial(phase.key)
-        start = partial.step if partial else 0
-        self.runtime.assert_equal(start)
-        if partial is not None:
-            state.load_tensors(partial.tensors)
-            training.curve, training.evaluations = partial.curve, partial.evaluations
-            training.flops = partial.flops
-            if events is not None:
-                events.load(partial.structure, partial.tensors)
-            trajectory.resume(partial.trajectory, partial.tensors)
-            training.unlogged.copy_(partial.tensors[UNLOGGED][self.runtime.rank])
-            if self.runtime.rank == 0:
-                self.runtime.emit(self._event("resumed", phase, step=start))
-        curve = training.run(start)
-        return {
-            "curve": curve,
-            "evaluations": training.evaluations,
-            "trajectory": trajectory.points,
-            "training_flops": training.flops,
-            "dense_training_flops": self._dense_step_flops(state) * phase.steps,
-        }
-
-    def _checkpoint(
-        self, phase: PhasePlan, training: Training, trajectory: Trajectory, step: int, events: Events | None
-    ) -> None:
-        unlogged = self.runtime.all_gather(training.unlogged)
-
-        def write() -> None:
-            tensors = training.state.tensors() | {UNLOGGED: unlogged} | trajectory.tensors()
-            partial = Partial(
-                step=step,
-                curve=training.curve,
-                evaluations=training.evaluations,
-                flops=training.flops,
-                structure=events.structure() if events else {},
-                tensors=tensors | (events.tensors() if events else {}),
-                trajectory=trajectory.points,
-            )
-            self.store.save_partial(phase.key, partial)
-
-        self._write(write)
-        self.runtime.barrier()
-
-    def _event(self, kind: str, phase: PhasePlan, **content: Any) -> dict[str, Any]:
-        about = {"trial": self.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
-        return {"type": kind, **about, "steps": phase.steps, **content}
-
-    def _report(self, phase: PhasePlan, state: TrialState, point: dict[str, float]) -> Decision:
-        if self.judged is None:
-            return GO
-        return self.judged.report(
-            phase, int(point["step"]), loss=point["loss"], flops=point["training_flops"],
-            dense_flops_per_step=self._dense_step_flops(state),
+        training = PhaseTraining(
+            phase=phase, arm=self.arm, state=state, measures=self.measures, store=self.store, judged=self.judged,
+            events=events,
         )  # fmt: skip
-
-    def _examiner(self) -> Examiner:
-        probed = self.data.train[: self.plan.data["probe_windows"]]
-        batches = shared_batches(probed, PROBE_BATCH, self.task, self.runtime)
-        return Examiner(batches=batches, runtime=self.runtime, causal=self.task.causal)
-
-    def _samples(self, state: TrialState) -> list[dict[str, Any]]:
-        assert self.data.tokenizer is not None
-        return write_samples(state.model, self.data.evaluation, self.data.tokenizer(), self.runtime)
+        return training.run()
 
     def _regrown(self, decision: dict[str, Any], phase: PhasePlan) -> list[dict[str, Any]]:
         """Say for each slot that came back when it had last been pruned."""

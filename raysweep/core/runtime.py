@@ -12,6 +12,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raysweep.contracts import GO, Decision
+from raysweep.errors import DiskFullError
 
 Event = dict[str, Any]
 
@@ -78,6 +79,22 @@ class Runtime:
     def barrier(self) -> None:
         if self.world_size > 1:
             distributed.barrier()
+
+    def write(self, action: Callable[[], None]) -> None:
+        """Let rank 0 write what all ranks hold; the others wait.
+
+        Raises:
+            DiskFullError: on all ranks alike, so that none waits for one that is gone.
+        """
+        full: str | None = None
+        if self.rank == 0:
+            try:
+                action()
+            except DiskFullError as error:
+                full = str(error)
+        full = self.from_rank_0(full)
+        if full is not None:
+            raise DiskFullError(full)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module, its gradients averaged over ranks."""

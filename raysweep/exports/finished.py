@@ -11,11 +11,11 @@ from raysweep.archive import SweepFolder, plan_of
 from raysweep.contracts import Batch, Family
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.examples import Dataset
-from raysweep.core.phases import trial_data, trial_task
 from raysweep.core.preflight import check_unchanged
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data, trial_task
 from raysweep.errors import ArchiveError
 from raysweep.plan import Fingerprints, TrialPlan
 from raysweep.records import PhaseRecord

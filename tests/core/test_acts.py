@@ -11,9 +11,9 @@ import torch
 from helpers import causal, cpu, quick_plan, run_all, some_tokens, tiny_model
 
 from raysweep.core.acts import MEASURED, Examiner, prune
-from raysweep.core.phases import trial_data
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data
 from raysweep.errors import TrialError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.leave_one_out import contributions

@@ -18,10 +18,11 @@ from torch import distributed, multiprocessing
 
 from raysweep.core.acts import Examiner, grow
 from raysweep.core.evaluation import shared_batches
-from raysweep.core.phases import _Trial, run_trial, trial_data
+from raysweep.core.phases import _Trial, run_trial
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data
 from raysweep.errors import DivergedError
 from raysweep.plan import TrialPlan
 from raysweep.plasticity.head_map import HeadMap

@@ -12,9 +12,10 @@ import torch
 from helpers import cpu, quick_plan, run_all
 
 from raysweep.core.evaluation import shared_batches
-from raysweep.core.phases import run_trial, trial_data, trial_task
+from raysweep.core.phases import run_trial
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data, trial_task
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord
 

@@ -21,10 +21,11 @@ from helpers import causal, cpu, quick_plan, run_all
 
 from raysweep.contracts import Decision
 from raysweep.core.acts import MEASURED
-from raysweep.core.phases import _Trial, run_trial, trial_data
+from raysweep.core.phases import _Trial, run_trial
 from raysweep.core.runtime import Runtime, go_on
 from raysweep.core.state import TrialState
 from raysweep.core.store import Partial, PhaseStore
+from raysweep.core.trial_data import trial_data
 from raysweep.errors import DivergedError, TrialError
 from raysweep.plan import TrialPlan
 from raysweep.plasticity.budget import share

@@ -13,9 +13,10 @@ import pytest
 import torch
 from helpers import causal, cpu, quick_plan, some_tokens
 
-from raysweep.core.phases import _Trial, trial_data
+from raysweep.core.phases import _Trial
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data
 from raysweep.plan import TrialPlan
 from raysweep.plasticity.objective import losses_of, mean_loss
 from raysweep.plasticity.sites import HeadSlice

@@ -11,11 +11,12 @@ import torch
 from helpers import CAUSAL, cpu, quick_plan, run_all
 
 from raysweep.core.evaluation import shared_batches
-from raysweep.core.phases import _Trial, run_trial, trial_data
+from raysweep.core.phases import _Trial, run_trial
 from raysweep.core.state import TrialState
 from raysweep.core.store import Partial, PhaseStore
 from raysweep.core.training import Training
 from raysweep.core.trajectory import Trajectory
+from raysweep.core.trial_data import trial_data
 from raysweep.plan import TrialPlan
 from raysweep.plasticity.probe import probe
 from raysweep.plasticity.surgery import snapshot

@@ -15,8 +15,8 @@ from raysweep import registry
 from raysweep.contracts import Batch, Examples, Facts
 from raysweep.core.evaluation import held_out_sha256
 from raysweep.core.examples import Dataset, build_task, load_dataset
-from raysweep.core.phases import trial_data, trial_task
 from raysweep.core.preflight import preflight
+from raysweep.core.trial_data import trial_data, trial_task
 from raysweep.errors import DataError
 from raysweep.jobfile import check_job
 from raysweep.plasticity.objective import NO_LABEL

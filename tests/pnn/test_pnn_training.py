@@ -20,12 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raysweep import registry
 from raysweep.contracts import Batch, Facts, Task
 from raysweep.core.data import BatchOrder
-from raysweep.core.phases import run_trial, trial_data, trial_task
+from raysweep.core.phases import run_trial
 from raysweep.core.preflight import preflight
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
 from raysweep.core.training import Schedule, Training
+from raysweep.core.trial_data import trial_data, trial_task
 from raysweep.errors import ModelError
 from raysweep.jobfile import check_job
 from raysweep.models.pnn import Family

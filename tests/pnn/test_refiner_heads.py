@@ -30,9 +30,10 @@ from helpers import (
 
 from raysweep import registry
 from raysweep.contracts import Batch
-from raysweep.core.phases import run_trial, trial_data
+from raysweep.core.phases import run_trial
 from raysweep.core.state import TrialState
 from raysweep.core.store import PhaseStore
+from raysweep.core.trial_data import trial_data
 from raysweep.errors import ModelError
 from raysweep.exports.finished import restore
 from raysweep.exports.load import load_model, load_whole

@@ -10,8 +10,8 @@ import torch
 import yaml
 from helpers import REPOSITORY, cpu, quick_plan, run_all, some_batch, tiny_model
 
-from raysweep.core.phases import trial_data
 from raysweep.core.state import TrialState
+from raysweep.core.trial_data import trial_data
 from raysweep.jobfile import check_job
 from raysweep.plasticity.objective import logits_of
 from raysweep.pnn.parts import Refiner
