@@ -3,9 +3,9 @@
     python -m benchmarks.strategies_table FOLDER [smollm2|minilm]   # a folder with WikiText-2's test.txt and valid.txt
 
 SmolLM2-135M (heads.md 2.5): consecutive 256-token windows from the start of each file, no special tokens; scores on
-the first 8 of test.txt, perplexity on the first 16 of valid.txt, 255 predictions each. The budgets over all layers agree
-with an independent implementation to the digits that it printed. Its shares per layer do not: how it rounded them is not
-known (remainders to the first, the last or evenly spaced layers, or by ranks, were tried: none gives its numbers).
+the first 8 of test.txt, perplexity on the first 16 of valid.txt, 255 predictions each. Budgets over all layers agree
+with an independent implementation to the digits that it printed. Its shares per layer do not: how it rounded them is
+not known (remainders to the first, the last or evenly spaced layers, or by ranks: none gives its numbers).
 
 all-MiniLM-L6-v2 comes without the head that hidden words are guessed with. One is trained on its frozen outputs, the
 decoder tied to its word embeddings (200 steps of 8 windows of test.txt, seed 0); then the loss at 15% hidden positions
