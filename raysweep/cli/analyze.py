@@ -1,4 +1,4 @@
-"""Commands that look into a model: analyze heads, analyze dynamic and analyze pnn."""
+"""Commands that look into a model: analyze heads here, the others in files of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import analyze_pnn, dynamic, efficiency
+from raysweep.cli import analyze_pnn, dynamic, efficiency, preservation
 from raysweep.cli.common import console, json_option, print_json
 
 
@@ -84,3 +84,4 @@ def heads(
 analyze.add_command(dynamic.dynamic)
 analyze.add_command(analyze_pnn.pnn)
 analyze.add_command(efficiency.efficiency)
+analyze.add_command(preservation.preservation)

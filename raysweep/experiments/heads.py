@@ -11,21 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, Examples, Facts, HeadStatistics, Slot
-from raysweep.core.data import pretrained_tokenizer, windows_of
+from raysweep.contracts import Array, HeadStatistics, Slot
+from raysweep.core.data import pretrained_tokenizer
 from raysweep.core.evaluation import evaluate, shared_batches
 from raysweep.core.examples import build_task
-from raysweep.core.networks import build_network, task_of
 from raysweep.core.runtime import Runtime
-from raysweep.errors import DataError, ModelError, UsageError
-from raysweep.exports.load import is_export, load_whole
+from raysweep.errors import UsageError
+from raysweep.experiments.language_models import load_model, text_windows, trained_task
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.leave_one_out import bootstrap_interval, contributions
-from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.probe import probe
 from raysweep.plasticity.ranking import agreement
 from raysweep.records import perplexity
-from raysweep.registry import scratch_sizes
 from raysweep.spec import ModelSpec
 
 BATCH = 4
@@ -41,8 +38,6 @@ SCORES = {
     "activation": "output_norm",
 }
 """What a score is called, after its strategy, and the field of HeadStatistics that holds it."""
-CHARACTERS_A_TOKEN = 64
-"""Of the beginning of a file that is read first; no tokenizer's mean is nearly as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +95,10 @@ def analyze_heads(
         DataError: the text is missing, unreadable or too short.
         UsageError: a masked head is none of the model's.
     """
-    spec = ModelSpec(name=model)
-    if model in scratch_sizes():
-        raise ModelError(f"{model!r} is a size to train from scratch. Name a hub model or a folder with weights.")
-    task_of(spec)  # an unknown model is a fault of its name, not of its tokenizer
+    spec = ModelSpec(name=model, task=trained_task(model))  # an unknown model is no fault of its tokenizer
     tokenizer, facts = pretrained_tokenizer(model)
-    examples = _windows(data, tokenizer, seq_len, windows)
-    plastic, whole = _load(spec, facts, seq_len)
+    examples = text_windows(data, tokenizer, seq_len, windows)
+    plastic, whole = load_model(spec, facts, seq_len)
     task, head_map = build_task(spec, facts), whole.without(_checked(masked, whole))
     runtime = Runtime(device=torch.device("cpu"))
     batches = shared_batches(examples, BATCH, task, runtime)
@@ -134,42 +126,6 @@ def analyze_heads(
 def _agreements(scores: dict[str, Array], truth: Array, statistics: HeadStatistics) -> dict[str, Any]:
     finite = {name: array for name, array in scores.items() if np.isfinite(array).all()}
     return {name: agreement(array, truth, statistics.present) for name, array in finite.items()}
-
-
-def _load(spec: ModelSpec, facts: Facts, seq_len: int) -> tuple[PlasticModel, HeadMap]:
-    """Return a model with the heads that it has: all, unless it is an export of a trial."""
-    exported: HeadMap | None = None
-    if is_export(spec.name):
-        network, family, exported = load_whole(spec.name)
-    else:
-        network, family = build_network(spec, facts, seq_len=1, seed=0)  # its length is checked here
-    positions = getattr(network.config, "max_position_embeddings", None)
-    if positions is not None and seq_len > positions:
-        raise ModelError(f"model {spec.name!r} has {positions} positions, fewer than --seq-len {seq_len}.")
-    if network.main_input_name != "input_ids":
-        raise ModelError(f"model {spec.name!r} does not read text.")
-    model = PlasticModel(network.eval(), family.sites(network))
-    return model, exported or HeadMap.full(*model.shape)
-
-
-def _windows(data: Path, tokenizer: Any, seq_len: int, windows: int) -> Examples:
-    needed = seq_len * windows
-    try:
-        with data.open(encoding="utf-8") as stream:
-            text = stream.read(CHARACTERS_A_TOKEN * needed)
-            tokens = tokenizer.encode(text, add_special_tokens=False).ids
-            if len(tokens) < 2 * needed:  # too near to where it was cut
-                tokens = tokenizer.encode(text + stream.read(), add_special_tokens=False).ids
-    except OSError as error:
-        raise DataError(f"--data {str(data)!r} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"--data {str(data)!r} is not UTF-8 text (byte {error.start}).") from error
-    if len(tokens) < needed:
-        raise DataError(
-            f"--data {str(data)!r} has {len(tokens)} tokens, fewer than {windows} windows of {seq_len} = {needed}. "
-            "Give a longer text, or lower --windows or --seq-len."
-        )
-    return windows_of(np.array(tokens[:needed], np.int64), seq_len)
 
 
 def _checked(masked: Sequence[Slot], whole: HeadMap) -> set[Slot]:

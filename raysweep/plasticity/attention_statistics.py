@@ -57,9 +57,27 @@ def attention_statistics(
         causal: without a mask, hide later keys.
         first: (batch,), the position of the first token; 0 unless padding stands there.
     """
+    blocks = score_blocks(query, key, mask, scaling=scaling, causal=causal)
+    columns = zip(*(_of_block(scores, hidden, first) for scores, hidden in blocks), strict=True)
+    entropy, sink, free, visible, others = (torch.cat(column, dim=2) for column in columns)
+    return AttentionStatistics(
+        entropy=entropy, sink_mass=sink, sink_free_entropy=free, visible=visible, others=others
+    )  # fmt: skip
+
+
+def score_blocks(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, *, scaling: float, causal: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the scores of BLOCK queries at a time, in fp32 or better, and which keys are hidden from them.
+
+    Scores are (batch, heads, block, keys); hidden keys are of a shape that broadcasts to it, and their scores are left
+    as they are. Without a mask, keys after a causal block are left out.
+
+    Args:
+        query, key, mask, scaling, causal: as `attention_statistics` takes them.
+    """
     precision = torch.promote_types(query.dtype, torch.float32)
     key = key.to(precision).repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    parts = []
     for start in range(0, query.shape[2], BLOCK):
         block = query[:, :, start : start + BLOCK].to(precision) * scaling
         keys = key[:, :, : start + BLOCK] if causal and mask is None else key
@@ -71,12 +89,7 @@ def attention_statistics(
                 scores += rows
         else:
             hidden = _later(start, scores) if causal else torch.zeros_like(scores[:1, :1], dtype=torch.bool)
-        parts.append(_of_block(scores, hidden, first))
-    columns = zip(*parts, strict=True)
-    entropy, sink, free, visible, others = (torch.cat(column, dim=2) for column in columns)
-    return AttentionStatistics(
-        entropy=entropy, sink_mass=sink, sink_free_entropy=free, visible=visible, others=others
-    )  # fmt: skip
+        yield scores, hidden
 
 
 def _later(start: int, scores: torch.Tensor) -> torch.Tensor:
