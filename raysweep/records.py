@@ -172,3 +172,12 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def recovery(*, pruned: float, learned: float, dense: float) -> float | None:
+    """(pruned - learned) / (pruned - dense) in losses: which share of what a removal cost, learning won back.
+
+    Not clamped: below 0 learning did harm, above 1 it went beyond the dense network that learned as long. None where
+    that one is no better than the pruned one: there is nothing to recover.
+    """
+    return None if pruned <= dense else (pruned - learned) / (pruned - dense)

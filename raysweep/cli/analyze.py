@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import analyze_pnn, dynamic, efficiency, preservation
+from raysweep.cli import analyze_pnn, dynamic, efficiency, preservation, stress
 from raysweep.cli.common import console, json_option, print_json
 
 
@@ -85,3 +85,4 @@ analyze.add_command(dynamic.dynamic)
 analyze.add_command(analyze_pnn.pnn)
 analyze.add_command(efficiency.efficiency)
 analyze.add_command(preservation.preservation)
+analyze.add_command(stress.stress)

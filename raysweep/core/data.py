@@ -50,12 +50,14 @@ class TokenStore:
 
 
 def prepare(
-    data: DataSpec, *, tokenizer: str | None, vocab_size: int | None, special_tokens: bool = False
-) -> TokenStore:
+    data: DataSpec, *, tokenizer: str | None, vocab_size: int | None, special_tokens: bool = False,
+    learned_from: DataSpec | None = None,
+) -> TokenStore:  # fmt: skip
     """Return a corpus as tokens, from the cache or tokenized now; safe to call from every process of a node at once.
 
     Args:
         tokenizer, vocab_size, special_tokens: as `text_tokenizer` takes them; trained on the training split.
+        learned_from: the corpus on whose training split instead, so that two corpora share one tokenizer.
 
     Raises:
         DataError: no such corpus or tokenizer, too small a vocabulary, or text too short for one window in each split.
@@ -63,7 +65,8 @@ def prepare(
     train, evaluation = load_splits(data)
     texts = {"train": train, "evaluation": evaluation}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    built, identity, facts = text_tokenizer(train, tokenizer, vocab_size, special_tokens=special_tokens)
+    taught = train if learned_from is None else load_splits(learned_from)[0]
+    built, identity, facts = text_tokenizer(taught, tokenizer, vocab_size, special_tokens=special_tokens)
     fingerprint = content_key(
         {"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens, "pieces": PIECE_CHARACTERS}
     )

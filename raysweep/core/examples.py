@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,11 @@ class Dataset:
     """Loads the tokenizer of text."""
 
 
-def load_dataset(data: DataSpec, model: ModelSpec) -> Dataset:
+def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None = None) -> Dataset:
     """Return the examples that a model learns from; safe to call from every process of a node at once.
+
+    Args:
+        learned_from: the text that a tokenizer is trained on where one is, so that two texts share it; see `prepare`.
 
     Raises:
         DataError: no such corpus, or one that does not suit what the model learns.
@@ -54,7 +58,8 @@ def load_dataset(data: DataSpec, model: ModelSpec) -> Dataset:
             f"data.masking = {data.masking!r}: model.name = {model.name!r} learns {name}, which hides no tokens. "
             "Remove data.masking, or choose a model that learns masked_lm."
         )
-    dataset = {"windows": _windows, "sentences": _sentences, "images": _images}[task.reads](data, model, task)
+    windows = partial(_windows, learned_from=learned_from)
+    dataset = {"windows": windows, "sentences": _sentences, "images": _images}[task.reads](data, model, task)
     for fact in task.needs:
         if getattr(dataset.facts, fact) is None:
             what = fact.replace("_", " ")
@@ -85,9 +90,11 @@ def check_enough(dataset: Dataset, data: DataSpec, batch_size: int) -> None:
             )
 
 
-def _windows(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+def _windows(data: DataSpec, model: ModelSpec, task: type[Task], learned_from: DataSpec | None) -> Dataset:
     tokenizer, vocab_size = tokenizer_source(model, data)
-    store: TokenStore = prepare(data, tokenizer=tokenizer, vocab_size=vocab_size, special_tokens=not task.causal)
+    store: TokenStore = prepare(
+        data, tokenizer=tokenizer, vocab_size=vocab_size, special_tokens=not task.causal, learned_from=learned_from
+    )  # fmt: skip
     windows = {
         "train": windows_of(store.train, data.seq_len),
         "evaluate": windows_of(store.evaluation[: data.eval_tokens], data.seq_len),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, Facts, Initializer, Slot
+from raysweep.contracts import Array, Facts, Family, Initializer, Slot
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import Outcome, PhaseStore
@@ -62,10 +62,14 @@ class TrialState:
             seed=plan.seed,
             new_weights=new_weights,
         )
-        network.to(runtime.device)
+        return TrialState.begun(network.to(runtime.device), family, plan.training["weight_decay"])
+
+    @staticmethod
+    def begun(network: Any, family: Family, weight_decay: float) -> TrialState:
+        """Take a network, all heads present, before its first step."""
         model = PlasticModel(network, family.sites(network))
         undecayed = network.undecayed() if hasattr(network, "undecayed") else ()
-        optimizer = SliceAdamW(dict(network.named_parameters()), plan.training["weight_decay"], undecayed)
+        optimizer = SliceAdamW(dict(network.named_parameters()), weight_decay, undecayed)
         return TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Any
 from raysweep import objectives, points
 from raysweep.archive import ON_OTHER_SEEDS, Proposal, SweepFolder
 from raysweep.errors import ArchiveError
-from raysweep.records import PhaseRecord, TrialRecord
+from raysweep.records import PhaseRecord, TrialRecord, recovery
 from raysweep.reports.over_seeds import over_seeds, winner
 
 
@@ -44,14 +44,12 @@ class TrialSummary:
 
     @property
     def recovery(self) -> float | None:
-        """(pruned - final) / (pruned - dense) in losses; None without both, or where dense is no better than pruned."""
+        """See `records.recovery`; None without a prune or a dense control."""
         last, dense = self.last, self.control_ends.get("dense")
         if self.status != "COMPLETE" or last is None or dense is None:
             return None
         pruned = _pruned_loss(self.phases, last.cycle)
-        if pruned is None or pruned <= dense.loss:
-            return None
-        return (pruned - last.loss) / (pruned - dense.loss)
+        return None if pruned is None else recovery(pruned=pruned, learned=last.loss, dense=dense.loss)
 
     def to_dict(self) -> dict[str, Any]:
         last, ended = self.last, self.ended

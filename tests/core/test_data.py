@@ -83,6 +83,18 @@ def test_the_stored_tokens_are_the_whole_text(corpus: Path) -> None:
     assert store.tokenizer().decode(store.evaluation.tolist()) == evaluation
 
 
+def test_two_texts_share_the_tokenizer_of_one(corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("zebra quartz vortex! " * 2000, encoding="utf-8")
+    first, learned_from = tokens_of(corpus), DataSpec(name=str(corpus), seq_len=16)
+    spec = DataSpec(name=str(other), seq_len=16)
+    shared = prepare(spec, tokenizer=None, vocab_size=300, learned_from=learned_from)
+    alone = prepare(spec, tokenizer=None, vocab_size=300)
+    assert shared.tokenizer().to_str() == first.tokenizer().to_str() != alone.tokenizer().to_str()
+    for store in (shared, alone):
+        assert store.tokenizer().decode(store.evaluation.tolist()) == load_splits(spec)[1]
+
+
 def test_a_text_is_encoded_piece_by_piece_without_loss(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tokens_of(corpus)
     monkeypatch.setattr(data, "PIECE_CHARACTERS", 700)

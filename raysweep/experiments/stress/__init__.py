@@ -1,0 +1,1 @@
+"""How a network bears stress: tasks that take turns, damage that is aimed, two tasks that need different heads."""
