@@ -58,8 +58,10 @@ def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None
             f"data.masking = {data.masking!r}: model.name = {model.name!r} learns {name}, which hides no tokens. "
             "Remove data.masking, or choose a model that learns masked_lm."
         )
-    windows = partial(_windows, learned_from=learned_from)
-    dataset = {"windows": windows, "sentences": _sentences, "images": _images}[task.reads](data, model, task)
+    load: dict[str, Callable[..., Dataset]] = {
+        "windows": partial(_windows, learned_from=learned_from), "sentences": _sentences, "images": _images
+    }  # fmt: skip
+    dataset = load[task.reads](data, model, task)
     for fact in task.needs:
         if getattr(dataset.facts, fact) is None:
             what = fact.replace("_", " ")

@@ -163,7 +163,7 @@ class _Observer:
         logits, labels = predictions(self.model, batch)
         layers = len(self.model.sites)
         if len(self.states) != layers + 1 or len(self.attended) != layers:
-            kind = self.model.network.config.model_type  # type: ignore[union-attr]
+            kind = self.model.network.config.model_type
             raise ModelError(
                 f"a network of {kind!r} does not show the hidden states and the attention of its layers, each once. "
                 "Compare networks of pnn with 'raysweep analyze pnn MODEL --compare OTHER'."

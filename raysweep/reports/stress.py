@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,11 @@ def draw_stress(content: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = {"alternation": _draw_turns, "damage": _draw_arms, "conflict": _draw_conflict}
+    panels: dict[str, Callable[[Any, Any], None]] = {
+        "alternation": _draw_turns,
+        "damage": _draw_arms,
+        "conflict": _draw_conflict,
+    }
     drawn = [name for name in panels if content[name]]
     figure = Figure(figsize=(5.5 * max(1, len(drawn)), 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is

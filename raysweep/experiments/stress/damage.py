@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,15 +71,13 @@ def _drawn(subject: Subject, like: Sequence[Slot], generator: np.random.Generato
 
 def _arm(subject: Subject, name: str, heads: Sequence[Slot], whole: Losses, dense: float | None) -> Arm:
     state = subject.state(without=heads)
-    damaged: Losses | None = None
+    at_once: dict[str, Any] = {"arm": name, "heads": list(heads)}
     try:
         damaged = subject.losses(state, subject.a)
+        at_once |= {"damaged": damaged.mean, "harm": damaged.above(whole)}
         subject.train(state, subject.a.train, "damage")
         learned = subject.losses(state, subject.a).mean
     except DivergedError as error:
-        at_once = {} if damaged is None else {"damaged": damaged.mean, "harm": damaged.above(whole)}
-        return Arm(arm=name, heads=list(heads), **at_once, error=str(error))
-    return Arm(
-        arm=name, heads=list(heads), damaged=damaged.mean, harm=damaged.above(whole), learned=learned,
-        recovery=None if dense is None else recovery(pruned=damaged.mean, learned=learned, dense=dense),
-    )  # fmt: skip
+        return Arm(**at_once, error=str(error))
+    won_back = None if dense is None else recovery(pruned=damaged.mean, learned=learned, dense=dense)
+    return Arm(**at_once, learned=learned, recovery=won_back)
