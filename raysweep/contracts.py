@@ -104,7 +104,7 @@ class Family(Protocol):
         """Return the transformers configuration of a from-scratch size, dropout off."""
 
     # A family with networks that apply one module again and again names these forms: `recurrent_trunks`.
-    # A family whose position table has rows before the first token's says how many: `reserved_positions`.
+    # A family whose position table has rows before the first token's says how many: `reserved_positions(config)`.
     # A family whose networks torch.compile takes whole says so: `compiles`.
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:

@@ -121,7 +121,7 @@ def tiny_model(
     config = CONFIGS[kind]()
     if kind not in IMAGES:
         config.vocab_size = VOCABULARY
-        config.max_position_embeddings = POSITIONS + getattr(family_of(kind), "reserved_positions", 0)
+        config.max_position_embeddings = POSITIONS + (config.pad_token_id + 1 if kind == "roberta" else 0)
     network = auto_class(kind).from_config(config, attn_implementation=attention).to(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

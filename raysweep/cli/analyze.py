@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from raysweep.cli import analyze_pnn, dynamic, efficiency, preservation, stress
-from raysweep.cli.common import console, json_option, print_json
+from raysweep.cli.common import NewFile, console, json_option, print_json
 
 
 class _Slots(click.ParamType[Any]):
     """Heads as LAYER.HEAD, with commas between."""
 
-    name = "slots"
+    name = "heads"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> list[tuple[int, int]]:
         if not isinstance(value, str):
@@ -26,6 +28,22 @@ class _Slots(click.ParamType[Any]):
                 self.fail(f"{part.strip()!r} is no head; write LAYER.HEAD, such as 0.3,5.1.", param, ctx)
             slots.append((int(layer), int(head)))
         return slots
+
+
+class _Announced:
+    """Says on stderr how long forward passes will take, and at each tenth how long still."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from raysweep.reports.progress import duration
+
+        if self._began is None:  # the first pass is slower than the others
+            self._began = time.monotonic()
+        elif done == 2 or (done < total and done * 10 // total > (done - 1) * 10 // total):
+            left = (time.monotonic() - self._began) / (done - 1) * (total - done)
+            click.echo(f"heads left out one by one: {done} of {total} passes, about {duration(left)} more", err=True)
 
 
 @click.group()
@@ -40,39 +58,50 @@ def analyze() -> None:
 )
 @click.option("--seq-len", default=128, show_default=True, type=click.IntRange(min=2), help="Tokens in a window.")
 @click.option("--windows", default=4, show_default=True, type=click.IntRange(min=1), help="Windows, from the start.")
-@click.option("--mask", type=_Slots(), metavar="0.3,5.1", help="Silence these heads, as layer.head.")
+@click.option("--tokenizer", help="Hub name or folder of a tokenizer. Default: the one in MODEL.")
+@click.option(
+    "--mask",
+    type=_Slots(),
+    multiple=True,
+    metavar="0.3,5.1",
+    help="Silence these heads, as layer.head; may be repeated.",
+)
 @click.option("--contribution", is_flag=True, help="Measure the loss without each head: one forward pass a head.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG",
+    "--out", type=NewFile(), metavar="PNG",
     help="Where to draw the scores. Default: heads.png, and with --json nowhere.",
 )  # fmt: skip
 @json_option
 def heads(
     model: str,
     data: Path,
+    tokenizer: str | None,
     seq_len: int,
     windows: int,
-    mask: list[tuple[int, int]] | None,
+    mask: Sequence[list[tuple[int, int]]],
     contribution: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Score every attention head of MODEL on a text.
 
-    MODEL is a hub name or a folder with weights. Printed are its loss and perplexity on the first windows of the
-    text, and what each strategy's score says of its heads.
+    MODEL is a hub name, a folder with weights or an export. Printed are its loss and perplexity on the first windows of
+    the text, and what each strategy's score says of its heads, in fp32 (docs/scores.md defines each).
     """
     from raysweep.experiments.heads import analyze_heads
     from raysweep.reports.heat_map import save_heat_maps
+    from raysweep.reports.progress import count
     from raysweep.reports.tables import print_heads
 
+    masked = [slot for part in mask for slot in part]
     found = analyze_heads(
-        model, data, seq_len=seq_len, windows=windows, masked=mask or [], contribution=contribution
+        model, data, tokenizer=tokenizer, seq_len=seq_len, windows=windows, masked=masked, contribution=contribution,
+        progress=_Announced(),
     )  # fmt: skip
     content = {"model": model, "data": str(data), **found.to_dict()}
     path = out or (None if as_json else Path("heads.png"))
     if path is not None:
-        title = f"{model}, {windows} windows of {seq_len}: loss {found.loss:.4f}"
+        title = f"{model}, {count(windows, 'window')} of {seq_len}: loss {found.loss:.4f}"
         save_heat_maps(path, content["scores"], found.masked, title)
     if as_json:
         print_json(content)

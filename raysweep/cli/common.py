@@ -37,6 +37,19 @@ address_option = click.option(
 trials_option = click.option("--trials", type=click.IntRange(min=1), help="Override search.trials.")
 
 
+class NewFile(click.Path):
+    """A file to write at the end of the work, in a folder that is there when it begins."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"{str(path.parent)!r} is no folder. Make it first.", param, ctx)
+        return path
+
+
 def make_interruptible() -> None:
     """Raise KeyboardInterrupt on Ctrl-C and on the first SIGTERM: more of them must not cut short how Ray is ended."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from raysweep.cli.common import console, json_option, print_json
+from raysweep.cli.common import NewFile, console, json_option, print_json
 
 
 @click.command()
@@ -19,7 +19,7 @@ from raysweep.cli.common import console, json_option, print_json
 @click.option("--seq-len", default=128, show_default=True, type=click.IntRange(min=4), help="Tokens in a window.")
 @click.option("--windows", default=8, show_default=True, type=click.IntRange(min=2), help="Windows, from the start.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG",
+    "--out", type=NewFile(), metavar="PNG",
     help="Where to draw layers and heads. Default: preservation.png, and with --json nowhere.",
 )  # fmt: skip
 @json_option

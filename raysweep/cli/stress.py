@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli.common import console, json_option, print_json
+from raysweep.cli.common import NewFile, console, json_option, print_json
 from raysweep.experiments.stress.protocols import PROTOCOLS
 
 
@@ -50,7 +50,7 @@ from raysweep.experiments.stress.protocols import PROTOCOLS
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all that is random.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG",
+    "--out", type=NewFile(), metavar="PNG",
     help="Where to draw. Default: stress.png, and with --json nowhere.",
 )  # fmt: skip
 @json_option

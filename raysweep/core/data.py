@@ -243,7 +243,7 @@ def pretrained_tokenizer(name: str) -> tuple[Any, Facts]:
     backend.no_truncation()  # both may stand in its file, and would cut or pad every text
     backend.no_padding()
     return backend, Facts(
-        vocab_size=backend.get_vocab_size(),
+        vocab_size=max(backend.get_vocab().values()) + 1,  # a vocabulary may have holes
         mask_token=loaded.mask_token_id,
         pad_token=loaded.pad_token_id,
         special_tokens=tuple(sorted(loaded.all_special_ids)),
@@ -251,7 +251,10 @@ def pretrained_tokenizer(name: str) -> tuple[Any, Facts]:
 
 
 def _no_tokenizer(name: str, reason: str) -> DataError:
-    return DataError(f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer.")
+    return DataError(
+        f"no tokenizer can be loaded from {name!r} ({reason}). Name one with data.tokenizer in a job, with --tokenizer "
+        "otherwise."
+    )
 
 
 def _encode(text: str, tokenizer: Any) -> Tokens:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,24 +169,49 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
     from safetensors import SafetensorError
 
     try:
-        network, report = _model_class(model).from_pretrained(
-            model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
-            use_safetensors=True, output_loading_info=True,
-        )  # fmt: skip
+        with _quietly():
+            network, report = _model_class(model).from_pretrained(
+                model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
+                use_safetensors=True, output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing, unfit or damaged weights
         raise ModelError(f"model {model.name!r} cannot be loaded: {error}{_way_out(error)}") from error
     exempt = HEADS if new_head else ()
     lacking = sorted(key for key in report["missing_keys"] if not key.startswith(exempt))
     if lacking:
-        raise ModelError(f"model {model.name!r} lacks weights: {', '.join(lacking[:5])}.")
+        raise ModelError(
+            f"model {model.name!r} lacks weights: {_some(lacking)}. If they are a head's, it was saved for "
+            "something else: choose a model that has learned the task."
+        )
     beside = [key for key in report["unexpected_keys"] if not any(part in key for part in BESIDE)]
     unused = sorted(key for key in beside if not key.startswith(exempt))
     if unused:
         raise ModelError(
             f"model {model.name!r} holds weights that the network of its config.json has no place for: "
-            f"{', '.join(unused[:5])}. Correct config.json, or save the network again with save_pretrained()."
+            f"{_some(unused)}. Correct config.json, or save the network again with save_pretrained()."
         )
     return network
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Let transformers say nothing of what is checked here: no report of missing weights, no progress bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _way_out(error: Exception) -> str:
@@ -285,12 +313,16 @@ def _fit_to_text(config: Any, name: str, vocab_size: int, seq_len: int, family: 
 
 
 def _check_positions(config: Any, name: str, seq_len: int, family: Family) -> None:
-    table = getattr(config, "max_position_embeddings", None)  # an image classifier has none
-    if table is None:
-        return
-    positions = table - getattr(family, "reserved_positions", 0)
+    positions = positions_of(config, family)
     if seq_len > positions:
-        raise ModelError(f"model {name!r} has {positions} positions, fewer than data.seq_len = {seq_len}.")
+        raise ModelError(f"model {name!r} has {positions:.0f} positions, fewer than data.seq_len = {seq_len}.")
+
+
+def positions_of(config: Any, family: Family) -> float:
+    """Return how many tokens a window may have; infinity where a network has no table of positions."""
+    table = getattr(config, "max_position_embeddings", math.inf)
+    reserved = getattr(family, "reserved_positions", None)
+    return float(table) if reserved is None else float(table - reserved(config))
 
 
 def _pretrained_config(name: str) -> Any:
@@ -299,6 +331,8 @@ def _pretrained_config(name: str) -> Any:
     import raysweep.pnn.network  # noqa: F401  # so that AutoConfig knows it
 
     folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~"))):
+        raise ModelError(f"model folder {name!r} does not exist.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"model folder {name!r} holds no config.json. Save it with save_pretrained().")
     try:

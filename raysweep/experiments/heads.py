@@ -19,7 +19,7 @@ from raysweep.core.runtime import Runtime
 from raysweep.errors import UsageError
 from raysweep.experiments.language_models import load_model, text_windows, trained_task
 from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.leave_one_out import bootstrap_interval, contributions
+from raysweep.plasticity.leave_one_out import Progress, bootstrap_interval, contributions
 from raysweep.plasticity.probe import probe
 from raysweep.plasticity.ranking import agreement
 from raysweep.records import perplexity
@@ -48,12 +48,16 @@ class HeadAnalysis:
     windows: int
     predictions: int
     """Labels that the loss is the mean over."""
+    task: str
+    """What the model predicts, a file in raysweep/tasks/."""
+    absent: list[Slot]
+    """Heads that the model was exported without; their scores are NaN."""
     masked: list[Slot]
     loss: float
     """Nats per prediction."""
     scores: dict[str, Array]
     interval: tuple[Array, Array] | None
-    """Bounds of the contributions' 95% paired bootstrap interval over windows, where they were asked for."""
+    """Bounds of the contributions' 95% paired bootstrap interval over windows: there must be several."""
     agreement: dict[str, dict[str, float | None]] | None
     """Rank correlation of every score with the contributions."""
 
@@ -62,7 +66,9 @@ class HeadAnalysis:
         content: dict[str, Any] = {
             "seq_len": self.seq_len,
             "windows": self.windows,
+            "task": self.task,
             "predictions": self.predictions,
+            "absent": [list(slot) for slot in self.absent],
             "mask": [list(slot) for slot in self.masked],
             "loss": self.loss,
             "perplexity": perplexity(self.loss),
@@ -71,6 +77,7 @@ class HeadAnalysis:
         if self.interval is not None:
             low, high = self.interval
             content["contribution_interval"] = {"level": 0.95, "low": _plain(low), "high": _plain(high)}
+        if self.agreement is not None:
             content["agreement"] = self.agreement
         return content
 
@@ -79,25 +86,32 @@ def analyze_heads(
     model: str,
     data: Path,
     *,
+    tokenizer: str | None = None,
     seq_len: int,
     windows: int,
     masked: Sequence[Slot] = (),
     contribution: bool = False,
+    progress: Progress = lambda done, total: None,
 ) -> HeadAnalysis:
     """Measure the heads of a pretrained model on consecutive windows from the start of a text file.
 
-    The text is tokenized with the model's own tokenizer, without special tokens. A causal model predicts seq_len - 1
-    tokens of each window. Scores are those of the strategies of the same names; heads in `masked` are silenced while
-    everything is measured, and their own scores are those behind the closed gate.
+    The text is tokenized without special tokens. Scores are those of the strategies of the same names; heads in
+    `masked` are silenced while everything is measured, and their own scores are those behind the closed gate
+    (docs/scores.md).
+
+    Args:
+        tokenizer: hub name or folder of one. Default: the model's own.
+        progress: told how many of the passes that contributions take are done.
 
     Raises:
         ModelError: the model cannot be loaded or has too few positions.
         DataError: the text is missing, unreadable or too short.
         UsageError: a masked head is none of the model's.
     """
-    spec = ModelSpec(name=model, task=trained_task(model))  # an unknown model is no fault of its tokenizer
-    tokenizer, facts = pretrained_tokenizer(model)
-    examples = text_windows(data, tokenizer, seq_len, windows)
+    learned = trained_task(model)  # an unknown model is no fault of its tokenizer
+    spec = ModelSpec(name=model, task=learned)
+    encoder, facts = pretrained_tokenizer(tokenizer or model)
+    examples = text_windows(data, encoder, seq_len, windows)
     plastic, whole = load_model(spec, facts, seq_len)
     task, head_map = build_task(spec, facts), whole.without(_checked(masked, whole))
     runtime = Runtime(device=torch.device("cpu"))
@@ -108,24 +122,31 @@ def analyze_heads(
     scores = {name: np.asarray(getattr(statistics, field)) for name, field in SCORES.items()}
     result: dict[str, Any] = {"interval": None, "agreement": None}
     if contribution:
-        values = contributions(plastic, batches, head_map)
-        truth = values.mean(0)
-        result = {"interval": bootstrap_interval(values), "agreement": _agreements(scores, truth, statistics)}
-        scores["contribution"] = truth
+        values = contributions(plastic, batches, head_map, progress)
+        values[:, ~whole.present] = np.nan
+        truth = scores["contribution"] = values.mean(0)
+        interval = bootstrap_interval(values) if windows > 1 else None
+        result = {"interval": interval, "agreement": _agreements(scores, truth, statistics)}
     return HeadAnalysis(
         seq_len=seq_len,
         windows=windows,
         predictions=sum(int((batch.labels != -100).sum()) for batch in batches),
+        task=learned,
+        absent=[(int(layer), int(head)) for layer, head in np.argwhere(~whole.present)],
         masked=sorted(set(masked)),
         loss=measured.loss,
-        scores=scores,
+        scores={name: np.where(whole.present, array, np.nan) for name, array in scores.items()},
         **result,
     )
 
 
 def _agreements(scores: dict[str, Array], truth: Array, statistics: HeadStatistics) -> dict[str, Any]:
-    finite = {name: array for name, array in scores.items() if np.isfinite(array).all()}
-    return {name: agreement(array, truth, statistics.present) for name, array in finite.items()}
+    present = statistics.present
+    return {
+        name: agreement(array, truth, present)
+        for name, array in scores.items()
+        if name != "contribution" and np.isfinite(array[present]).all()
+    }
 
 
 def _checked(masked: Sequence[Slot], whole: HeadMap) -> set[Slot]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from raysweep import registry
 from raysweep.contracts import Examples, Facts, Family
 from raysweep.core.data import windows_of
-from raysweep.core.networks import build_network, task_of
+from raysweep.core.networks import build_network, positions_of, task_of
 from raysweep.errors import DataError, ModelError
 from raysweep.exports.load import is_export, load_whole
 from raysweep.exports.manifest import Manifest
@@ -49,10 +48,9 @@ def load_network(spec: ModelSpec, facts: Facts, seq_len: int) -> tuple[Any, Fami
         network, family, exported = load_whole(spec.name)
     else:
         network, family = build_network(spec, facts, seq_len=1, seed=0)  # its length is checked here
-    table = getattr(network.config, "max_position_embeddings", math.inf)
-    positions = table - getattr(family, "reserved_positions", 0)
+    positions = positions_of(network.config, family)
     if seq_len > positions:
-        raise ModelError(f"model {spec.name!r} has {positions} positions, fewer than --seq-len {seq_len}.")
+        raise ModelError(f"model {spec.name!r} has {positions:.0f} positions, fewer than --seq-len {seq_len}.")
     if (facts.vocab_size or 0) > network.config.vocab_size:
         raise ModelError(
             f"model {spec.name!r} knows {network.config.vocab_size} tokens, but the tokenizer has {facts.vocab_size}."

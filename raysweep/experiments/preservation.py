@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, Batch, Examples, Facts, Mask
+from raysweep.contracts import Array, Batch, Examples, Mask
 from raysweep.core.data import pretrained_tokenizer
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.examples import build_task
 from raysweep.core.runtime import Runtime
-from raysweep.errors import DataError, DivergedError, ModelError
+from raysweep.errors import DivergedError, ModelError
 from raysweep.experiments.language_models import load_model, text_windows, trained_task
 from raysweep.findings.activity import real_tokens
 from raysweep.findings.finding import Interval
@@ -102,7 +102,7 @@ def preservation(
         raise ModelError(
             f"model {name!r} learned {learned}, {other!r} {other_learned}: give two that learned the same."
         )
-    encoder, facts = _tokenizer(tokenizer or name)
+    encoder, facts = pretrained_tokenizer(tokenizer or name)
     examples = text_windows(data, encoder, seq_len, windows)
     if tokenizer is None:
         _check_tokenizers(name, other, encoder, examples, data)
@@ -276,16 +276,9 @@ def _or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _tokenizer(name: str) -> tuple[Any, Facts]:
-    try:
-        return pretrained_tokenizer(name)
-    except DataError as error:
-        raise DataError(str(error).replace("data.tokenizer", "--tokenizer")) from error
-
-
 def _check_tokenizers(name: str, other: str, encoder: Any, examples: Examples, data: Path) -> None:
     """Check that OTHER reads the same tokens: the same vocabulary, and the text cut in the same way."""
-    theirs, _ = _tokenizer(other)
+    theirs, _ = pretrained_tokenizer(other)
     way_out = "Models are compared on the same tokens; if both take those of one tokenizer, name it with --tokenizer."
     if encoder.get_vocab() != theirs.get_vocab():
         raise ModelError(f"models {name!r} and {other!r} have different vocabularies. {way_out}")

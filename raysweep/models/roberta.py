@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    reserved_positions: ClassVar[int] = 2
-    """Rows of the position table before the first token's."""
     tasks: ClassVar[tuple[str, ...]] = ("masked_lm", "sequence_classification")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "roberta-nano": {"num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 128,
@@ -26,10 +24,14 @@ class Family:
 
         return RobertaConfig(
             **{**self.sizes[size], "vocab_size": vocab_size},
-            max_position_embeddings=seq_len + self.reserved_positions,
+            max_position_embeddings=seq_len + 2,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0,
             pad_token_id=1,  # where the data has another one, position 1 is wasted and nothing else
         )  # fmt: skip
+
+    def reserved_positions(self, config: Any) -> int:
+        """Return the rows of the position table before the first token's."""
+        return int(config.pad_token_id) + 1
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
         return encoder_sites(network)

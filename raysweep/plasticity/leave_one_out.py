@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 
 import numpy as np
 import torch
@@ -13,27 +14,40 @@ from raysweep.plasticity.model import PlasticModel
 from raysweep.plasticity.objective import example_losses, losses_of
 
 RESAMPLES = 2_000
+Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
-def contributions(model: PlasticModel, batches: Sequence[Batch], head_map: HeadMap) -> Array:
+def contributions(
+    model: PlasticModel, batches: Sequence[Batch], head_map: HeadMap, progress: Progress = lambda done, total: None
+) -> Array:
     """Return Delta_h = L(without h) - L of each window in nats, (windows, layers, heads) (heads.md 2.4).
 
     One forward pass a present head and batch, dropout off. An absent head contributes 0. The others make up for a
     missing head (self-repair), so this is a lower bound of what it does.
+
+    Args:
+        progress: told after each of these passes how many are done, and of how many.
     """
     was_training = model.training
     model.eval()
-    found = [_of_batch(model, batch, head_map) for batch in batches]
+    steps = count(1)
+    total = len(batches) * head_map.active
+
+    def pass_done() -> None:
+        progress(next(steps), total)
+
+    found = [_of_batch(model, batch, head_map, pass_done) for batch in batches]
     model.train(was_training)
     return np.concatenate(found) if found else np.zeros((0, *model.shape))
 
 
-def _of_batch(model: PlasticModel, batch: Batch, head_map: HeadMap) -> Array:
+def _of_batch(model: PlasticModel, batch: Batch, head_map: HeadMap, pass_done: Callable[[], None]) -> Array:
     losses = _losses(model, batch, head_map)
     found = np.zeros((len(losses), *model.shape))
     for layer, head in np.argwhere(head_map.present):
         found[:, layer, head] = _losses(model, batch, head_map.without([(layer, head)])) - losses
+        pass_done()
     return found
 
 

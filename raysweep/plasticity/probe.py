@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -148,12 +149,16 @@ class _SiteRecorder:
     def _on_head_outputs(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._heads = inputs[0].detach()
         outputs = self._heads.unflatten(-1, (self.site.num_heads, self.site.head_dim))
-        weight = _output_weight(self.site).unflatten(0, (self.site.num_heads, self.site.head_dim))
-        gram = weight @ weight.transpose(1, 2)
-        norms = torch.einsum("bthi,hij,bthj->bth", outputs, gram, outputs).clamp_min(0).sqrt()
+        norms = torch.einsum("bthi,hij->bthj", outputs, self._output_shape).norm(dim=-1)
         real = torch.ones_like(norms[..., 0], dtype=torch.bool) if self.real is None else self.real
         self._add("output_norm", (norms.double() * real[..., None]).sum((0, 1)))
         self._add("tokens", real.sum())
+
+    @cached_property
+    def _output_shape(self) -> torch.Tensor:
+        """R^T of W_O^T = Q R, (heads, head_dim, head_dim): |o W_O| = |o R^T| without the width, nor a square of W_O."""
+        weight = _output_weight(self.site).unflatten(0, (self.site.num_heads, self.site.head_dim))
+        return torch.linalg.qr(weight.transpose(1, 2).to(torch.promote_types(weight.dtype, torch.float32)), "r").R.mT
 
     def _on_projection(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         if self._want_output_gradient:

@@ -35,8 +35,10 @@ def agreement(scores: Array, others: Array, present: Mask) -> dict[str, float | 
 
     `global` ranks all heads together. `layer_centred` takes the mean rank of each layer from its heads' first: what
     is left is agreement within layers, where a difference between layers cannot pass for one between heads. None
-    where one of them is constant.
+    where one of them is constant, or no head is present.
     """
+    if not present.any():
+        return {"global": None, "layer_centred": None}
     ranks = [average_ranks(array[present]) for array in (scores, others)]
     layers = np.argwhere(present)[:, 0]
     return {

@@ -64,7 +64,11 @@ def print_sweep(state: Mapping[str, Any], console: Console) -> None:
 
 
 def print_heads(content: Mapping[str, Any], console: Console) -> None:
-    """Print an analysis of heads: its loss, and of every score the mean and the heads at both ends."""
+    """Print an analysis of heads: its loss, and of every score the mean and the heads at both ends.
+
+    Heads that are silenced count in neither.
+    """
+    masked = {tuple(slot) for slot in content["mask"]}
     mask = ", ".join(f"{layer}.{head}" for layer, head in content["mask"])
     _say(
         console,
@@ -72,11 +76,14 @@ def print_heads(content: Mapping[str, Any], console: Console) -> None:
         f"{show_perplexity(content['perplexity'])} over {content['predictions']} predictions"
         + (f", without {mask}" if mask else ""),
     )
+    if content["absent"]:
+        _say(console, f"{count(len(content['absent']), 'head')} of the full shape absent")
     table = Table("score", "mean", "lowest heads", "highest heads")
     for name, rows in content["scores"].items():
         heads = [
             (value, f"{layer}.{head} ({value:.3g})")
-            for layer, row in enumerate(rows) for head, value in enumerate(row) if value is not None
+            for layer, row in enumerate(rows) for head, value in enumerate(row)
+            if value is not None and (layer, head) not in masked
         ]  # fmt: skip
         heads.sort(key=lambda entry: entry[0])
         if heads:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from raysweep.core import bpe, data
 from raysweep.core.corpora import load_splits
@@ -203,6 +204,12 @@ def test_a_folder_without_a_whole_tokenizer_is_refused(
         (folder / "tokenizer.json").write_text(content)
     with pytest.raises(DataError, match="no tokenizer can be loaded from .*Name one with data.tokenizer"):
         tokens_of(corpus, tokenizer=str(folder))
+
+
+def test_a_vocabulary_with_holes_is_as_large_as_its_largest_token(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 7, "[UNK]": 3}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    assert data.pretrained_tokenizer(str(tmp_path))[1].vocab_size == 8
 
 
 def test_an_unknown_tokenizer_without_a_hub_is_refused(corpus: Path) -> None:

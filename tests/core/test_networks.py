@@ -130,7 +130,7 @@ def test_a_name_that_is_nothing_names_the_nearest_size() -> None:
     with pytest.raises(ModelError, match="Did you mean 'gpt2-nano'"):
         check_model(ModelSpec(name="gpt2-nanoo"), seq_len=32)
     with pytest.raises(ModelError, match="neither a folder here nor a model"):
-        check_model(ModelSpec(name="./nowhere"), seq_len=32)
+        check_model(ModelSpec(name="nobody/nothing"), seq_len=32)
 
 
 def test_folders_without_what_it_takes_are_refused_before_anything_is_built(tmp_path: Path) -> None:
@@ -181,6 +181,26 @@ def test_an_encoder_that_counts_positions_from_its_padding_has_fewer_for_tokens(
     build(tmp_path, seq_len=32)
     with pytest.raises(ModelError, match="has 32 positions, fewer than data.seq_len = 33"):
         check_model(ModelSpec(name=str(tmp_path)), seq_len=33)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": 4}))
+    with pytest.raises(ModelError, match="has 29 positions, fewer than data.seq_len = 30"):
+        check_model(ModelSpec(name=str(tmp_path)), seq_len=30)
+
+
+def test_a_folder_that_is_not_there_is_no_name_on_the_hub() -> None:
+    with pytest.raises(ModelError, match="model folder './nope' does not exist"):
+        check_model(ModelSpec(name="./nope"), seq_len=8)
+
+
+def test_what_is_checked_here_is_not_said_by_transformers_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    saved("bert", tmp_path)
+    capfd.readouterr()
+    with pytest.raises(ModelError, match="lacks weights: bert.pooler.dense"):
+        classifier_of(tmp_path, 3, seed=0)
+    said = capfd.readouterr()
+    assert not said.out and not said.err
 
 
 # Heads of classifiers.

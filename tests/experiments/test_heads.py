@@ -152,6 +152,32 @@ def test_people_get_a_table_and_a_picture(folder: Path, tmp_path: Path, monkeypa
     assert (tmp_path / "other.png").exists()
 
 
+def test_heads_may_be_silenced_one_option_at_a_time(folder: Path) -> None:
+    together, one_by_one = content(folder, "--mask", "0.1,2.2"), content(folder, "--mask", "0.1", "--mask", "2.2")
+    assert together["mask"] == [[0, 1], [2, 2]] and together == one_by_one
+
+
+def test_one_window_has_no_interval(folder: Path) -> None:
+    found = content(folder, "--contribution", "--windows", "1")
+    assert "contribution_interval" not in found and found["agreement"]["taylor"]["global"] is not None
+
+
+def test_passes_to_come_are_announced(folder: Path) -> None:
+    lines = analyzed(folder, "--contribution").stderr.splitlines()
+    heads = np.array(content(folder)["scores"]["taylor"]).size
+    assert lines[0].startswith(f"heads left out one by one: 2 of {2 * heads} passes, about ")  # 5 windows, 4 at once
+    assert 8 <= len(lines) <= 10
+
+
+def test_silenced_heads_are_in_no_row_of_the_table(folder: Path) -> None:
+    everything = ",".join(f"{layer}.{head}" for layer, row in enumerate(content(folder)["scores"]["taylor"])
+                          for head in range(len(row)))  # fmt: skip
+    without = everything.removesuffix(",2.0").replace(",2.0,", ",")
+    rows = analyzed(folder, "--mask", without).stdout.split("taylor")[1].splitlines()[0]
+    assert rows.count("2.0 (") == 2 and "2.1 (" not in rows
+    assert analyzed(folder, "--mask", everything, "--contribution").exit_code == 0
+
+
 def test_windows_too_short_for_a_sink_free_entropy_have_none(folder: Path) -> None:
     found = content(folder, "--seq-len", "2")["scores"]
     assert {value for row in found["sink_free_entropy"] for value in row} == {None}
@@ -164,13 +190,14 @@ def test_windows_too_short_for_a_sink_free_entropy_have_none(folder: Path) -> No
         ({"data": "missing.txt"}, "missing.txt' cannot be read: No such file"),
         ({"data": "model"}, "cannot be read: Is a directory"),
         ({"data": "model/model.safetensors"}, "is not UTF-8 text"),
-        ({"model": "missing"}, "neither a folder here nor a model that can be loaded"),
+        ({"model": "missing"}, "missing' does not exist"),
         ({"more": ["--windows", "9999"]}, "fewer than 9999 windows of 20"),
         ({"more": ["--mask", "7.0"]}, "--mask 7.0: the model has 3 layers of"),
         ({"more": ["--mask", "0.99"]}, "--mask 0.99: the model has 3 layers of"),
         ({"more": ["--mask", "0,1"]}, "'0' is no head; write LAYER.HEAD"),
         ({"more": ["--seq-len", "33"]}, "has 32 positions, fewer than --seq-len 33"),
-        ({"more": ["--out", "no/such/folder.png"]}, "cannot be written: No such file"),
+        ({"more": ["--out", "no/such/folder.png"]}, "'no/such' is no folder. Make it first"),
+        ({"more": ["--tokenizer", "no/such"]}, "no tokenizer can be loaded from 'no/such'"),
     ],
 )
 def test_bad_input_is_one_clear_error(folder: Path, options: dict[str, Any], said: str) -> None:

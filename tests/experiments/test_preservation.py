@@ -317,9 +317,9 @@ def test_a_model_beside_its_own_folder_is_the_same(folder: Path) -> None:
         ("model", "bert", (), "learned causal_lm, .*bert' masked_lm"),
         ("model", "other", ("--seq-len", "1000"), "fewer than 4 windows of 1000"),
         ("model", "other", ("--seq-len", str(POSITIONS + 1)), f"has {POSITIONS} positions, fewer than --seq-len"),
-        ("model", "missing", (), "neither a folder here nor a model that can be loaded"),
+        ("model", "missing", (), "missing' does not exist"),
         ("model", "other", ("--tokenizer", "nowhere"), "no tokenizer can be loaded from 'nowhere' .* with --tokenizer"),
-        ("model", "other", ("--out", "/nowhere/p.png"), "--out '/nowhere/p.png' cannot be written"),
+        ("model", "other", ("--out", "/nowhere/p.png"), "'/nowhere' is no folder. Make it first"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(

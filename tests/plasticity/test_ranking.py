@@ -44,3 +44,4 @@ def test_absent_heads_do_not_count_and_constants_agree_with_nothing() -> None:
     assert agreement(first, first, present)["global"] == pytest.approx(1.0)
     assert agreement(first, -first, present)["global"] == pytest.approx(-1.0)
     assert agreement(np.ones((2, 3)), first, present) == {"global": None, "layer_centred": None}
+    assert agreement(first, first, np.zeros_like(present)) == {"global": None, "layer_centred": None}

@@ -218,6 +218,20 @@ def test_output_norm_equals_the_mean_norm_of_each_contribution(kind: str) -> Non
             assert found[layer, head] == pytest.approx(float(expected), rel=1e-7)  # eager softmax is fp32
 
 
+def test_a_small_output_is_not_lost_beside_what_its_weights_could_write() -> None:
+    """In fp32 the square of a small singular value drowns in the squares of the large ones."""
+    model, batch = tiny_model("gpt2", dtype=torch.float32, attention="eager"), some_batch("gpt2", 5)
+    width = model.sites[0].head_dim
+    weight = model.network.transformer.h[0].attn.c_proj.weight.data[:width]
+    left, _, right = torch.linalg.svd(weight, full_matrices=False)
+    weight.copy_(left @ torch.diag(torch.tensor([3.0] * (width - 1) + [1e-4])) @ right)
+    values = model.network.transformer.h[0].attn.c_attn
+    values.weight.data[:, 2 * len(values.weight) :][:, :width] = 0.0
+    values.bias.data[2 * len(values.weight) :][:width] = left[:, -1]  # every output is the least singular vector
+    found = probed(model, batch, HeadMap.full(*model.shape)).output_norm[0, 0]
+    assert found == pytest.approx(1e-4, rel=1e-2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_follow_heads_that_change_places(kind: str) -> None:
     """Swap all slices of two heads (of one group): their scores swap, the others stay."""

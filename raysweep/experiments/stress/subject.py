@@ -16,7 +16,7 @@ from raysweep.contracts import Array, Batch, Examples, Family, HeadStatistics, S
 from raysweep.core.acts import Examiner
 from raysweep.core.data import BatchOrder
 from raysweep.core.evaluation import shared_batches
-from raysweep.core.phases import PROBE_BATCH
+from raysweep.core.measures import PROBE_BATCH
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.core.training import Schedule, Training
