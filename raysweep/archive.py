@@ -1,4 +1,4 @@
-"""A sweep's folder, `results/<sweep>/`: append-only JSON lines that survive a kill at any byte.
+"""A sweep's folder, `results/<sweep>/`, and what its files hold; lines are append-only, see jsonlines.
 
 job.yaml        the resolved job          plans.jsonl    trials as proposed
 env.json        versions, commit, machine phases.jsonl   phase records
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,11 +27,11 @@ from raysweep.contracts import Report
 from raysweep.disk import refuse_when_full
 from raysweep.errors import ArchiveError, known_names_hint
 from raysweep.jobfile import Job, check_job
+from raysweep.jsonlines import JsonLines
 from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.yamlfile import dump_mapping, load_mapping
 
-Record = TypeVar("Record")
 LOOK_S = 0.2
 """How long a driver waits for the lock: whoever looks if the sweep is running holds it for a moment."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -100,9 +100,7 @@ class SweepFolder:
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path.resolve()
-        self._durable = durable
-        self._unsynced: set[str] = set()
-        """Files with lines that only the system knows of so far: a killed process loses none of them."""
+        self._lines = JsonLines(self.path, durable=durable)
         self.name = path.name
         self._phases_seen: set[tuple[int, str]] | None = None
 
@@ -206,28 +204,22 @@ class SweepFolder:
 
     def proposals(self) -> dict[int, Proposal]:
         """Return every proposed trial, its latest attempt."""
-        return {proposal.trial: proposal for proposal in self._read("plans.jsonl", lambda line: Proposal(**line))}
+        return {proposal.trial: proposal for proposal in self._lines.read("plans.jsonl", lambda line: Proposal(**line))}
 
     def phases(self, stop: str | None = None) -> list[PhaseRecord]:
         """Return all phase records; `stop` leaves out that field and those after it, for what need not read them."""
-        return list(self._read("phases.jsonl", PhaseRecord.from_dict, _skimming(stop)))
+        return list(self._lines.read("phases.jsonl", PhaseRecord.from_dict, _skimming(stop)))
 
     def phases_since(self, byte: int, stop: str | None = None) -> tuple[list[PhaseRecord], int]:
         """Return the phase records from a byte of their file on, and the byte to go on from."""
-        path = self.path / "phases.jsonl"
-        if not path.exists():
-            return [], byte
-        with path.open("rb") as stream:
-            stream.seek(byte)
-            new = stream.read()
-        whole = new[: new.rfind(b"\n") + 1]
+        new, end = self._lines.read_since("phases.jsonl", byte)
         load = _skimming(stop)
-        return [PhaseRecord.from_dict(load(line)) for line in whole.splitlines()], byte + len(whole)
+        return [PhaseRecord.from_dict(load(line)) for line in new], end
 
     def trials(self) -> dict[int, TrialRecord]:
         """Return how each trial ended that has ended, and was not reopened since."""
         ended: dict[int, TrialRecord] = {}
-        for line in self._read("trials.jsonl", _ending):
+        for line in self._lines.read("trials.jsonl", _ending):
             ended.pop(line.trial, None)
             if isinstance(line, TrialRecord):
                 ended[line.trial] = line
@@ -235,45 +227,47 @@ class SweepFolder:
 
     def lanes(self) -> list[dict[str, Any]]:
         """Return one entry for each worker group that was started."""
-        return list(self._read("lanes.jsonl", dict))
+        return list(self._lines.read("lanes.jsonl", dict))
 
     def add_proposal(self, proposal: Proposal) -> None:
-        self._append("plans.jsonl", proposal.__dict__)
+        self._lines.append("plans.jsonl", proposal.__dict__)
 
     def add_phase(self, record: PhaseRecord) -> None:
         """Append a phase record, unless an earlier attempt of the trial already did."""
         if self._phases_seen is None:
             self._phases_seen = {(known.trial, known.key) for known in self.phases(stop="curve")}
         if (record.trial, record.key) not in self._phases_seen:
-            self._append("phases.jsonl", vars(record))
+            self._lines.append("phases.jsonl", vars(record))
             self._phases_seen.add((record.trial, record.key))
 
     def add_trial(self, record: TrialRecord) -> None:
         """Append a final record; it and all that it rests on are on the disk then, whatever becomes of the machine."""
-        self._sync()
-        self._append("trials.jsonl", vars(record))
-        self._sync()
+        self._lines.sync()
+        self._lines.append("trials.jsonl", vars(record))
+        self._lines.sync()
 
     def reopen(self, trial: int) -> None:
         """Let a trial that has ended count as unfinished; what it has finished of its phases stays."""
-        self._append("trials.jsonl", _Reopened(trial=trial, reopened=True).__dict__)
-        self._sync()
+        self._lines.append("trials.jsonl", _Reopened(trial=trial, reopened=True).__dict__)
+        self._lines.sync()
 
     def sessions(self) -> list[Session]:
         """Return the sessions of all drivers, oldest first, each as it was last seen."""
-        seen = {session.session: session for session in self._read("sessions.jsonl", lambda line: Session(**line))}
+        seen = {
+            session.session: session for session in self._lines.read("sessions.jsonl", lambda line: Session(**line))
+        }
         return list(seen.values())
 
     def add_session(self, session: Session) -> None:
-        self._append("sessions.jsonl", session.__dict__)
+        self._lines.append("sessions.jsonl", session.__dict__)
 
     def exports(self) -> list[dict[str, Any]]:
         """Return one entry for each model that was exported: trial, key of its last phase, and where it went."""
-        return list(self._read("exports.jsonl", dict))
+        return list(self._lines.read("exports.jsonl", dict))
 
     def add_export(self, trial: int, key: str, out: Path) -> None:
-        self._append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
-        self._sync()
+        self._lines.append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
+        self._lines.sync()
 
     def exhaust(self) -> None:
         """Note that the sampler has nothing left to propose, however many trials the job asks for."""
@@ -295,7 +289,7 @@ class SweepFolder:
     def all_reports(self) -> list[Report]:
         """Return what was reported to the stopping rule, in order; a repeated one, by a later attempt, once."""
         found: dict[tuple[int, int, str, int], Report] = {}
-        for report in self._read("reports.jsonl", lambda line: Report(**line)):
+        for report in self._lines.read("reports.jsonl", lambda line: Report(**line)):
             found.setdefault((report.trial, report.cycle, report.phase, report.step), report)
         return list(found.values())
 
@@ -307,54 +301,20 @@ class SweepFolder:
         return found
 
     def add_report(self, report: Report) -> None:
-        self._append("reports.jsonl", report.__dict__)
+        self._lines.append("reports.jsonl", report.__dict__)
 
     def retries(self) -> list[Retry]:
-        return list(self._read("retries.jsonl", lambda line: Retry(**line)))
+        return list(self._lines.read("retries.jsonl", lambda line: Retry(**line)))
 
     def add_retry(self, retry: Retry) -> None:
-        self._append("retries.jsonl", retry.__dict__)
+        self._lines.append("retries.jsonl", retry.__dict__)
 
     def lines(self, file: str, stop: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield what the lines of one of its files hold, as they stand; `stop` as in `phases`."""
-        return self._read(file, dict, _skimming(stop))
+        return self._lines.read(file, dict, _skimming(stop))
 
     def add_lane(self, entry: Mapping[str, Any]) -> None:
-        self._append("lanes.jsonl", entry)
-
-    def _append(self, file: str, content: Mapping[str, Any]) -> None:
-        line = (json.dumps(content) + "\n").encode()
-        with refuse_when_full(self.path / file), open(self.path / file, "ab+") as stream:
-            _cut_partial_line(stream)
-            stream.write(line)
-        self._unsynced.add(file)
-
-    def _sync(self) -> None:
-        """Wait until every line is on the disk; for the end of a trial, since each wait takes milliseconds."""
-        for file in sorted(self._unsynced) if self._durable else ():
-            with refuse_when_full(self.path / file), open(self.path / file, "rb") as stream:
-                os.fsync(stream.fileno())
-        self._unsynced.clear()
-
-    def _read(
-        self, file: str, parse: Callable[[dict[str, Any]], Record], load: Callable[[bytes], Any] = json.loads
-    ) -> Iterator[Record]:
-        """Yield what a file's lines hold.
-
-        Raises:
-            ArchiveError: a line is no record, or one of another schema.
-        """
-        path = self.path / file
-        if not path.exists():
-            return
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.endswith(b"\n"):  # the last line of a killed writer is no record yet
-                    try:
-                        record = parse(load(line))
-                    except (AttributeError, TypeError, ValueError) as error:
-                        raise ArchiveError(f"{path}, line {number} cannot be read: {error}.") from error
-                    yield record
+        self._lines.append("lanes.jsonl", entry)
 
 
 @dataclass(frozen=True)
@@ -412,20 +372,3 @@ def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _cut_partial_line(stream: Any) -> None:
-    """Drop what a killed writer left after the last newline."""
-    end = stream.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65_536)
-        stream.seek(start)
-        block = stream.read(end - start)
-        newline = block.rfind(b"\n")
-        if newline == len(block) - 1 and end == stream.seek(0, os.SEEK_END):
-            return
-        if newline >= 0:
-            stream.truncate(start + newline + 1)
-            return
-        end = start
-    stream.truncate(0)

@@ -236,7 +236,7 @@ def test_a_phase_that_could_not_be_written_can_be_added_again(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("raysweep.archive._cut_partial_line", full)
+        patch.setattr("raysweep.jsonlines._cut_partial_line", full)
         with pytest.raises(OSError, match="disk full"):
             sweep.add_phase(phase(1, "k"))
     (sweep.path / "phases.jsonl").unlink()

@@ -21,7 +21,7 @@ LAYERS = (
     {"entries", "space"},
     {"spacefile", "checks"},
     {"jobfile"},
-    {"plan", "records"},
+    {"jsonlines", "plan", "records"},
     {"halting", "stages"},
     {"objectives"},
     {"contracts"},
