@@ -11,6 +11,7 @@ import click
 
 from raysweep.cli import analyze_pnn, dynamic, efficiency, preservation, stress
 from raysweep.cli.common import NewFile, console, json_option, print_json
+from raysweep.errors import UsageError
 
 
 class _Slots(click.ParamType[Any]):
@@ -25,7 +26,7 @@ class _Slots(click.ParamType[Any]):
         for part in value.split(","):
             layer, dot, head = part.strip().partition(".")
             if not (dot and layer.isdecimal() and head.isdecimal()):
-                self.fail(f"{part.strip()!r} is no head; write LAYER.HEAD, such as 0.3,5.1.", param, ctx)
+                raise UsageError(f"--mask {part.strip()!r} is no head; write LAYER.HEAD, such as 0.3,5.1.")
             slots.append((int(layer), int(head)))
         return slots
 

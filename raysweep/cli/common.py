@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from raysweep.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -46,7 +48,7 @@ class NewFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(str(super().convert(value, param, ctx)))
         if not path.parent.is_dir():
-            self.fail(f"{str(path.parent)!r} is no folder. Make it first.", param, ctx)
+            raise UsageError(f"--out {str(path)!r}: {str(path.parent)!r} is no folder. Make it first.")
         return path
 
 
