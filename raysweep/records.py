@@ -72,10 +72,10 @@ class PhaseRecord:
     """New heads on their way through learn: step, and heads with slot, gate, weight_norm, update (norm of the change
     since the point before), entropy and output_norm."""
     statistics: dict[str, list[list[float | None]]] | None = None
-    """Head statistics as [layer][head], None where there is no head, from measure."""
+    """Head statistics as [layer][head], None where there is no head: from prune those before it, and from measure."""
     agreement: dict[str, dict[str, float | None]] | None = None
-    """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`, from
-    measure where the job asks for contributions."""
+    """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`, of the
+    same phases where the job asks for contributions."""
     samples: list[dict[str, Any]] | None = None
     """Greedy continuations of fixed held-out prompts: prompt, text, repetition (share of repeated 3-grams)."""
 

@@ -113,11 +113,13 @@ class PruneSpec(StrategyPart):
     min_heads_per_layer: int = Field(default=1, ge=1)
     grace_cycles: int = Field(default=1, ge=0)
     """Cycles for which a grown head cannot be pruned."""
+    contribution: bool = False
+    """Measure each head's true contribution first, one forward pass a head, and how far every score agrees with it."""
 
 
 class MeasureSpec(Part):
     contribution: bool = False
-    """Measure each head's true contribution too, one forward pass a head, and how far every score agrees with it."""
+    """The same of the heads that are left."""
 
 
 class GrowSpec(StrategyPart):

@@ -76,6 +76,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "cycle.prune.unit": ("group", 1),
     "cycle.prune.min_heads_per_layer": (2, 1),
     "cycle.prune.grace_cycles": (2, 1),
+    "cycle.prune.contribution": (True, 1),
     "cycle.measure.contribution": (True, 2),
     "cycle.grow.strategy": ("random", 3),
     "cycle.grow.ratio": (0.6, 3),

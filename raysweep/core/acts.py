@@ -76,9 +76,12 @@ class Examiner:
 
 
 def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner) -> dict[str, Any]:
-    """Make heads absent as `cycle.prune` says; return the decision. Gates and slices follow with `state.refresh`.
+    """Make heads absent as `cycle.prune` says. Gates and slices follow with `state.refresh`.
 
     Every round scores the heads that are left anew; the decision holds each head's last score.
+
+    Returns:
+        The decision, and every statistic of every head that was there before.
 
     Raises:
         TrialError: the budget cannot be met.
@@ -93,13 +96,14 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     }
     size = unit_size(params["unit"], site.num_heads, site.num_key_value_heads)
     heads: list[Slot] = []
-    scores, entropy = np.zeros(grown.shape), np.full(grown.shape, np.nan)
+    scores, before = np.zeros(grown.shape), None
+    ranked_by = tuple(getattr(pruner, "requires", ()))
+    first = MEASURED_ON_DEMAND if params["contribution"] else ranked_by
     total = params["count"] if "count" in params else share(params["level"], grown.size)
     for count in round_counts(total, params["rounds"], size):
         left = state.head_map.without(heads)
-        statistics = examiner.statistics(state, head_map=left, requires=getattr(pruner, "requires", ()))
-        if not heads:
-            entropy = np.where(left.present, statistics.entropy, np.nan)
+        statistics = examiner.statistics(state, head_map=left, requires=first if before is None else ranked_by)
+        before = before or statistics
         now = pruner(statistics, generator)
         if params["normalize"] == "layer":
             now = layer_normalised(now, left.present)
@@ -108,13 +112,17 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
             now, left, count, budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
             protected=protected, unit=params["unit"], groups=site.num_key_value_heads, since=state.head_map,
         )  # fmt: skip
+    assert before is not None
     examiner.runtime.assert_equal(heads)
-    state.remove_heads(heads, entropy)
-    return _decision(params["strategy"], options, heads, scores)
+    state.remove_heads(heads, np.where(before.present, before.entropy, np.nan))
+    return {"decision": _decision(params["strategy"], options, heads, scores), **_described(before)}
 
 
 def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner) -> dict[str, Any]:
-    """Make absent heads present as `cycle.grow` says; return the decision. `state.refresh` opens their gates.
+    """Make absent heads present as `cycle.grow` says. `state.refresh` opens their gates.
+
+    Returns:
+        The decision.
 
     Raises:
         TrialError: the strategy did not return what was asked, or a new head could never learn.
@@ -144,7 +152,7 @@ def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, 
         assert sources.taylor is not None
         donors = donors_of(state.model.sites, before, heads, sources.taylor)
         decision["donors"] = [list(donors[slot]) for slot in heads]
-    return {**decision, "form": form}
+    return {"decision": {**decision, "form": form}}
 
 
 def _sensitivity(
@@ -174,7 +182,10 @@ def _check_alive(state: TrialState, init: str, examiner: Examiner) -> None:
 
 def measure(state: TrialState, examiner: Examiner, *, contribution: bool) -> dict[str, Any]:
     """Return every statistic of every present head, [layer][head]; and with contributions, how they agree with it."""
-    statistics = examiner.statistics(state, requires=MEASURED_ON_DEMAND if contribution else ())
+    return _described(examiner.statistics(state, requires=MEASURED_ON_DEMAND if contribution else ()))
+
+
+def _described(statistics: HeadStatistics) -> dict[str, Any]:
     found = {name: getattr(statistics, name) for name in (*MEASURED, *MEASURED_ON_DEMAND)}
     found = {name: scores for name, scores in found.items() if scores is not None}
     rows = {name: _or_none(scores, statistics.present) for name, scores in found.items()}

@@ -81,6 +81,6 @@ class Events:
             found = measure(self.state, self.examiner, contribution=phase["params"]["contribution"])
             return {**about, **self.measure(), **found}
         act = prune if kind == "prune" else grow
-        decision = act(self.state, phase["params"], cycle=phase["cycle"], key=phase["key"], examiner=self.examiner)
+        found = act(self.state, phase["params"], cycle=phase["cycle"], key=phase["key"], examiner=self.examiner)
         self.state.refresh()
-        return {**about, **self.measure(), "decision": decision}
+        return {**about, **self.measure(), **found}

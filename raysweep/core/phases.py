@@ -217,17 +217,17 @@ class _Trial:
         return self._train(state, phase)
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        decision = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        found = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
         state.refresh()
-        return {"decision": decision}
+        return found
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         return measure(state, self.measures.examiner(), contribution=phase.params["contribution"])
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        decision = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        found = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
         state.refresh()
-        return {"decision": decision, "regrown": self._regrown(decision, phase)}
+        return {**found, "regrown": self._regrown(found["decision"], phase)}
 
     def _small_model(self, shaped_by: str) -> TrialState:
         """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""

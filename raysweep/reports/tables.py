@@ -325,10 +325,10 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
         _say(console, halt_text(state["halted"]))
     for phase in state["phases"]:
         for act in [phase, *(phase["events"] or [])]:
-            found = decision_text(act) if act.get("decision") else agreement_text(act)
-            if found:
-                before = f", step {act['step']}" if "step" in act else ""
-                _say(console, f"{act['phase']} {act['cycle']}{before}: {found}")
+            before = f", step {act['step']}" if "step" in act else ""
+            for found in (decision_text(act) if act.get("decision") else "", agreement_text(act)):
+                if found:
+                    _say(console, f"{act['phase']} {act['cycle']}{before}: {found}")
     _say(console, "heads by layer (■ original, ▲ grown, · absent)")
     for layer, row in enumerate(state["phases"][-1]["head_map"]):
         _say(console, f"  {layer:>2} " + "".join("·" if head < 0 else "▲" if head else "■" for head in row))

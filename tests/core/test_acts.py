@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import causal, cpu, quick_plan, run_all, some_tokens, tiny_model
+from scipy.stats import spearmanr
 
 from raysweep.core.acts import MEASURED, Examiner, prune
 from raysweep.core.state import TrialState
@@ -34,12 +35,34 @@ class State:
         self.head_map, self.reference_entropy = self.head_map.without(heads), entropy
 
 
+PARAMS = {"strategy": "contribution", "level": 4 / 9, "budget": "global", "normalize": "none", "rounds": 1,
+          "unit": "head", "min_heads_per_layer": 1, "grace_cycles": 1, "contribution": False}  # fmt: skip
+
+
 def pruned(kind: str = "gpt2", **changes: Any) -> tuple[State, dict[str, Any]]:
-    params = {"strategy": "contribution", "level": 4 / 9, "budget": "global", "normalize": "none", "rounds": 1,
-              "unit": "head", "min_heads_per_layer": 1, "grace_cycles": 1} | changes  # fmt: skip
+    params = {**PARAMS, **changes}
     state: Any = State(tiny_model(kind))
     examiner = Examiner(batches=[causal(some_tokens(3))], runtime=cpu())
-    return state, prune(state, params, cycle=1, key="key", examiner=examiner)
+    return state, prune(state, params, cycle=1, key="key", examiner=examiner)["decision"]
+
+
+def test_a_prune_leaves_every_score_of_every_head_that_was_there_before() -> None:
+    model, batches, whole = tiny_model("gpt2"), [causal(some_tokens(3))], HeadMap.full(3, 3)
+    examiner = Examiner(batches=batches, runtime=cpu())
+    asked = PARAMS | {"strategy": "taylor", "rounds": 4, "contribution": True}
+    state: Any = State(model)
+    found = prune(state, asked, cycle=1, key="key", examiner=examiner)
+    assert set(found["statistics"]) == {*MEASURED, "contribution"}
+    assert all(value is not None for rows in found["statistics"].values() for row in rows for value in row)
+    truth = contributions(model, batches, whole).mean(0)
+    np.testing.assert_allclose(found["statistics"]["contribution"], truth, rtol=1e-9)
+    fisher = spearmanr(np.ravel(found["statistics"]["fisher"]), truth.ravel()).statistic
+    assert found["agreement"]["fisher"]["global"] == pytest.approx(fisher)
+    assert set(found["agreement"]) == set(MEASURED)
+    again: Any = State(tiny_model("gpt2"))
+    plain = prune(again, asked | {"contribution": False}, cycle=1, key="key", examiner=examiner)
+    assert "agreement" not in plain and set(plain["statistics"]) == set(MEASURED)
+    assert plain["decision"] == found["decision"]
 
 
 def test_contribution_in_as_many_rounds_as_heads_is_greedy() -> None:

@@ -215,17 +215,18 @@ def test_training_phases_have_curves_and_measured_ones_have_statistics_and_sampl
     plan, _, records = quick
     data = trial_data(plan)
     prompts = [data.tokenizer().decode(window[:16].tolist()) for window in data.evaluation[:3]]
-    for record in records:
+    for number, record in enumerate(records):
         trained = record.phase in ("baseline", "learn")
         assert [point["step"] for point in record.curve] == ([4.0] if trained else [])
         assert record.steps == (4 if trained else 0) and record.tokens == record.steps * 4 * 32
-        assert (record.statistics is not None) == (record.phase == "measure")
+        assert (record.statistics is not None) == (record.phase in ("prune", "measure"))
         assert (record.samples is not None) == (record.phase in ("baseline", "measure", "learn"))
         if record.phase == "learn":
             assert {"new_head_gate", "new_head_multiplier"} <= set(record.curve[0])
         if record.statistics:
             assert set(record.statistics) == set(MEASURED)
-            present = np.array(record.head_map) >= 0
+            heads_of = records[number - 1] if record.phase == "prune" else record  # a prune's are those before it
+            present = np.array(heads_of.head_map) >= 0
             for rows in record.statistics.values():
                 assert [[value is not None for value in row] for row in rows] == present.tolist()
             assert all(np.shape(rows) == (4, 8) for rows in record.statistics.values())
