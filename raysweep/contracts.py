@@ -190,8 +190,11 @@ class Draw:
 
 TOLD = "told"
 """Attribute of an ended trial in the study that Optuna samplers see: its place in the order of results."""
-SearchFeature = Literal["choice", "condition", "continuous", "objectives", "constraints"]
-"""A choice, a parameter under a condition, a continuous one; several objectives; constraints on results."""
+DIVERGED = "diverged"
+"""Attribute of an ended trial in that study: whether it failed by its values, its loss being no number any more."""
+SearchFeature = Literal["choice", "condition", "continuous", "strategies", "objectives", "constraints"]
+"""A choice, a parameter under a condition, a continuous one; strategies of which none is chosen; several objectives;
+constraints on results."""
 
 
 class Sampler(Protocol):

@@ -672,18 +672,26 @@ CONDITIONAL = {
     "cycle.prune.direction": {"choice": ["high", "low"], "when": {"cycle.prune.strategy": "entropy"}},
 }
 ALL_BUT_CMAES = "These can: gp, grid, nsga2, quasi_random, random, tpe."
+THOSE_WITHOUT_BANDIT = "These can: cmaes, gp, grid, nsga2, quasi_random, random, tpe."
+ONE_STRATEGY = {**LEVEL, "cycle.prune.strategy": {"choice": ["taylor"]}, "model.name": {"choice": ["gpt2-nano"]}}
 
 
 @pytest.mark.parametrize(
     ("sampler", "space", "search", "said"),
     [
         ("grid", {"cycle.learn.lr": {"uniform": [0.1, 1]}}, {}, "cycle.learn.lr is continuous; give it a step"),
-        ("cmaes", CONDITIONAL, {}, f"cycle.prune.strategy is a choice, not a range. {ALL_BUT_CMAES}"),
+        ("cmaes", CONDITIONAL, {}, "cycle.prune.strategy is a choice, not a range. "
+                                   "These can: gp, grid, nsga2, quasi_random, random, strategy_bandit, tpe."),
         ("cmaes", {"cycle.learn.lr": {"uniform": [0.1, 1]},
                    "cycle.prune.rounds": {"integer": [1, 3], "when": {"cycle.learn.lr": {"above": 0.5}}}}, {},
          "cycle.prune.rounds exists under a condition only. These can: gp, nsga2, quasi_random, random, tpe."),
         ("cmaes", LEVEL, {"minimize": ["loss", "params"]}, f"search.minimize names 2 objectives. {ALL_BUT_CMAES}"),
         ("cmaes", LEVEL, {"constraints": ["perplexity <= 3"]}, f"would teach it nothing. {ALL_BUT_CMAES}"),
+        ("strategy_bandit", LEVEL, {}, "none of cycle.prune.strategy, cycle.grow.strategy, cycle.grow.init, "
+                                       f"cycle.infer.exit has two choices in its space. {THOSE_WITHOUT_BANDIT}"),
+        ("strategy_bandit", ONE_STRATEGY, {}, "has two choices in its space. These can: gp, grid, nsga2,"),
+        ("strategy_bandit", CONDITIONAL, {"minimize": ["loss", "params"]},
+         "search.minimize names 2 objectives. These can: gp, grid, nsga2, quasi_random, random, tpe."),
     ],
 )  # fmt: skip
 def test_a_sampler_that_cannot_do_a_search_is_refused_with_those_that_can(

@@ -20,7 +20,7 @@ LAYERS = (
     {"disk", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
     {"entries", "space"},
     {"spacefile", "checks"},
-    {"jobfile"},
+    {"jobfile", "strategy_effects"},
     {"jsonlines", "plan", "records"},
     {"halting", "stages"},
     {"objectives"},
@@ -64,7 +64,7 @@ OWNERS = {
     "transformers": {"models", "plasticity", "pnn", "core", "init", "exports", "findings", "cluster"},
     "datasets": {"models", "plasticity", "core", "init", "cluster"},
     "yaml": {"yamlfile"},
-    "scipy": {"exits", "samplers", "statistics", "findings", "analyses"},
+    "scipy": {"exits", "samplers", "statistics", "strategy_effects", "findings", "analyses"},
     "click": {"cli"},
 }
 

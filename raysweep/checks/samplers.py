@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raysweep import registry
+from raysweep.checks.sections import TRIAL_STRATEGIES
 from raysweep.errors import Fault
+from raysweep.parameter import Parameter
 from raysweep.space import Space
 from raysweep.spec import SearchSpec
 
@@ -18,6 +20,11 @@ def sampler_faults(search: SearchSpec, space: Space, source: str) -> Iterable[Fa
         able = [name for name in registry.available("samplers") if not set(_cannot(name)) & set(asked)]
         message = f"cannot do this search: {reason}. These can: {', '.join(able)}."
         yield Fault(file=source, key="search.sampler.name", value=search.sampler.name, message=message)
+
+
+def strategies_of(space: Space) -> list[Parameter]:
+    """Return what a space chooses among strategies, by two choices or more."""
+    return [one for one in space.parameters if one.path in TRIAL_STRATEGIES and len(one.choices) > 1]
 
 
 def _cannot(sampler: str) -> tuple[str, ...]:
@@ -34,6 +41,8 @@ def _asked_of_sampler(search: SearchSpec, space: Space) -> dict[str, str]:
             asked.setdefault("condition", f"{parameter.path} exists under a condition only")
         if not parameter.quantised:
             asked.setdefault("continuous", f"{parameter.path} is continuous; give it a step or a number of values")
+    if not strategies_of(space):
+        asked["strategies"] = f"none of {', '.join(TRIAL_STRATEGIES)} has two choices in its space"
     if isinstance(search.minimize, tuple) and len(search.minimize) > 1:
         asked["objectives"] = f"search.minimize names {len(search.minimize)} objectives"
     if search.constraints:

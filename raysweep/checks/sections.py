@@ -21,6 +21,10 @@ STRATEGY_KEYS = {
     "search.sampler": (("samplers", "name"),),
     "search.stopping": (("schedulers", "name"),),
 }
+TRIAL_STRATEGIES = tuple(
+    f"{section}.{key}" for section, named in STRATEGY_KEYS.items() if section.startswith("cycle.") for _, key in named
+)
+"""Paths of the strategies of a trial itself: what prunes, what grows, how new heads begin, when tokens leave."""
 Number = Callable[[str, int], int]
 """Returns a whole number of the job by its path, or a default where there is none."""
 ToFault = Callable[[str, Any, str], Fault]

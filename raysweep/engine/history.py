@@ -17,7 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from raysweep.contracts import TOLD
+from raysweep.contracts import DIVERGED, TOLD
 from raysweep.parameter import Parameter
 from raysweep.space import Space, Values
 
@@ -40,6 +40,8 @@ class Result:
     """Held-out loss by thousandths of the judged compute; see `Report.share`."""
     misses: Mapping[str, float] = field(default_factory=dict)
     """Constraint -> by how much it is missed."""
+    diverged: bool = False
+    """It failed by its own values: its loss, or an objective, was no number."""
 
     def frozen(self, distributions: Mapping[str, BaseDistribution], **attributes: Any) -> FrozenTrial:
         """Return it as a trial of Optuna, with those of its values that lie in their distributions."""
@@ -94,6 +96,7 @@ class History:
         for key, value in comparable.frozen({}).system_attrs.items():  # the constraints, as Optuna keeps them
             storage.set_trial_system_attr(number, key, value)
         storage.set_trial_user_attr(number, TOLD, self._told)
+        storage.set_trial_user_attr(number, DIVERGED, result.diverged)
         storage.set_trial_state_values(number, result.state, result.objectives)
         self._told += 1
 

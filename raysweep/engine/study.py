@@ -159,15 +159,15 @@ class Study:
         return True
 
     def _result(self, record: TrialRecord, reports: Sequence[Report]) -> Result:
-        state, objectives = STATES.get(record.status, TrialState.FAIL), None
+        state, objectives, diverged = STATES.get(record.status, TrialState.FAIL), None, record.status == "DIVERGED"
         if state == TrialState.COMPLETE:
             objectives = tuple(record.objectives[name] for name in self._objectives)
             if any(map(math.isnan, objectives)):
-                state, objectives = TrialState.FAIL, None
+                state, objectives, diverged = TrialState.FAIL, None, True
         return Result(
             trial=record.trial, values=record.values, state=state, objectives=objectives,
             reports={round(STEPS * report.share): report.loss for report in reports},
-            misses=record.violations if objectives else {},
+            misses=record.violations if objectives else {}, diverged=diverged,
         )  # fmt: skip
 
 

@@ -36,7 +36,12 @@ MIXED: dict[str, Any] = {
 }
 GRID: dict[str, Any] = {**MIXED, "cycle.learn.lr": {"choice": [1e-4, 1e-3]}}
 del GRID["cycle.learn.new_head_lr_multiplier"]
-OPTIONS = {"tpe": {"startup_trials": 4}, "gp": {"startup_trials": 4}, "nsga2": {"population": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tpe": {"startup_trials": 4},
+    "gp": {"startup_trials": 4},
+    "nsga2": {"population": 4},
+    "strategy_bandit": {"startup_trials": 4},
+}
 SAMPLERS = registry.available("samplers")
 TRIALS = dict.fromkeys(SAMPLERS, 19) | {"gp": 8}
 """As many as show what there is to see: a proposal of the Gaussian process takes seconds."""
@@ -150,9 +155,12 @@ def test_every_point_is_one_of_the_space_and_points_differ(sampler: str) -> None
     assert len({json.dumps(values, sort_keys=True) for values in points}) > 0.75 * len(points)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "cmaes", "nsga2"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "cmaes", "nsga2", "strategy_bandit"]
+)
 def test_a_sampler_that_learns_finds_better_points_than_random_ones(sampler: str) -> None:
     space = {**RANGES, "cycle.learn.new_head_lr_multiplier": {"choice": [3.0]}} if sampler != "cmaes" else RANGES
+    space = MIXED if sampler == "strategy_bandit" else space
     options: dict[str, Any] = {"population": 6} if sampler in ("cmaes", "nsga2") else {"startup_trials": 8}
 
     def late(name: str, **given: Any) -> float:
@@ -256,7 +264,8 @@ def test_quasi_random_points_are_spread_more_evenly_than_random_ones_under_condi
 
 @pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"grid"}))
 def test_every_proposed_point_meets_the_rules_and_is_the_same_after_a_resume(sampler: str) -> None:
-    job = some_job(sampler, {**RANGES, "require": ["cycle.prune.level * 10 >= cycle.learn.new_head_lr_multiplier"]})
+    searched = MIXED if sampler == "strategy_bandit" else RANGES
+    job = some_job(sampler, {**searched, "require": ["cycle.prune.level * 10 >= cycle.learn.new_head_lr_multiplier"]})
     sweep = Sweep(job)
     for number in range(1, min(12, TRIALS[sampler]) + 1):
         sweep.end()
@@ -302,7 +311,7 @@ def test_a_job_that_allows_no_point_ends_in_a_clear_error(monkeypatch: pytest.Mo
 # Several objectives and constraints
 
 
-@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"cmaes", "grid"}))
+@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"cmaes", "grid", "strategy_bandit"}))
 def test_several_objectives_and_constraints_reach_the_sampler_and_resume(sampler: str) -> None:
     job = some_job(sampler, minimize=["loss", "params"], constraints=["perplexity <= 3"])
     sweep = Sweep(job)
