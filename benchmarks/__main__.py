@@ -18,6 +18,7 @@ BENCHMARKS = (
     "many_trials",
     "sharing",
     "simulate",
+    "strategy_bandit",
     "quickstart",
     "kill_loop",
 )
