@@ -21,6 +21,7 @@ BENCHMARKS = (
     "strategy_bandit",
     "quickstart",
     "kill_loop",
+    "mutations",
 )
 
 for benchmark in BENCHMARKS:

@@ -73,6 +73,8 @@ def test_only_the_end_of_a_cycle_is_judged() -> None:
         ((100.0, 50.0, 50.0, 50.0), 2, True),
         ((100.0, 50.0, 50.0, 50.0), 3, False),
         ((50.0, 70.0, 60.0), 2, True),  # never as good as before
+        ((50.0, 70.0, 69.0, 60.0), 2, True),  # nor as good as long before
+        ((100.0, 90.0, 99.5), 2, False),  # it gained within the two cycles, though not in the last
     ],
 )
 def test_a_plateau_halts_with_its_last_phase(ends: tuple[float, ...], patience: int, halts: bool) -> None:

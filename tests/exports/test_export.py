@@ -137,7 +137,8 @@ def test_the_card_tells_the_whole_history(finished: FinishedTrial, sweep: SweepF
             heads = ", ".join(f"{layer}.{head}" for layer, head in sorted(map(tuple, record.decision["heads"])))
             assert heads in text and record.decision["strategy"] in text
     for said in (finished.last.key, finished.last.data_sha256, f"{finished.last.params:,}", "from_pretrained",
-                 f"{finished.last.flops_per_token:,.0f}", sweep.name):  # fmt: skip
+                 f"{finished.last.flops_per_token:,.0f}", f"Trial 1 of sweep `{sweep.name}`",
+                 f"| seed | {finished.plan.seed} |"):  # fmt: skip
         assert said in text
     rows = re.findall(r"^ +\d+  ([.\d ]+)$", text, flags=re.MULTILINE)
     assert rows == [" ".join("." if head < 0 else str(head) for head in row) for row in finished.last.head_map]
