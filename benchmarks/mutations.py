@@ -30,7 +30,10 @@ PAGE = ROOT / "docs" / "mutations.md"
 TREE = ("raysweep", "tests", "jobs", "search_spaces", "pyproject.toml")
 """What the tests need of the repository."""
 AT_ONCE = 2
+PATIENCE_S = 900
+"""For one test: two at once, one of them with ranks of its own, take longer than alone."""
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+"""No network, and one thread for each of the two."""
 BROKEN = ("NameError", "ImportError", "SyntaxError", "AttributeError", "TypeError")
 """Failures that say that the fault is no program, and nothing of the test."""
 HEADER = """# Faults that were planted, and the tests that find them
@@ -156,7 +159,7 @@ def try_out(mutation: Mutation, whole: Path) -> Verdict:
 def outcome(tree: Path, tests: Sequence[str]) -> tuple[bool | None, str]:
     """Run tests of a tree; return whether one failed, None where not every one could run, and what was said."""
     report = tree / "report.xml"
-    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    options = ["-q", "-p", "no:cacheprovider", f"--timeout={PATIENCE_S}", f"--junitxml={report}"]
     own = {"PYTHONPATH": str(tree), "RAYSWEEP_CACHE": str(tree / "cache"), **QUIET}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)],
