@@ -27,7 +27,7 @@ from raysweep.yamlfile import load_mapping
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "benchmarks" / "mutations.yaml"
 PAGE = ROOT / "docs" / "mutations.md"
-TREE = ("raysweep", "tests", "jobs", "search_spaces", "pyproject.toml")
+TREE = ("raysweep", "tests", "jobs", "search_spaces", "docs", "README.md", "pyproject.toml")
 """What the tests need of the repository."""
 AT_ONCE = 2
 PATIENCE_S = 900
