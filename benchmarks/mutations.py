@@ -42,7 +42,7 @@ A test is worth what it finds. Each fault below was planted in the code, alone, 
 [behaviours.md](behaviours.md) names for that row, failed. `python -m benchmarks.mutations` does it again and writes
 this page; the faults are in [benchmarks/mutations.yaml](../benchmarks/mutations.yaml), the count of those found in
 [results/reference/mutations.json](../results/reference/mutations.json). Left out: the test of behaviour 21 that starts
-a Ray cluster, and what is not built yet (behaviour 22).
+a Ray cluster.
 
 | row | what was broken | in | the test that finds it |
 |---|---|---|---|
