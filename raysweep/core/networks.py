@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import registry
 from raysweep.contracts import Facts, Family
+from raysweep.core.quiet import quietly
 from raysweep.core.wordpiece import WORDPIECE
 from raysweep.errors import DataError, ModelError, known_names_hint
 from raysweep.plan import content_key
@@ -169,13 +169,13 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
     from safetensors import SafetensorError
 
     try:
-        with _quietly():
+        with quietly():
             network, report = _model_class(model).from_pretrained(
                 model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
                 use_safetensors=True, output_loading_info=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing, unfit or damaged weights
-        raise ModelError(f"model {model.name!r} cannot be loaded: {error}{_way_out(error)}") from error
+        raise ModelError(f"model {model.name!r} cannot be loaded: {_reason(error)}") from error
     exempt = HEADS if new_head else ()
     lacking = sorted(key for key in report["missing_keys"] if not key.startswith(exempt))
     if lacking:
@@ -193,31 +193,15 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
     return network
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Let transformers say nothing of what is checked here: no report of missing weights, no progress bars."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
 
-def _way_out(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if "ignore_mismatched_sizes" not in str(error):
-        return ""
-    return " Its weights have other shapes than its config.json says, as in a compact export: export it as dense."
+        return str(error)
+    return "its weights have other shapes than its config.json says, as in a compact export: export it as dense."
 
 
 def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:

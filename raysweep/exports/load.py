@@ -12,6 +12,7 @@ from safetensors.torch import load_model as load_weights
 from raysweep import registry
 from raysweep.contracts import Family
 from raysweep.core.networks import network_class
+from raysweep.core.quiet import quietly
 from raysweep.errors import ModelError
 from raysweep.exports.manifest import FILE, Manifest
 from raysweep.plasticity.compaction import densify, key_value_index, shrink, unloaded
@@ -67,10 +68,11 @@ def _load(folder: Path) -> tuple[Any, Manifest, HeadMap]:
 
 def _plain(folder: Path, model_class: Any, config: Any) -> Any:
     """Load a dense folder as transformers does; it may know weights by older names."""
-    network, report = model_class.from_pretrained(
-        folder, config=config, dtype=config.dtype, attn_implementation="sdpa", use_safetensors=True,
-        output_loading_info=True,
-    )  # fmt: skip
+    with quietly():
+        network, report = model_class.from_pretrained(
+            folder, config=config, dtype=config.dtype, attn_implementation="sdpa", use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
     wrong = {problem: sorted(map(str, names)) for problem, names in report.items() if names}
     if wrong:
         raise ValueError(str(wrong))

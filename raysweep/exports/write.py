@@ -16,6 +16,7 @@ import torch
 from raysweep.archive import SweepFolder
 from raysweep.core.data import special_roles
 from raysweep.core.networks import task_of, tokenizer_source
+from raysweep.core.quiet import quietly
 from raysweep.errors import TrialError, UsageError
 from raysweep.exports.card import card
 from raysweep.exports.finished import FinishedTrial, restore
@@ -46,7 +47,8 @@ def export(folder: SweepFolder, trial: int, out: Path, form: Format) -> Manifest
     manifest = _manifest(finished, form)
     with _appearing(out) as part:
         # Dense: the names that other programs know. Compact: those of the network, which load_model fills by name.
-        _network(finished, form).save_pretrained(part, save_original_format=form == "dense")
+        with quietly():
+            _network(finished, form).save_pretrained(part, save_original_format=form == "dense")
         _save_tokenizer(finished, part)
         manifest.write(part)
         (part / "README.md").write_text(card(finished.plan, finished.records, manifest), encoding="utf-8")

@@ -17,6 +17,7 @@ from raysweep import registry
 from raysweep.contracts import Array, Batch, Examples, Facts
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.examples import Dataset, load_dataset
+from raysweep.core.quiet import quietly
 from raysweep.core.runtime import Runtime
 from raysweep.errors import DataError, ModelError, NotApplicableError, UsageError
 from raysweep.exports.load import is_export, load_model
@@ -135,10 +136,11 @@ def load_network(folder: str) -> Any:
     if is_export(folder):
         return load_model(folder)
     try:
-        network, report = PnnForMaskedLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
-            output_loading_info=True, ignore_mismatched_sizes=True,  # told below, with what else is wrong
-        )  # fmt: skip
+        with quietly():
+            network, report = PnnForMaskedLM.from_pretrained(
+                folder, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=True,  # told below, with what else is wrong
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model {folder!r} cannot be loaded: {reason}") from error
