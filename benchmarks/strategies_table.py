@@ -53,6 +53,13 @@ DRAWS = 5
 HEAD_STEPS = 200
 LEAST = 0
 """Heads that every layer keeps: none, as in the protocol."""
+PAGE = FOLDER / f"{BENCHMARK}.md"
+HEADER = f"""# What removing heads costs, by the score that chose them
+
+Heads removed at once, without retraining; `python -m benchmarks.{BENCHMARK}` measures and writes this page,
+docs/scores.md defines the scores. In bold: better than the best of {DRAWS} random draws of the same budget.
+"""
+BAR = "\\|"  # inside a cell
 CPU = Runtime(device=torch.device("cpu"))
 
 
@@ -185,6 +192,47 @@ def _add(
         )  # fmt: skip
         show(figures[-1])
     save(BENCHMARK, figures)
+    PAGE.write_text(page(figures), encoding="utf-8")
+
+
+def page(figures: Sequence[Figure]) -> str:
+    """Return the table of both models, and which rows did better than every random draw at every level."""
+    found = {figure.name: figure for figure in figures}
+    text, everywhere = [HEADER], [row.name for row in _rows()]
+    for name in ("SmolLM2-135M", "all-MiniLM-L6-v2"):
+        base = found.get(f"{name}, all heads, 0% removed")
+        if base is None:
+            continue
+        text += [
+            f"## {name}: {base.unit}, {base.measured:.4g} with all heads\n",
+            "| scores, budget | " + " | ".join(f"{level:.0%}" for level in LEVELS) + " |",
+            "|---" * (1 + len(LEVELS)) + "|",
+        ]
+        trusted = []
+        for row in _rows():
+            cells = [found.get(f"{name}, {row.name}, {level:.0%} removed") for level in LEVELS]
+            chance = [found.get(f"{name}, random, {_budget(row)}, {level:.0%} removed") for level in LEVELS]
+            if any(one is None for one in (*cells, *chance)):
+                continue
+            beats = [one.measured < draws.runs["min"] for one, draws in zip(cells, chance, strict=True)]
+            if all(beats):
+                trusted.append(row.name)
+            shown = (_cell(one, better) for one, better in zip(cells, beats, strict=True))
+            text.append(f"| {row.name.replace('|', BAR)} | " + " | ".join(shown) + " |")
+        text.append(f"\nBetter than every random draw at every level: {'; '.join(trusted) or 'none'}.\n")
+        everywhere = [name for name in everywhere if name in trusted]
+    text += ["## Which to trust\n", f"On both models, at every level: {'; '.join(everywhere) or 'none'}.\n"]
+    return "\n".join(text)
+
+
+def _budget(row: Row) -> str:
+    return row.budget.replace("_", " ")
+
+
+def _cell(one: Figure, better: bool) -> str:
+    if one.runs["count"] > 1:
+        return f"{one.runs['min']:.4g} to {one.runs['max']:.4g}"
+    return f"**{one.measured:.4g}**" if better else f"{one.measured:.4g}"
 
 
 def _missing(figures: Sequence[Figure], subject: Subject, row: Row) -> bool:
