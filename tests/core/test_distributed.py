@@ -151,7 +151,7 @@ def grow_by_gradmax(_: Path) -> Any:
             state.refresh()
             examiner = Examiner(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
             params = {"strategy": "gradient_sensitivity", "init": "gradmax", "count": len(slots) - 1}
-            decision = grow(state, params, cycle=1, key="key", examiner=examiner)
+            decision = grow(state, params, cycle=1, key="key", examiner=examiner)["decision"]
             found[kind, str(dtype)] = decision["heads"], np.array(decision["scores"]), state.changed_slices()
     return found
 
