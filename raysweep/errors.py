@@ -82,6 +82,17 @@ class TrialError(RunError):
     pass
 
 
+class BudgetError(TrialError):
+    """Heads are to go, or to be grown, that cannot; `key` is the setting of the job that asks for them."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message, key)  # what it is made from, so that it can be pickled
+        self.key = key
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class DivergedError(TrialError):
     pass
 

@@ -40,11 +40,19 @@ class Job:
     spec: JobSpec
     space: Space | None
     source: str
+    overridden: frozenset[str] = frozenset()
+    """Keys that were set beside the file."""
 
     @property
     def warnings(self) -> list[str]:
         """What its space does to the sharing of phases, a sentence each."""
         return self.space.warnings(self.spec.resolved()) if self.space else []
+
+    def fault(self, key: str, value: Any, message: str) -> Fault:
+        """Return a fault of a setting, in the file that it stands in."""
+        if self.space and key in (*self.space.paths, *self.space.constants):
+            return self.space.fault(key, message, value)
+        return Fault(file="--set" if key in self.overridden else self.source, key=key, value=value, message=message)
 
     def with_values(self, values: Mapping[str, Any], seed: int | None = None) -> JobSpec:
         """Return the spec of one trial: the job with a point of the space, and the trial's seed, filled in.
@@ -89,7 +97,7 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
         ]  # fmt: skip
     if faults:
         raise SpecError(faults)
-    return checked
+    return replace(checked, overridden=frozenset(values))
 
 
 def parse_settings(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault]]:

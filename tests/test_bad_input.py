@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from helpers import quick_job
 from sweeps import finished_sweep, job_mapping
 
 from raysweep.cli import main
@@ -174,6 +175,89 @@ def test_a_hub_model_without_a_network() -> None:
 def test_a_model_that_only_the_space_names() -> None:
     job = job_mapping(space={"model.name": {"choice": ["gpt2-nano", "gpt9-nano"]}})
     assert "model.name = 'gpt9-nano'" in refused("run", write_job("job.yaml", job))
+
+
+def test_a_configuration_that_is_no_json() -> None:
+    job = model_folder()
+    Path("model/config.json").write_text('{"model_type": ')
+    message = refused("validate", job)
+    assert f"{str(Path('model/config.json').resolve())!r} is no JSON (" in message and "save_pretrained()" in message
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"model_type": 3}'])
+def test_a_configuration_that_names_no_architecture(text: str) -> None:
+    job = model_folder()
+    Path("model/config.json").write_text(text)
+    assert "config.json' names no model_type." in refused("validate", job)
+
+
+def test_an_architecture_that_nobody_knows_names_the_families() -> None:
+    message = refused("validate", model_folder(model_type="gpt7"))
+    assert "is a 'gpt7': no 'gpt7'. Did you mean 'gpt2'?" in message and FAMILIES in message
+
+
+def test_a_configuration_with_a_value_that_its_architecture_does_not_take() -> None:
+    message = refused("validate", model_folder(model_type="gpt2", n_head="many"))
+    assert "config.json' is no configuration of a 'gpt2': " in message and "n_head" in message
+
+
+def test_a_configuration_whose_sizes_contradict_each_other() -> None:
+    job = model_folder(model_type="gpt2", n_layer=1, n_head=3, n_embd=8)
+    Path("model/model.safetensors").touch()
+    assert "cannot be built as its configuration says: " in refused("validate", job)
+
+
+# Numbers of heads.
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+@pytest.mark.parametrize(
+    ("cycle", "said"),
+    [
+        ({"prune": {"level": 0.95}}, "cycle.prune.level = 0.95: asked to remove 30 heads, but only 28 may go"),
+        (
+            {"prune": {"min_heads_per_layer": 9}},
+            "cycle.prune.min_heads_per_layer = 9: asked to remove 10 heads, but only 0 may go",
+        ),
+        (
+            {"continuous": {"every": 4, "remove": 20}, "learn": {"steps": 20}},
+            "cycle.continuous.remove = 20: in event 2, asked to remove 20 heads, but only ",
+        ),
+        (
+            {"continuous": {"every": 4, "remove": 1, "grow": 5}},
+            "cycle.continuous.grow = 5: asked to grow 5 heads, but only 1 are absent. Lower cycle.continuous.grow.",
+        ),
+        (
+            {"cycles": 3, "level_escalation": 0.3, "grow": {"ratio": 0.0}},
+            "cycle.prune.level = 0.3: in cycle 2, asked to remove 19 heads, but only 18 may go",
+        ),
+        (
+            {"cycles": 2, "prune": {"level": 0.6}, "grow": {"ratio": 1.0}},
+            "cycle.prune.level = 0.6: in cycle 2, asked to remove 19 heads, but only 13 may go (min_heads_per_layer = "
+            "1, 19 freshly grown heads protected). Lower cycle.prune.level.",
+        ),
+    ],
+)
+def test_a_number_of_heads_that_there_cannot_be(command: str, cycle: dict[str, Any], said: str) -> None:
+    base = quick_job(cycle__cycles=1)["cycle"]
+    changes = {
+        key: {**base[key], **value} if key in base and key != "cycles" else value for key, value in cycle.items()
+    }
+    job = write_job("job.yaml", quick_job(cycle={**base, **changes}))
+    assert refused(command, job).startswith(f"job.yaml: {said}")
+
+
+def test_a_number_of_heads_that_a_setting_asks_for_is_named_as_a_setting() -> None:
+    message = refused("validate", "good.yaml", "--set", "cycle.prune.min_heads_per_layer=9")
+    assert message.startswith("--set: cycle.prune.min_heads_per_layer = 9: ")
+    assert message.endswith("Lower cycle.prune.min_heads_per_layer or cycle.prune.level.")
+
+
+def test_a_range_with_an_end_at_which_too_many_heads_would_go() -> None:
+    job = job_mapping(space={"cycle.prune.level": {"uniform": [0.1, 0.95], "step": 0.05}})
+    assert refused("validate", write_job("job.yaml", job)).startswith(
+        "job.yaml (search.space): cycle.prune.level = 0.95: asked to remove 30 heads, but only 28 may go"
+    )
 
 
 # Corpora.
@@ -363,6 +447,41 @@ def test_validate_writes_faults_as_json_to_stdout() -> None:
     assert [(fault["file"], fault["key"], fault["value"]) for fault in faults] == [
         ("job.yaml", "cycle.prune.strategy", "tailor"), ("nowhere.yaml", "", None),
     ]  # fmt: skip
+
+
+def test_validate_looks_at_what_a_job_names() -> None:
+    """Every fault that needs no network, at once."""
+    job = changed(model={"name": "gpt3-nano"}, data={"name": "nowhere.txt"})
+    result = invoke("validate", job)
+    assert (result.exit_code, result.stdout) == (2, "")
+    data, model = result.stderr.splitlines()
+    assert data == "error: job.yaml: data.name = 'nowhere.txt': no such file or folder."
+    assert model.startswith("error: job.yaml: model.name = 'gpt3-nano' is neither a folder here nor a name of the hub.")
+    assert "Did you mean 'gpt2-nano'?" in model
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        ({"name": "vit-nano"}, "python-docs", "data.name = 'python-docs' holds no images. Give 'digits'"),
+        ({"name": "gpt2-nano"}, "digits", "data.name = 'digits' holds images, but model.name = 'gpt2-nano' learns"),
+        (
+            {"name": "bert-nano", "task": "sequence_classification"}, "wikitext-2",
+            "data.name = 'wikitext-2' holds no labelled sentences.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_corpus_of_another_kind_than_the_model_learns_from(model: dict[str, Any], data: str, said: str) -> None:
+    cycle = job_mapping()["cycle"]
+    assert said in refused("validate", changed(model=model, data={"name": data}, cycle=cycle))
+
+
+def test_validate_says_what_only_a_network_could_tell() -> None:
+    result = invoke("validate", changed(model={"name": "gpt2"}, data={"name": "wikitext-2"}))
+    assert result.exit_code == 0 and result.stdout.startswith("1 job valid.")
+    model, data = result.stderr.splitlines()
+    assert model.startswith("note: model.name = 'gpt2' is a name of the hub: ") and "`raysweep plan` finds out" in model
+    assert data.startswith("note: data.name = 'wikitext-2' is a name of the hub: ")
 
 
 def test_valid_jobs_are_counted_and_what_to_do_next_is_named() -> None:

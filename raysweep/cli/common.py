@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raysweep.archive import SweepFolder
-    from raysweep.jobfile import Job
 
 QUICKSTART = "jobs/quickstart.yaml"
 
@@ -88,9 +87,9 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     print_next(*commands)
 
 
-def print_warnings(job: Job) -> None:
-    """Say on stderr what in a job's space keeps trials from sharing phases."""
-    for text in job.warnings:
+def print_notes(texts: Sequence[str]) -> None:
+    """Say on stderr what is no fault of a job, but worth knowing."""
+    for text in texts:
         click.echo(f"note: {text}", err=True)
 
 

@@ -15,7 +15,7 @@ from raysweep.cli.common import (
     json_option,
     print_json,
     print_next,
-    print_warnings,
+    print_notes,
     results_option,
     set_option,
     trials_option,
@@ -29,18 +29,23 @@ from raysweep.cli.common import (
 def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> None:
     """Check job files whole: every fault at once.
 
-    Needs neither a cluster nor a network: whether a model or a corpus can be had is for `raysweep plan` and
-    `raysweep run` to find out.
+    Models and corpora that are here are looked at too. Needs neither a cluster nor a network: what the hub has, and
+    whether a corpus is long enough, is for `raysweep plan` and `raysweep run` to find out.
     """
+    from raysweep.core.preflight import faults_here
     from raysweep.errors import SpecError
     from raysweep.jobfile import load_job
 
     faults = []
     for job in jobs:
         try:
-            print_warnings(load_job(job, overrides))
+            checked = load_job(job, overrides)
         except SpecError as error:
             faults += error.faults
+            continue
+        wrong, notes = faults_here(checked)
+        print_notes([*checked.warnings, *notes])
+        faults += wrong
     if as_json:
         print_json([fault.__dict__ for fault in faults])
     else:
@@ -72,7 +77,7 @@ def plan(
     from raysweep.reports.estimate import print_estimate
 
     checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results, calibrate=calibrate)
-    print_warnings(checked)
+    print_notes(checked.warnings)
     if as_json:
         print_json(estimate.to_dict())
     else:

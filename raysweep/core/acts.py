@@ -11,11 +11,11 @@ import torch
 
 from raysweep import registry
 from raysweep.contracts import Array, Batch, HeadStatistics, Initializer, Mask, SensitivityForm, Slot
+from raysweep.core.quotas import heads_to_remove, number_to_grow, removal_rounds
 from raysweep.core.runtime import Runtime
 from raysweep.core.state import TrialState
 from raysweep.errors import TrialError
 from raysweep.plan import derived_seed
-from raysweep.plasticity.budget import lowest_heads, round_counts, share
 from raysweep.plasticity.donors import donors_of
 from raysweep.plasticity.growth_probe import Directions, gradmax_scores, value_directions
 from raysweep.plasticity.head_map import HeadMap
@@ -24,7 +24,6 @@ from raysweep.plasticity.leave_one_out import contributions
 from raysweep.plasticity.liveness import dead_heads
 from raysweep.plasticity.probe import probe
 from raysweep.plasticity.ranking import agreement, layer_normalised
-from raysweep.plasticity.units import unit_size
 
 MEASURED = (
     "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
@@ -89,18 +88,12 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     options = _options("prune", params)
     pruner = registry.build("prune", params["strategy"], options)
     generator = np.random.default_rng(derived_seed(key, "prune"))
-    site = state.model.sites[0]
-    grown = state.head_map.grown
-    protected = {
-        (int(layer), int(head)) for layer, head in np.argwhere(grown > max(0, cycle - params["grace_cycles"] - 1))
-    }
-    size = unit_size(params["unit"], site.num_heads, site.num_key_value_heads)
+    groups = state.model.sites[0].num_key_value_heads
     heads: list[Slot] = []
-    scores, before = np.zeros(grown.shape), None
+    scores, before = np.zeros(state.model.shape), None
     ranked_by = tuple(getattr(pruner, "requires", ()))
     first = MEASURED_ON_DEMAND if params["contribution"] else ranked_by
-    total = params["count"] if "count" in params else share(params["level"], grown.size)
-    for count in round_counts(total, params["rounds"], size):
+    for count in removal_rounds(params, state.model.shape, groups):
         left = state.head_map.without(heads)
         statistics = examiner.statistics(state, head_map=left, requires=first if before is None else ranked_by)
         before = before or statistics
@@ -108,10 +101,7 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
         if params["normalize"] == "layer":
             now = layer_normalised(now, left.present)
         scores = np.where(left.present | ~state.head_map.present, now, scores)
-        heads += lowest_heads(
-            now, left, count, budget=params["budget"], min_heads_per_layer=params["min_heads_per_layer"],
-            protected=protected, unit=params["unit"], groups=site.num_key_value_heads, since=state.head_map,
-        )  # fmt: skip
+        heads += heads_to_remove(now, left, count, params, cycle=cycle, groups=groups, since=state.head_map)
     assert before is not None
     examiner.runtime.assert_equal(heads)
     state.remove_heads(heads, np.where(before.present, before.entropy, np.nan))
@@ -127,7 +117,7 @@ def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, 
     Raises:
         TrialError: the strategy did not return what was asked, or a new head could never learn.
     """
-    count = params["count"] if "count" in params else share(params["ratio"], len(state.removed_heads))
+    count = number_to_grow(params, state.head_map, len(state.removed_heads))
     options, init_options = _options("grow", params), _options("init", params, name_key="init")
     grower = registry.build("grow", params["strategy"], options)
     initializer = registry.build("init", params["init"], init_options)

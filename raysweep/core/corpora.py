@@ -50,9 +50,8 @@ def load_splits(data: DataSpec) -> tuple[str, str]:
         train, evaluation = _split_whole(_read_text(Path(path)), data)
     elif os.path.isdir(path):
         train, evaluation = _folder_splits(Path(path), data)
-    elif looks_like_path(data.name):
-        raise DataError(f"data.name = {data.name!r}: no such file or folder.")
     else:
+        check_there(data.name)
         train, evaluation = _hub_splits(data)
     for key, text in (("train", train), ("evaluate", evaluation)):
         if not text.strip():
@@ -143,6 +142,21 @@ def choose_splits(names: Collection[str], data: DataSpec) -> tuple[str, str | No
 def looks_like_path(name: str) -> bool:
     """Tell whether a name is meant as that of a file or folder here, though there is none."""
     return name.startswith((".", "/", "~")) or name.endswith(".txt")
+
+
+def check_there(name: str) -> None:
+    """Check that a name that is meant as that of a file or folder here is one.
+
+    Raises:
+        DataError: it is not.
+    """
+    if looks_like_path(name) and not os.path.exists(os.path.expanduser(name)):
+        raise DataError(f"data.name = {name!r}: no such file or folder.")
+
+
+def is_hub_data(name: str) -> bool:
+    """Whether only the hub can tell if there is such a corpus."""
+    return name not in (EMBEDDED, DIGITS) and not looks_like_path(name) and not os.path.exists(os.path.expanduser(name))
 
 
 def _hub_splits(data: DataSpec) -> tuple[str, str]:

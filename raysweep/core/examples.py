@@ -11,11 +11,11 @@ import numpy as np
 
 from raysweep import registry
 from raysweep.contracts import Examples, Facts, Task
-from raysweep.core.corpora import DIGITS
+from raysweep.core.corpora import DIGITS, EMBEDDED, HUB, check_there
 from raysweep.core.data import TokenStore, prepare, windows_of
 from raysweep.core.images import load_images
 from raysweep.core.networks import task_of, tokenizer_source
-from raysweep.core.sentences import prepare_sentences
+from raysweep.core.sentences import no_sentences, prepare_sentences
 from raysweep.errors import DataError
 from raysweep.plan import content_key
 from raysweep.spec import DataSpec, ModelSpec
@@ -46,18 +46,9 @@ def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None
         DataError: no such corpus, or one that does not suit what the model learns.
         ModelError: no such model.
     """
+    check_kind(data, model)
     name = task_of(model)
     task = registry.load("tasks", name)
-    if data.name == DIGITS and task.reads != "images":
-        raise DataError(
-            f"data.name = {DIGITS!r} holds images, but model.name = {model.name!r} learns {name} from text. "
-            "Give a text, or a model that learns image_classification (`raysweep list models`)."
-        )
-    if data.masking is not None and "mask_token" not in task.needs:
-        raise DataError(
-            f"data.masking = {data.masking!r}: model.name = {model.name!r} learns {name}, which hides no tokens. "
-            "Remove data.masking, or choose a model that learns masked_lm."
-        )
     load: dict[str, Callable[..., Dataset]] = {
         "windows": partial(_windows, learned_from=learned_from), "sentences": _sentences, "images": _images
     }  # fmt: skip
@@ -70,6 +61,34 @@ def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None
                 "Name another one with data.tokenizer, or another model.task."
             )
     return dataset
+
+
+def check_kind(data: DataSpec, model: ModelSpec) -> None:
+    """Check that data are of the kind that a model learns from, as far as their names tell; reads none of them.
+
+    Raises:
+        DataError: they are not, or are not there; ModelError: no such model.
+    """
+    name = task_of(model)
+    task = registry.load("tasks", name)
+    if data.name == DIGITS and task.reads != "images":
+        raise DataError(
+            f"data.name = {DIGITS!r} holds images, but model.name = {model.name!r} learns {name} from text. "
+            "Give a text, or a model that learns image_classification (`raysweep list models`)."
+        )
+    if data.name != DIGITS and task.reads == "images":
+        raise DataError(
+            f"data.name = {data.name!r} holds no images. Give {DIGITS!r}, or choose another model.task than {name}, "
+            f"which model.name = {model.name!r} is to learn."
+        )
+    if data.masking is not None and "mask_token" not in task.needs:
+        raise DataError(
+            f"data.masking = {data.masking!r}: model.name = {model.name!r} learns {name}, which hides no tokens. "
+            "Remove data.masking, or choose a model that learns masked_lm."
+        )
+    if task.reads == "sentences" and data.name in (EMBEDDED, *HUB):
+        raise DataError(no_sentences(data.name))
+    check_there(data.name)
 
 
 def build_task(model: ModelSpec, facts: Facts) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from raysweep.plasticity.model import PlasticModel
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+OWN_SUFFIXES = ("-nano", "-pico", "-micro")
+"""What names of from-scratch sizes end with. No name on the hub without an owner does, and no new ones come there."""
 
 
 HEADS = ("classifier.", "decoder.", "cls.", "lm_head.")
@@ -215,8 +218,11 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
     from raysweep.plasticity.model import PlasticModel
 
     config, family = configuration(model, seq_len=seq_len)
-    with torch.device("meta"):
-        network = _model_class(model).from_config(config)
+    try:
+        with torch.device("meta"):
+            network = _model_class(model).from_config(config)
+    except ValueError as error:  # sizes that contradict each other, such as a width that heads do not divide
+        raise ModelError(f"model {model.name!r} cannot be built as its configuration says: {error}") from error
     return PlasticModel(network, family.sites(network))
 
 
@@ -309,34 +315,73 @@ def positions_of(config: Any, family: Family) -> float:
     return float(table) if reserved is None else float(table - reserved(config))
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether only the hub can tell if there is such a model."""
+    path_like = Path(name).is_dir() or Path(name).is_absolute() or name.startswith((".", "~"))
+    of_ours = name in scratch_sizes() or ("/" not in name and name.endswith(OWN_SUFFIXES))
+    return not path_like and not of_ours
+
+
 def _pretrained_config(name: str) -> Any:
     from transformers import AutoConfig
 
     import raysweep.pnn.network  # noqa: F401  # so that AutoConfig knows it
 
     folder = Path(name)
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~"))):
+    if folder.is_dir():
+        return _config_in(folder)
+    if not is_hub_name(name) and not name.endswith(OWN_SUFFIXES):
         raise ModelError(f"model folder {name!r} does not exist.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {name!r} holds no config.json. Save it with save_pretrained().")
+    sizes = f"From-scratch sizes: {known_names_hint(name, scratch_sizes())}"
+    if not is_hub_name(name):
+        raise ModelError(f"model.name = {name!r} is neither a folder here nor a name of the hub. {sizes}")
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model.name = {name!r} is neither a folder here nor a model that can be loaded ({reason}). "
-            f"From-scratch sizes: {known_names_hint(name, scratch_sizes())}"
+            f"model.name = {name!r} is neither a folder here nor a model that can be loaded ({reason}). {sizes}"
         ) from error
 
 
+def _config_in(folder: Path) -> Any:
+    """Read a folder's configuration.
+
+    Raises:
+        ModelError: there is none, it is no JSON object, or transformers knows no such architecture.
+    """
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"model folder {str(folder)!r} holds no config.json. Save it with save_pretrained().")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{str(path)!r} is no JSON ({error}). Save the model again with save_pretrained().") from error
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(kind, str):
+        raise ModelError(f"{str(path)!r} names no model_type. Save the model again with save_pretrained().")
+    _check_family(kind, str(folder))
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # every family's configuration raises what it likes on a value that it does not take
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{str(path)!r} is no configuration of a {kind!r}: {reason}") from error
+
+
 def _family_of(config: Any, name: str) -> Family:
+    _check_family(config.model_type, name)
+    return registry.build("models", config.model_type)
+
+
+def _check_family(model_type: str, name: str) -> None:
     known = registry.available("models")
-    if config.model_type not in known:
+    if model_type not in known:
         raise ModelError(
-            f"model {name!r} is a {config.model_type!r}: {known_names_hint(config.model_type, known)} "
+            f"model {name!r} is a {model_type!r}: {known_names_hint(model_type, known)} "
             "To add a family, write raysweep/models/<model_type>.py (see CONTRIBUTING.md)."
         )
-    return registry.build("models", config.model_type)
 
 
 def _file_sha256(path: Path) -> str:

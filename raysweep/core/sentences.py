@@ -89,6 +89,15 @@ def load_sentences(data: DataSpec) -> tuple[Sentences, Sentences]:
     return train, evaluation
 
 
+def no_sentences(name: str) -> str:
+    """Say that a corpus has no labels, and what would."""
+    return (
+        f"data.name = {name!r} holds no labelled sentences. Give a .tsv or .csv file with the columns 'sentence' and "
+        "'label', or 'sentence1', 'sentence2' and 'label', or a folder of them (train.tsv, dev.tsv), or a data set of "
+        f"the hub ({', '.join(GLUE)}), or choose another model.task."
+    )
+
+
 def _splits(data: DataSpec) -> tuple[Sentences, Sentences]:
     path = Path(os.path.expanduser(data.name))
     if not (path.exists() or looks_like_path(data.name) or path.suffix in SUFFIXES or data.name in (EMBEDDED, *HUB)):
@@ -97,11 +106,7 @@ def _splits(data: DataSpec) -> tuple[Sentences, Sentences]:
     if path.is_file() and path.suffix in SUFFIXES:
         return _split_by_hash(read_table(path))
     if not tables:
-        raise DataError(
-            f"data.name = {data.name!r} holds no labelled sentences. Give a .tsv or .csv file with the columns "
-            "'sentence' and 'label', or 'sentence1', 'sentence2' and 'label', or a folder of them (train.tsv, "
-            f"dev.tsv), or a data set of the hub ({', '.join(GLUE)}), or choose another model.task."
-        )
+        raise DataError(no_sentences(data.name))
     train, evaluation = choose_splits(tables, data)
     if evaluation is None:
         return _split_by_hash(read_table(tables[train]))

@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 
 from raysweep.contracts import Array, Slot
-from raysweep.errors import TrialError
+from raysweep.errors import BudgetError, TrialError
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.units import Unit, UnitKind, rank, removable_units
 
@@ -36,6 +36,7 @@ def lowest_heads(
     unit: UnitKind = "head",
     groups: int | None = None,
     since: HeadMap | None = None,
+    asked_by: str = "cycle.prune.level",
 ) -> list[Slot]:
     """Return the `count` present heads to remove, lowest score first.
 
@@ -50,37 +51,67 @@ def lowest_heads(
         unit: what goes together; see `units.removable_units`. A unit's score is the mean of its heads'.
         groups: key/value heads of a layer. Default: one for each head.
         since: the heads before the first of several rounds, over which `per_layer` shares are equal. Default: now.
+        asked_by: the setting of the job that the count comes from.
 
     Raises:
-        TrialError: fewer heads may go than asked, units do not add up to the count, or a score is not finite.
+        BudgetError: fewer heads may go than asked, or units do not add up to the count.
+        TrialError: a score is not finite.
     """
     present = head_map.present
     if not np.isfinite(scores[present]).all():
         raise TrialError("a head score is not finite; nothing can be ranked by it.")
     layers, heads = scores.shape
-    rows: list[list[Unit]] = []
-    for layer in range(layers):
-        units = removable_units(
-            scores, head_map, layer, kind=unit, groups=groups or heads, protected=protected
-        )  # fmt: skip
-        spare = int(present[layer].sum()) - min_heads_per_layer
-        rows.append([u for u, total in zip(units, accumulate(map(len, units)), strict=True) if total <= spare])
-    available = sum(len(u) for row in rows for u in row)
+    units = [
+        removable_units(scores, head_map, layer, kind=unit, groups=groups or heads, protected=protected)
+        for layer in range(layers)
+    ]
+    rows = _above(min_heads_per_layer, units, head_map)
+    available = _heads_in(rows)
     if count > available:
-        way_out = "Lower cycle.prune.level" + ("." if unit == "head" else ", or set cycle.prune.unit: head.")
+        floor_is_it = count <= _heads_in(_above(1, units, head_map))
+        key, or_else = ("cycle.prune.min_heads_per_layer", f" or {asked_by}") if floor_is_it else (asked_by, "")
+        way_out = f"Lower {key}{or_else}" + ("." if unit == "head" else ", or set cycle.prune.unit: head.")
         together = "" if unit == "head" else f", cycle.prune.unit = {unit} with {groups} key/value heads a layer"
-        raise TrialError(
+        raise BudgetError(
             f"asked to remove {count} heads, but only {available} may go (min_heads_per_layer = {min_heads_per_layer}, "
-            f"{len(protected)} freshly grown heads protected{together}). {way_out}"
+            f"{len(protected)} freshly grown heads protected{together}). {way_out}",
+            key,
         )
     if budget == "per_layer":
         lost = (since or head_map).present.sum(1) - present.sum(1)
-        rows = _equal_shares(rows, scores, count, lost.tolist())
+        rows = _equal_shares(rows, scores, count, lost.tolist(), asked_by)
     ranked = sorted((u for row in rows for u in row), key=lambda u: rank(scores, u))
-    return _filled(ranked, count, unit)
+    return _filled(ranked, count, unit, asked_by)
 
 
-def _filled(ranked: list[Unit], count: int, unit: UnitKind) -> list[Slot]:
+def check_absent(head_map: HeadMap, count: int, *, asked_by: str) -> None:
+    """Check that so many heads can be grown.
+
+    Args:
+        asked_by: the setting of the job that the count comes from.
+
+    Raises:
+        BudgetError: fewer are absent.
+    """
+    absent = head_map.grown.size - head_map.active
+    if count > absent:
+        raise BudgetError(f"asked to grow {count} heads, but only {absent} are absent. Lower {asked_by}.", asked_by)
+
+
+def _above(floor: int, units: list[list[Unit]], head_map: HeadMap) -> list[list[Unit]]:
+    """Cut each layer's units, [layer][unit], to those that leave it `floor` heads."""
+    spare = head_map.present.sum(1) - floor
+    return [
+        [unit for unit, total in zip(row, accumulate(map(len, row)), strict=True) if total <= spare[layer]]
+        for layer, row in enumerate(units)
+    ]
+
+
+def _heads_in(rows: list[list[Unit]]) -> int:
+    return sum(len(unit) for row in rows for unit in row)
+
+
+def _filled(ranked: list[Unit], count: int, unit: UnitKind, asked_by: str) -> list[Slot]:
     """Take units in order, but none that would be too much."""
     taken: list[Slot] = []
     for slots in ranked:
@@ -88,14 +119,17 @@ def _filled(ranked: list[Unit], count: int, unit: UnitKind) -> list[Slot]:
             taken += slots
     if len(taken) < count:
         sizes = " or ".join(map(str, sorted({len(slots) for slots in ranked})))
-        raise TrialError(
+        raise BudgetError(
             f"asked to remove {count} heads, but cycle.prune.unit = {unit} removes {sizes} at once: {len(taken)} is "
-            "the nearest that it can. Change cycle.prune.level to a multiple, or set cycle.prune.unit: head."
+            f"the nearest that it can. Change {asked_by} to a multiple, or set cycle.prune.unit: head.",
+            asked_by,
         )
     return taken
 
 
-def _equal_shares(rows: list[list[Unit]], scores: Array, count: int, lost: list[int]) -> list[list[Unit]]:
+def _equal_shares(
+    rows: list[list[Unit]], scores: Array, count: int, lost: list[int], asked_by: str
+) -> list[list[Unit]]:  # fmt: skip
     """Cut each layer's units to its share; what does not divide goes where the next unit scores lowest."""
     sizes = {len(unit) for row in rows for unit in row}
     if len(sizes) > 1:
@@ -107,11 +141,13 @@ def _equal_shares(rows: list[list[Unit]], scores: Array, count: int, lost: list[
     gone = [heads // size for heads in lost]
     each, rest = divmod(count // size + sum(gone), len(rows))
     due = [max(0, each - before) for before in gone]
+    way_out = f"Lower {asked_by}, or set cycle.prune.budget: global."
     short = [layer for layer, row in enumerate(rows) if len(row) < due[layer]]
     if short:
-        raise TrialError(
+        raise BudgetError(
             f"an equal share is {each * size} heads a layer, but layer {short[0]} can only lose "
-            f"{(len(rows[short[0]]) + gone[short[0]]) * size}."
+            f"{(len(rows[short[0]]) + gone[short[0]]) * size}. {way_out}",
+            asked_by,
         )
     rest -= sum(before > each for before in gone)  # layers that had theirs in an earlier round
     following = sorted(
@@ -119,6 +155,8 @@ def _equal_shares(rows: list[list[Unit]], scores: Array, count: int, lost: list[
         key=lambda unit: rank(scores, unit),
     )
     if len(following) < rest:
-        raise TrialError(f"{rest} layers must lose {(each + 1) * size} heads, but only {len(following)} can.")
+        raise BudgetError(
+            f"{rest} layers must lose {(each + 1) * size} heads, but only {len(following)} can. {way_out}", asked_by
+        )
     extra = {unit[0][0] for unit in following[:rest]}
     return [row[: due[layer] + (layer in extra)] for layer, row in enumerate(rows)]
