@@ -9,6 +9,7 @@ RaysweepError
 │   └── ArchiveError    a results folder or a sweep that cannot be used as asked
 └── RunError            the run failed: exit 1
     ├── TrialError      one trial cannot go on (recorded as FAILED)
+    │   ├── BudgetError     more heads are to go, or to be grown, than there are
     │   └── DivergedError   its loss is no number any more (recorded as DIVERGED)
     ├── ClusterError    Ray could not give or keep what the sweep needs
     └── DiskFullError   no space is left; what was written is whole, and the sweep can be resumed

@@ -8,6 +8,7 @@ from typing import Any
 
 from raysweep.plan import PhasePlan
 from raysweep.records import PhaseRecord
+from raysweep.wording import count
 
 ENDS = ("baseline", "learn")
 """Phases that end a cycle."""
@@ -29,12 +30,13 @@ def verdict(records: Sequence[PhaseRecord], rules: Mapping[str, Any]) -> Halt | 
 
     Args:
         records: of the trial's own phases so far, in order.
-        rules: `regression` {ratio, margin} and `plateau` {patience, min_gain}, each or none.
+        rules: `regression` {ratio, margin} and `plateau` {patience, min_gain}, each or none; and `cycles`, after the
+            last of which a plateau ends nothing.
     """
     if not records or records[-1].phase != "learn":
         return None
     ends = [record for record in records if record.phase in ENDS]
-    return _regression(ends, rules.get("regression")) or _plateau(ends, rules.get("plateau"))
+    return _regression(ends, rules.get("regression")) or _plateau(ends, rules)
 
 
 def result(records: Sequence[PhaseRecord], rules: Mapping[str, Any]) -> tuple[PhaseRecord, Halt | None]:
@@ -61,19 +63,26 @@ def _regression(ends: Sequence[PhaseRecord], rule: Mapping[str, float] | None) -
         return None
     reason = (
         f"perplexity {last.perplexity:.4g} after cycle {last.cycle} is more than {rule['ratio']:g} x "
-        f"and {rule['margin']:g} above the best before, {best:.4g}"
+        f"and {rule['margin']:g} above the best before, {best:.4g}; the end before it is kept"
     )
     return Halt(rule="regression", cycle=last.cycle, kept=ends[-2].key, reason=reason)
 
 
-def _plateau(ends: Sequence[PhaseRecord], rule: Mapping[str, float] | None) -> Halt | None:
-    """Halt where the last `patience` cycles lowered the best perplexity by less than `min_gain` of it."""
-    if rule is None or len(ends) <= rule["patience"]:
+def _plateau(ends: Sequence[PhaseRecord], rules: Mapping[str, Any]) -> Halt | None:
+    """Halt where the last `patience` cycles lowered the best perplexity by less than `min_gain` of it; keep the last.
+
+    After the last of all cycles there is nothing to halt: the trial ends as planned.
+    """
+    rule = rules.get("plateau")
+    if rule is None or len(ends) <= rule["patience"] or ends[-1].cycle >= rules["cycles"]:
         return None
     recent = int(rule["patience"])
     before = min(record.perplexity for record in ends[:-recent])
     lately = min(record.perplexity for record in ends[-recent:])
     if lately < before * (1 - rule["min_gain"]):
         return None
-    reason = f"{recent} cycles lowered the best perplexity by less than {rule['min_gain']:.2%}"
+    reason = (
+        f"{count(recent, 'cycle')} lowered the best perplexity by less than {rule['min_gain']:.2%}; "
+        f"the end of cycle {ends[-1].cycle} is kept"
+    )
     return Halt(rule="plateau", cycle=ends[-1].cycle, kept=ends[-1].key, reason=reason)

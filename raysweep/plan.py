@@ -50,7 +50,7 @@ class TrialPlan:
     checkpoint_every_steps: int
     phases: tuple[PhasePlan, ...]
     halting: dict[str, Any]
-    """Rules after which the trial stops early; see halting.py."""
+    """Rules after which the trial stops early, and the cycles after which it ends anyway; see halting.py."""
     controls: dict[str, tuple[PhasePlan, ...]]
     """The phases of each control arm, from the beginning; those that are the trial's own have their keys."""
     judged: bool = True
@@ -111,7 +111,7 @@ def make_plan(
         training=training,
         checkpoint_every_steps=spec.scale.checkpoint_every_steps,
         phases=phases,
-        halting=spec.cycle.model_dump(mode="json", include={"regression", "plateau"}, exclude_none=True),
+        halting=spec.cycle.model_dump(mode="json", include={"regression", "plateau", "cycles"}, exclude_none=True),
         controls={arm: _control(arm, root, spec.cycle, phases, training) for arm in controls},
         judged=judged,
     )

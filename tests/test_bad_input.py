@@ -480,8 +480,11 @@ def test_validate_says_what_only_a_network_could_tell() -> None:
     result = invoke("validate", changed(model={"name": "gpt2"}, data={"name": "wikitext-2"}))
     assert result.exit_code == 0 and result.stdout.startswith("1 job valid.")
     model, data = result.stderr.splitlines()
-    assert model.startswith("note: model.name = 'gpt2' is a name of the hub: ") and "`raysweep plan` finds out" in model
-    assert data.startswith("note: data.name = 'wikitext-2' is a name of the hub: ")
+    assert (
+        model.startswith("note: job.yaml: model.name = 'gpt2' is a name of the hub: ")
+        and "`raysweep plan` finds out" in model
+    )
+    assert data.startswith("note: job.yaml: data.name = 'wikitext-2' is a name of the hub: ")
 
 
 def test_valid_jobs_are_counted_and_what_to_do_next_is_named() -> None:

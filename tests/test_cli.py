@@ -552,6 +552,35 @@ def test_an_interrupted_run_says_how_to_go_on(fake: FakeSweep) -> None:
     assert result.stderr.endswith("interrupted. Go on with: raysweep resume heads-1 --results elsewhere\n")
 
 
+def test_a_resume_that_is_interrupted_before_it_began_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "resume", interrupt)
+    result = invoke("resume", "heads-1")
+    assert (result.exit_code, result.stderr) == (130, "interrupted. Go on with: raysweep resume heads-1\n")
+
+
+def test_ray_that_does_not_start_is_one_error_and_the_sweep_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "init", fail)
+        result = invoke("run", write_job(), "--results", "elsewhere")
+    assert (result.exit_code, result.stdout) == (1, "")
+    [said] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert said.startswith(
+        "error: Ray could not be started on this machine: The current node timed out during startup."
+    )
+    assert "`raysweep doctor`" in said and "--address" in said and "Traceback" not in result.stderr
+    assert said.endswith("Go on with: raysweep resume heads-1 --results elsewhere")
+    done = invoke("status", "heads-1", "--results", "elsewhere")
+    assert done.exit_code == 0 and "raysweep resume heads-1" in done.stdout
+
+
 def test_sigterm_ends_a_run_as_ctrl_c_does_though_ray_takes_it_for_itself(workplace: Path) -> None:
     make_sweep(Path("results"))
     code = """

@@ -78,11 +78,34 @@ def test_only_the_end_of_a_cycle_is_judged() -> None:
     ],
 )
 def test_a_plateau_halts_with_its_last_phase(ends: tuple[float, ...], patience: int, halts: bool) -> None:
-    rules: dict[str, Any] = {"plateau": {"patience": patience, "min_gain": 0.01}}
+    rules: dict[str, Any] = {"plateau": {"patience": patience, "min_gain": 0.01}, "cycles": 9}
     halt = verdict(trial(*ends), rules)
     assert (halt is not None) == halts
     if halt is not None:
         assert (halt.rule, halt.kept) == ("plateau", f"learn@{len(ends) - 1}")
+
+
+def test_a_plateau_says_how_many_cycles_and_what_is_kept() -> None:
+    one, two = (
+        verdict(trial(100.0, 99.9, 99.8), {"plateau": {"patience": patience, "min_gain": 0.01}, "cycles": 9})
+        for patience in (1, 2)
+    )
+    assert one is not None and two is not None
+    assert one.reason == "1 cycle lowered the best perplexity by less than 1.00%; the end of cycle 2 is kept"
+    assert two.reason.startswith("2 cycles lowered ")
+
+
+def test_a_plateau_after_the_last_cycle_halts_nothing() -> None:
+    rules: dict[str, Any] = {"plateau": {"patience": 1, "min_gain": 0.01}, "cycles": 2}
+    records = trial(100.0, 50.0, 50.0)
+    assert result(records, rules) == (records[-1], None)
+    assert verdict(records, {**rules, "cycles": 3}) is not None
+
+
+def test_a_regression_in_the_last_cycle_is_undone() -> None:
+    records = trial(100.0, 50.0, 99.0)
+    found, halt = result(records, {**REGRESSION, "cycles": 2})
+    assert halt is not None and found.key == "learn@1"
 
 
 def test_regression_is_judged_first() -> None:

@@ -101,6 +101,7 @@ SENSITIVITY = {"cycle.grow.strategy": "gradient_sensitivity"}
         ({"cycle.learn": None, "cycle.regression": {}}, "cycle.regression", None, "add cycle.learn"),
         ({"cycle.cycles": 2, "cycle.continuous": {"every": 2}}, "cycle.cycles", 2, "events take the place"),
         ({"cycle.continuous": {"every": 5, "events": 3}}, "cycle.continuous.events", 3, "before step 10 of 10"),
+        ({"cycle.continuous": {"every": 5, "first": 99}}, "cycle.continuous.first", 99, "must be below"),
         ({"cycle.continuous": {"every": 5}, "cycle.learn": None}, "cycle.continuous", None, "add cycle.learn"),
         ({"cycle.continuous": {"every": 5, "grow": 1}, "cycle.grow": None}, "cycle.continuous.grow", 1, "to say how"),
         ({"cycle.grow": None, "search": {"controls": ["rewind"]}}, "search.controls", "rewind", "the trial itself"),

@@ -16,7 +16,7 @@ PACKAGE = Path(raysweep.__file__).parent
 
 # Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
 LAYERS = (
-    {"errors", "statistics"},
+    {"errors", "statistics", "wording"},
     {"disk", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
     {"entries", "space"},
     {"spacefile", "checks"},

@@ -163,5 +163,9 @@ def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Numb
     first, every = number("cycle.continuous.first", 0), number("cycle.continuous.every", 1)
     events = number("cycle.continuous.events", 1)
     last = first + (events - 1) * every
-    if steps and last >= steps:
+    if steps and first >= steps:
+        yield fault(
+            "cycle.continuous.first", first, f"no event would happen: must be below cycle.learn.steps = {steps}."
+        )
+    elif steps and last >= steps:
         yield fault("cycle.continuous.events", events, f"the last would come before step {last} of {steps}.")

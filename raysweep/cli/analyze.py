@@ -91,8 +91,8 @@ def heads(
     """
     from raysweep.experiments.heads import analyze_heads
     from raysweep.reports.heat_map import save_heat_maps
-    from raysweep.reports.progress import count
     from raysweep.reports.tables import print_heads
+    from raysweep.wording import count
 
     masked = [slot for part in mask for slot in part]
     found = analyze_heads(

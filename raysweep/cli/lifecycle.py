@@ -46,7 +46,7 @@ def resume(sweep: str, overrides: Sequence[str], address: str | None, results: P
 
         return api.resume(sweep, overrides=overrides, address=address, results=results, observer=observer)
 
-    run_and_report(start, as_json)
+    run_and_report(start, as_json, resumed=sweep)
 
 
 @click.command()

@@ -76,10 +76,15 @@ def _show_plan(job: Path, overrides: Sequence[str], trials: int | None, results:
         click.confirm("Proceed?", default=True, abort=True, err=True)
 
 
-def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:
-    """Run with progress on stderr; on Ctrl-C or SIGTERM, say how to go on."""
+def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resumed: str | None = None) -> None:
+    """Run with progress on stderr; on Ctrl-C or SIGTERM, and where the run fails, say how to go on.
+
+    Args:
+        resumed: the sweep that is to go on as it is, and can be asked to once more at any time.
+    """
     from rich.console import Console
 
+    from raysweep.errors import RunError
     from raysweep.reports.progress import Progress
 
     class Watcher(Progress):
@@ -94,9 +99,15 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool) -> None:
         with contextlib.redirect_stdout(sys.stderr), progress:
             folder = start(progress)
     except KeyboardInterrupt:
-        way_on = f" Go on with: {complete_command(f'raysweep resume {progress.sweep}')}" if progress.sweep else ""
-        click.echo(f"interrupted.{way_on}", err=True)
+        click.echo(f"interrupted.{_way_on(progress.sweep or resumed)}", err=True)
         sys.exit(130)
+    except RunError as error:
+        click.echo(f"error: {error}{_way_on(progress.sweep or resumed)}", err=True)
+        sys.exit(error.exit_code)
     report_sweep(folder, as_json)
     if not any(record.status == "COMPLETE" for record in folder.trials().values()):
         sys.exit(1)
+
+
+def _way_on(sweep: str | None) -> str:
+    return f" Go on with: {complete_command(f'raysweep resume {sweep}')}" if sweep else ""

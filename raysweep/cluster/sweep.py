@@ -63,7 +63,7 @@ def run_sweep(
 
     Raises:
         SpecError: the cluster is smaller than what the job asks for.
-        ClusterError: Ray gave up.
+        ClusterError: Ray could not be started or reached, or gave up.
     """
     for name, value in (SETTINGS | (LOCAL_SETTINGS if address is None and sys.platform == "linux" else {})).items():
         os.environ.setdefault(name, value)
@@ -110,7 +110,15 @@ def _connected(address: str | None, job: Job) -> Iterator[None]:
     common: dict[str, Any] = {"namespace": "raysweep", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-        ray.init("local", num_cpus=usable_cores(), include_dashboard=False, **loopback, **common)
+        try:
+            ray.init("local", num_cpus=usable_cores(), include_dashboard=False, **loopback, **common)
+        except Exception as error:  # Ray raises plain ones, where a part of it does not answer in time
+            ray.shutdown()
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ClusterError(
+                f"Ray could not be started on this machine: {reason} If the machine is busy, try again; "
+                "`raysweep doctor` says what it lacks; --address takes a cluster that runs already."
+            ) from error
     else:
         passed = {
             name: os.environ[name] for name in (*SETTINGS, "HF_HUB_OFFLINE", "RAYSWEEP_CACHE") if name in os.environ

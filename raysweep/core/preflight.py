@@ -44,7 +44,7 @@ def faults_here(job: Job) -> tuple[list[Fault], list[str]]:
     named = {(spec.model, spec.data, spec.training.compile): spec for spec in _specs(job)}
     wrong = dict.fromkeys(message for spec in named.values() for message in _wrong_names(spec))
     faults = [Fault(file=job.source, key="", message=message) for message in wrong]
-    notes = dict.fromkeys(note for spec in named.values() for note in _untold(spec))
+    notes = dict.fromkeys(f"{job.source}: {note}" for spec in named.values() for note in _untold(spec))
     if not faults and not any(is_hub_name(spec.model.name) for spec in named.values()):
         faults = budget_faults(job)
     return faults, list(notes)

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from raysweep.reports.progress import count, duration
+from raysweep.reports.progress import duration
 from raysweep.reports.tables import show_value
+from raysweep.wording import count
 
 BRANCHES = (5, 3, 3)
 """Branches shown of a stage, by its depth; the others are counted."""

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from raysweep.reports.progress import count
+from raysweep.wording import count
 
 
 def print_invariants(found: Mapping[str, Any], console: Console) -> None:

@@ -18,6 +18,7 @@ from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.reports.live import Row, live_table
 from raysweep.spec import JobSpec
+from raysweep.wording import count
 
 
 class Silent:
@@ -207,8 +208,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def count(number: int, noun: str) -> str:
-    """Say how many there are of something."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -22,7 +22,7 @@ from raysweep.reports.conclusions import (
     trouble_lines,
     work_done,
 )
-from raysweep.reports.progress import count
+from raysweep.wording import count
 
 SHOWN_TOGETHER = {
     # heading: the settings that one column shows
