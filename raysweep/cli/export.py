@@ -33,6 +33,7 @@ def export(sweep: str, trial: int, out: Path, form: Literal["compact", "dense"],
         print_json({"folder": str(out), **manifest.model_dump()})
         return
     heads = f"{manifest.metrics['active_heads']:.0f} of {sum(map(len, manifest.head_map))} heads"
-    click.echo(f"{out}: {form}, {heads}, perplexity {manifest.metrics['perplexity']:.4g}")
+    quality = "accuracy" if manifest.task.endswith("classification") else "perplexity"
+    click.echo(f"{out}: {form}, {heads}, {quality} {manifest.metrics[quality]:.4g}")
     way = f'raysweep.load_model("{out}")' if form == "compact" else f'{manifest.model_class}.from_pretrained("{out}")'
-    click.echo(f"load:  {way}")
+    click.echo(f"load:  {way} ({out / 'README.md'} says how to use it)")

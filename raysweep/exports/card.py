@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from raysweep import registry
+from raysweep.contracts import Facts, Task
 from raysweep.exports.manifest import Manifest
+from raysweep.exports.usage import usage
 from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord
 
@@ -13,43 +16,31 @@ library_name: transformers
 tags: [raysweep, attention-heads, {form}]
 ---
 """
-LOAD = {
-    "compact": """Absent heads are gone from every tensor, so plain transformers refuses this folder:
-
-```python
-import raysweep
-from transformers import AutoTokenizer
-
-model = raysweep.load_model(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-```""",
-    "dense": """A plain transformers folder: absent heads have zero weights and compute nothing.
-
-```python
-from transformers import {model_class}, AutoTokenizer
-
-model = {model_class}.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-```""",
+PREDICTED_AT = {
+    "windows": "token (windows of {seq_len})",
+    "sentences": "token (sentences of {seq_len})",
+    "images": "position (patches and the class token)",
 }
+"""What FLOPs are counted for, by what a task reads."""
 
 
-def card(plan: TrialPlan, records: Sequence[PhaseRecord], manifest: Manifest) -> str:
+def card(plan: TrialPlan, records: Sequence[PhaseRecord], manifest: Manifest, facts: Facts) -> str:
     """Return the text of README.md.
 
     Args:
         records: the trial's phases, in order.
+        facts: of the data that it learned from.
     """
-    last = records[-1]
+    last, task = records[-1], registry.load("tasks", manifest.task)
     slots = sum(map(len, last.head_map))
     sections = [
         HEADER.format(form=manifest.format)
         + f"# {manifest.base_model}, {last.active_heads} of {slots} attention heads ({manifest.format})",
         f"Trial {plan.trial} of sweep `{manifest.sweep}`, made by raysweep {manifest.versions['raysweep']}.",
-        "\n".join(_facts(plan, last, manifest)),
-        "## Load\n\n" + LOAD[manifest.format].format(model_class=manifest.model_class),
-        "## Phases\n\nHeld-out loss in nats per label; FLOPs of a forward pass per token, absent heads left out.\n\n"
-        + "\n".join(_phases(records)),
+        "\n".join(_facts(plan, last, manifest, task)),
+        "## Load\n\n" + usage(task, facts, manifest),
+        "## Phases\n\nHeld-out loss in nats per label; FLOPs of a forward pass per token or position, without absent "
+        "heads.\n\n" + "\n".join(_phases(records)),
         "## Heads removed and grown\n\n" + ("\n".join(_decisions(records)) or "None."),
         "## Head map\n\nOne line a layer: `.` absent, `0` original, a number the cycle in which the head was grown."
         "\n\n```\n" + "\n".join(_map(last)) + "\n```",
@@ -57,14 +48,15 @@ def card(plan: TrialPlan, records: Sequence[PhaseRecord], manifest: Manifest) ->
     return "\n\n".join(sections) + "\n"
 
 
-def _facts(plan: TrialPlan, last: PhaseRecord, manifest: Manifest) -> Iterator[str]:
+def _facts(plan: TrialPlan, last: PhaseRecord, manifest: Manifest, task: type[Task]) -> Iterator[str]:
     yield "| | |\n|---|---|"
     yield f"| base model | `{manifest.base_model}` ({manifest.family}, {manifest.task}) |"
     yield f"| plan key | `{manifest.plan_key}` |"
     yield f"| seed | {plan.seed} |"
     yield f"| cycles | {manifest.cycles} |"
     yield f"| parameters without absent heads | {last.params:,} |"
-    yield f"| forward FLOPs per token | {last.flops_per_token:,.0f} (windows of {plan.data['seq_len']}) |"
+    per = PREDICTED_AT[task.reads].format(seq_len=plan.data["seq_len"])
+    yield f"| forward FLOPs per {per} | {last.flops_per_token:,.0f} |"
     yield f"| data | `{plan.data['name']}`, sha256 `{last.data_sha256}` |"
     yield "| versions | " + ", ".join(f"{name} {number}" for name, number in manifest.versions.items()) + " |"
     for name, value in plan.values.items():
@@ -72,13 +64,21 @@ def _facts(plan: TrialPlan, last: PhaseRecord, manifest: Manifest) -> Iterator[s
 
 
 def _phases(records: Sequence[PhaseRecord]) -> Iterator[str]:
-    yield "| phase | cycle | steps | loss | perplexity | heads | parameters | FLOPs/token |"
-    yield "|---|---|---|---|---|---|---|---|"
+    metrics = list(_quality(records[-1]))
+    yield f"| phase | cycle | steps | loss | {' | '.join(metrics)} | heads | parameters | FLOPs |"
+    yield "|---" * (7 + len(metrics)) + "|"
     for each in records:
         yield (
-            f"| {each.phase} | {each.cycle} | {each.steps} | {each.loss:.4f} | {each.perplexity:.4g} | "
+            f"| {each.phase} | {each.cycle} | {each.steps} | {each.loss:.4f} | {' | '.join(_quality(each).values())} | "
             f"{each.active_heads} | {each.params:,} | {each.flops_per_token:,.0f} |"
         )
+
+
+def _quality(record: PhaseRecord) -> dict[str, str]:
+    """Return what a phase is judged by beside its loss: of a classifier accuracy and metrics, of text perplexity."""
+    if not record.metrics:
+        return {"perplexity": f"{record.perplexity:.4g}"}
+    return {name: f"{value:.4f}" for name, value in {"accuracy": record.accuracy, **record.metrics}.items()}
 
 
 def _decisions(records: Sequence[PhaseRecord]) -> Iterator[str]:

@@ -51,7 +51,9 @@ def export(folder: SweepFolder, trial: int, out: Path, form: Format) -> Manifest
             _network(finished, form).save_pretrained(part, save_original_format=form == "dense")
         _save_tokenizer(finished, part)
         manifest.write(part)
-        (part / "README.md").write_text(card(finished.plan, finished.records, manifest), encoding="utf-8")
+        (part / "README.md").write_text(
+            card(finished.plan, finished.records, manifest, finished.data.facts), encoding="utf-8"
+        )
         _check_read_back(finished, part)
     if os.access(folder.path, os.W_OK):  # from where nothing can be written, nothing can be collected either
         folder.add_export(trial, manifest.plan_key, out.resolve())
@@ -79,7 +81,7 @@ def _manifest(finished: FinishedTrial, form: Format) -> Manifest:
         head_map=state.head_map.to_lists(),
         kv_index=[key_value_index(site, state.head_map) for site in state.model.sites],
         metrics={
-            "loss": last.loss, "perplexity": last.perplexity, "accuracy": last.accuracy,
+            "loss": last.loss, "perplexity": last.perplexity, "accuracy": last.accuracy, **last.metrics,
             "active_heads": last.active_heads, "parameters": last.params, "flops_per_token": last.flops_per_token,
         },
         data={**plan.data, "sha256": last.data_sha256},

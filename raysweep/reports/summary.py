@@ -91,7 +91,10 @@ def label(record: PhaseRecord) -> str:
 
 
 def _pruned_loss(phases: Sequence[PhaseRecord], cycle: int) -> float | None:
-    """Return the loss after the last prune up to a cycle; inside a continuous phase, the worst that a prune left."""
+    """Return the loss after the last prune up to a cycle; inside a continuous phase, the worst that a prune left.
+
+    See docs/cycles.md for what that makes of recovery.
+    """
     measured = [record.loss for record in phases if record.phase == "measure" and record.cycle <= cycle]
     events = [event for record in phases if record.cycle <= cycle for event in record.events or ()]
     within = [float(event["loss"]) for event in events if event["phase"] == "measure"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,78 @@ def test_the_card_tells_the_whole_history(finished: FinishedTrial, sweep: SweepF
         assert said in text
     rows = re.findall(r"^ +\d+  ([.\d ]+)$", text, flags=re.MULTILINE)
     assert rows == [" ".join("." if head < 0 else str(head) for head in row) for row in finished.last.head_map]
+
+
+def table_of_sentences(folder: Path, pairs: bool) -> str:
+    texts = [(f"{word} day {number}", f"it was {word}") for number in range(120) for word in ("good", "bad")]
+    columns = "sentence1\tsentence2" if pairs else "sentence"
+    rows = ["\t".join([*(text if pairs else text[:1]), str(int("bad" in text[0]))]) for text in texts]
+    (folder / "table.tsv").write_text("\n".join([f"{columns}\tlabel", *rows]) + "\n")
+    return str(folder / "table.tsv")
+
+
+CLASSIFIER = {"model": {"name": "bert-nano", "task": "sequence_classification"}}
+TASKS: dict[str, dict[str, Any]] = {
+    "causal": {"model": {"name": "llama-nano"}},
+    "masked": {"model": {"name": "bert-nano"}, "data__tokenizer": "wordpiece"},
+    "sentences": {**CLASSIFIER, "data__tokenizer": "wordpiece"},
+    "pairs": {**CLASSIFIER, "data__tokenizer": "wordpiece"},
+    "images": {"model": {"name": "vit-nano"}, "data__name": "digits"},
+    "own": {"model": {"name": "pnn-vision-nano"}, "data__name": "digits"},
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "form"),
+    [*((what, "compact") for what in TASKS), ("causal", "dense"), ("images", "dense"), ("own", "dense")],
+)
+def test_the_code_of_the_card_runs_as_it_stands(what: str, form: Any, tmp_path: Path) -> None:
+    changes = dict(TASKS[what])
+    if changes["model"].get("task"):
+        changes["data__name"] = table_of_sentences(tmp_path, pairs=what == "pairs")
+    sweep = finished_sweep(tmp_path / "results", "s", cycle__cycles=1, **changes)
+    export(sweep, 1, tmp_path / "out", form)
+    text = (tmp_path / "out" / "README.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert ("tokenizer" in code) == (tmp_path / "out" / "tokenizer.json").is_file()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(raysweep.__file__).parents[1]), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    classifier = what not in ("causal", "masked")
+    assert ("| loss | perplexity | heads |" in text) != classifier
+    assert ("| loss | accuracy | matthews | f1 | heads |" in text) == classifier
+    assert ("windows of 32" in text) != classifier
+
+
+def test_the_card_scales_pixels_as_the_task_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's code gives the logits of the trial's own batch."""
+    sweep = finished_sweep(tmp_path / "results", "s", cycle__cycles=1, **TASKS["images"])
+    export(sweep, 1, tmp_path / "out", "compact")
+    [code] = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), flags=re.DOTALL)
+    finished = restore(sweep, 1)
+    raw = torch.from_numpy(finished.data.evaluation[:2, 1:].astype(np.int64)).view(2, 1, 8, 8)
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setattr(torch, "randint", lambda *_: raw)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    torch.testing.assert_close(found["logits"], masked_logits(finished), rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_reads_pairs_as_the_task_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's call of the tokenizer gives tokens, mask and segments of the trial's own batch."""
+    table = table_of_sentences(tmp_path, pairs=True)
+    sweep = finished_sweep(tmp_path / "results", "s", cycle__cycles=1, **TASKS["pairs"], data__name=table)
+    export(sweep, 1, tmp_path / "out", "compact")
+    batch = restore(sweep, 1).held_out_batch()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for row, mask, types in zip(batch.inputs, batch.attention_mask, batch.token_types, strict=True):
+        tokens = row[: mask.sum()].tolist()
+        first, second = tokenizer.decode(tokens).removeprefix("[CLS] ").removesuffix(" [SEP]").split(" [SEP] ")
+        again = tokenizer([first], [second], return_token_type_ids=True, return_tensors="pt")
+        assert again.input_ids[0].tolist() == tokens
+        assert again.token_type_ids[0].tolist() == types[: len(tokens)].tolist()
 
 
 def test_a_model_that_was_only_measured_is_exported_as_it_was(results: Path, tmp_path: Path) -> None:
