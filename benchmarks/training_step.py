@@ -99,7 +99,7 @@ class Ours:
         slots = [(layer, head) for layer in range(layers) for head in range(heads)]
         self.state.remove_heads([slot for index, slot in enumerate(slots) if index % 10 in (0, 3, 6, 9)], None)
         self.state.add_heads(slots[9::10], cycle=1)
-        self.state.initialise_new_heads(registry.build("init", "zero_output"), "benchmark")
+        self.state.initialise_new_heads(slots[9::10], registry.build("init", "zero_output"), "benchmark")
         self.state.refresh()
 
     def run(self) -> None:

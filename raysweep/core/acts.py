@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,8 +108,13 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     return {"decision": _decision(params["strategy"], options, heads, scores), **_described(before)}
 
 
-def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner) -> dict[str, Any]:
+def grow(
+    state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner, born: int = 0
+) -> dict[str, Any]:
     """Make absent heads present as `cycle.grow` says. `state.refresh` opens their gates.
+
+    Args:
+        born: finished steps of the training phase in which they learn.
 
     Returns:
         The decision.
@@ -133,9 +138,9 @@ def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, 
     _check_grown(heads, count, statistics, params["strategy"])
     examiner.runtime.assert_equal(heads)
     before = state.head_map
-    state.add_heads(heads, cycle)
-    state.initialise_new_heads(initializer, key, sources)
-    _check_alive(state, params["init"], examiner)
+    state.add_heads(heads, cycle, born)
+    state.initialise_new_heads(heads, initializer, key, sources)
+    _check_alive(state, heads, params["init"], examiner)
     scores = np.where(statistics.present, 0.0, sensitivity)
     decision = _decision(params["strategy"], {**options, "init": params["init"], **init_options}, heads, scores)
     if initializer.needs == "donor":
@@ -143,6 +148,23 @@ def grow(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, 
         donors = donors_of(state.model.sites, before, heads, sources.taylor)
         decision["donors"] = [list(donors[slot]) for slot in heads]
     return {"decision": {**decision, "form": form}}
+
+
+def regrown(
+    decision: Mapping[str, Any], cycle: int, init: str, acts: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Say for each slot that a growth brought back when it had last been pruned.
+
+    Args:
+        acts: records of the phases or events before it, the oldest first.
+    """
+    pruned_in = {
+        tuple(slot): act["cycle"] for act in acts if act["phase"] == "prune" for slot in act["decision"]["heads"]
+    }
+    return [
+        {"slot": slot, "pruned_in": pruned_in[tuple(slot)], "grown_in": cycle, "init": init}
+        for slot in decision["heads"]
+    ]
 
 
 def _sensitivity(
@@ -162,10 +184,8 @@ def _sensitivity(
     return found
 
 
-def _check_alive(state: TrialState, init: str, examiner: Examiner) -> None:
-    dead = dead_heads(
-        state.model, examiner.batches, state.head_map, state.new_heads, examiner.runtime.all_reduce
-    )  # fmt: skip
+def _check_alive(state: TrialState, heads: Sequence[Slot], init: str, examiner: Examiner) -> None:
+    dead = dead_heads(state.model, examiner.batches, state.head_map, heads, examiner.runtime.all_reduce)
     if dead:
         raise TrialError(f"init {init!r} makes heads {dead} that have no gradient at all: they could never learn.")
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep.core.acts import Examiner, grow, measure, prune
+from raysweep.core.acts import Examiner, grow, measure, prune, regrown
 from raysweep.core.state import TrialState
 from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.surgery import grown_slices, slice_name, slice_named
+from raysweep.plasticity.surgery import slice_name, slice_named
 
 PREFIX = "events/"
 
@@ -26,7 +26,7 @@ class Events:
     """Each a step, and the prune, measure and grow that happen before it."""
     examiner: Examiner
     measure: Callable[[], dict[str, Any]]
-    """Held-out numbers, as in every phase record."""
+    """Held-out numbers, as in every phase record: every present head's gate is open."""
     seed_second_moments: bool
     done: list[dict[str, Any]] = field(default_factory=list)
 
@@ -35,10 +35,9 @@ class Events:
         for event in self.planned:
             if event["step"] == step:
                 for phase in event["phases"]:
-                    self.done.append({"step": step, **self._act(phase)})
-                self.state.born = step
+                    self.done.append({"step": step, **self._act(phase, step)})
                 if self.seed_second_moments:
-                    self.state.seed_second_moments()
+                    self.state.seed_second_moments(step)
 
     def structure(self) -> dict[str, Any]:
         """Return what a checkpoint inside the phase must hold beside the tensors."""
@@ -47,8 +46,8 @@ class Events:
             "done": self.done,
             "head_map": state.head_map.to_lists(),
             "removed": state.removed_heads,
-            "new": state.new_heads,
-            "born": state.born,
+            "new_heads": [[*slot, born] for slot, born in state.new_heads.items()],
+            "new_slices": {slice_name(part): born for part, born in state.new_slices.items()},
             "reference_entropy": None if entropy is None else np.where(np.isnan(entropy), -1.0, entropy).tolist(),
         }
 
@@ -61,10 +60,8 @@ class Events:
         state, entropy = self.state, structure["reference_entropy"]
         state.head_map = HeadMap.from_lists(structure["head_map"])
         state.removed_heads = [(layer, head) for layer, head in structure["removed"]]
-        state.new_heads = [(layer, head) for layer, head in structure["new"]]
-        before = state.head_map.without(state.new_heads)
-        state.new_slices = grown_slices(state.model.sites, before, state.new_heads)
-        state.born = structure["born"]
+        state.new_heads = {(layer, head): born for layer, head, born in structure["new_heads"]}
+        state.new_slices = {slice_named(name): born for name, born in structure["new_slices"].items()}
         known = np.array(entropy, dtype=np.float64)
         state.reference_entropy = None if entropy is None else np.where(known < 0, np.nan, known)
         state.stored = {
@@ -75,12 +72,14 @@ class Events:
         self.done = structure["done"]
         state.refresh()
 
-    def _act(self, phase: dict[str, Any]) -> dict[str, Any]:
-        kind, about = phase["kind"], {"phase": phase["kind"], "cycle": phase["cycle"], "key": phase["key"]}
+    def _act(self, phase: dict[str, Any], step: int) -> dict[str, Any]:
+        kind, cycle, key, params = (phase[name] for name in ("kind", "cycle", "key", "params"))
         if kind == "measure":
-            found = measure(self.state, self.examiner, contribution=phase["params"]["contribution"])
-            return {**about, **self.measure(), **found}
-        act = prune if kind == "prune" else grow
-        found = act(self.state, phase["params"], cycle=phase["cycle"], key=phase["key"], examiner=self.examiner)
+            found = measure(self.state, self.examiner, contribution=params["contribution"])
+        elif kind == "prune":
+            found = prune(self.state, params, cycle=cycle, key=key, examiner=self.examiner)
+        else:
+            found = grow(self.state, params, cycle=cycle, key=key, examiner=self.examiner, born=step)
+            found["regrown"] = regrown(found["decision"], cycle, params["init"], self.done)
         self.state.refresh()
-        return {**about, **self.measure(), **found}
+        return {"phase": kind, "cycle": cycle, "key": key, **self.measure(), **found}

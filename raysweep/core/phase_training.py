@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,9 +48,9 @@ class PhaseTraining:
         self._trajectory = Trajectory(
             state=self.state,
             examiner=self.measures.examiner(),
-            gate=lambda step: schedule.gate(step, self.state.born),
+            gate=schedule.gate,
             steps=phase.steps,
-            every=phase.params.get("trajectory_every") or math.ceil(phase.steps / 4),
+            every=phase.params.get("trajectory_every") or max(1, _stretch(phase) // 4),
         )
         self._training = Training(
             state=self.state,
@@ -162,3 +161,9 @@ class PhaseTraining:
         if self._flops_of_heads[0] is not self.state.head_map:
             self._flops_of_heads = (self.state.head_map, self.measures.step_flops(self.state, self.state.head_map))
         return self._flops_of_heads[1]
+
+
+def _stretch(phase: PhasePlan) -> int:
+    """Return the steps from the first event of a phase to the next, or to the end; without events, all of them."""
+    first, *later = [event["step"] for event in phase.params.get("events", ())] or [0]
+    return (later or [phase.steps])[0] - first

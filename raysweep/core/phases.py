@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysweep.core.acts import grow, measure, prune
+from raysweep.core.acts import grow, measure, prune, regrown
 from raysweep.core.continuous import Events
 from raysweep.core.evaluation import shared_batches
 from raysweep.core.measures import Measures
@@ -227,12 +227,12 @@ class _Trial:
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         found = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
         state.refresh()
-        return {**found, "regrown": self._regrown(found["decision"], phase)}
+        before = [self._stored(key).record for key in state.history]
+        return {**found, "regrown": regrown(found["decision"], phase.cycle, phase.params["init"], before)}
 
     def _small_model(self, shaped_by: str) -> TrialState:
         """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""
-        shape = self.store.find(shaped_by)
-        assert shape is not None, f"phase {shaped_by} is not in the store"
+        shape = self._stored(shaped_by)
         state = TrialState.first(self.plan, self.measures.data.facts, self.runtime, new_weights=True)
         counts = [sum(grown >= 0 for grown in row) for row in shape.record["head_map"]]
         _, heads = state.model.shape
@@ -262,17 +262,7 @@ class _Trial:
         )  # fmt: skip
         return training.run()
 
-    def _regrown(self, decision: dict[str, Any], phase: PhasePlan) -> list[dict[str, Any]]:
-        """Say for each slot that came back when it had last been pruned."""
-        assert self.state is not None
-        pruned_in: dict[tuple[int, ...], int] = {}
-        for key in self.state.history:
-            outcome = self.store.find(key)
-            assert outcome is not None, f"phase {key} is not in the store"
-            if outcome.record["phase"] == "prune":
-                heads = outcome.record["decision"]["heads"]
-                pruned_in |= {tuple(slot): outcome.record["cycle"] for slot in heads}
-        return [
-            {"slot": slot, "pruned_in": pruned_in[tuple(slot)], "grown_in": phase.cycle, "init": phase.params["init"]}
-            for slot in decision["heads"]
-        ]
+    def _stored(self, key: str) -> Outcome:
+        outcome = self.store.find(key)
+        assert outcome is not None, f"phase {key} is not in the store"
+        return outcome

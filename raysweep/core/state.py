@@ -13,7 +13,7 @@ from raysweep.contracts import Array, Facts, Family, Initializer, Slot
 from raysweep.core.networks import build_network
 from raysweep.core.runtime import Runtime
 from raysweep.core.store import Outcome, PhaseStore
-from raysweep.plan import TrialPlan
+from raysweep.plan import TRAINING_PHASES, TrialPlan
 from raysweep.plasticity.head_map import HeadMap
 from raysweep.plasticity.insertion import Sources, insert
 from raysweep.plasticity.model import PlasticModel
@@ -41,11 +41,10 @@ class TrialState:
     reference_entropy: Array | None = None
     removed_heads: list[Slot] = field(default_factory=list)
     """Slots that the last prune made absent."""
-    new_heads: list[Slot] = field(default_factory=list)
-    """Slots grown in this cycle."""
-    born: int = 0
-    """Training step, within the running phase, before which they were grown."""
-    new_slices: list[HeadSlice] = field(default_factory=list)
+    new_heads: dict[Slot, int] = field(default_factory=dict)
+    """Heads that no training phase has ended with yet, each with its birth: the finished steps of the running phase."""
+    new_slices: dict[HeadSlice, int] = field(default_factory=dict)
+    """The slices that came alive with them, likewise."""
     stored: dict[HeadSlice, torch.Tensor] = field(default_factory=dict)
     """Weights of slices right before they were last removed, on the processor."""
     changed: dict[HeadSlice, torch.Tensor] = field(default_factory=dict)
@@ -97,6 +96,8 @@ class TrialState:
         """
         if outcome.record["phase"] not in ("prune", "grow"):
             self.head_map = HeadMap.from_lists(outcome.record["head_map"])  # events inside it may have changed it
+            if outcome.record["phase"] in TRAINING_PHASES:
+                self.new_heads, self.new_slices = {}, {}
             return
         slots = [(layer, head) for layer, head in outcome.record["decision"]["heads"]]
         if outcome.record["phase"] == "prune":
@@ -116,24 +117,31 @@ class TrialState:
         self._remember(self._copies(parts))
         self.reference_entropy = entropy_before
         self.removed_heads = list(slots)
-        self.new_heads, self.new_slices = [], []
+        self.new_heads = {slot: born for slot, born in self.new_heads.items() if self.head_map.present[slot]}
+        self.new_slices = {part: born for part, born in self.new_slices.items() if part not in self.changed}
 
-    def add_heads(self, slots: Sequence[Slot], cycle: int) -> None:
+    def add_heads(self, slots: Sequence[Slot], cycle: int, born: int = 0) -> None:
         """Make absent heads present, with whatever weights stand there; `refresh` then opens their gates."""
-        self.new_slices = grown_slices(self.model.sites, self.head_map, slots)
+        self.new_slices |= dict.fromkeys(grown_slices(self.model.sites, self.head_map, slots), born)
         self.head_map = self.head_map.with_grown(slots, cycle)
-        self.new_heads = list(slots)
-        self.born = 0
+        self.new_heads |= dict.fromkeys(slots, born)
 
-    def initialise_new_heads(self, initializer: Initializer, key: str, sources: Sources | None = None) -> None:
-        """Give new heads their first weights.
+    def initialise_new_heads(
+        self, slots: Sequence[Slot], initializer: Initializer, key: str, sources: Sources | None = None
+    ) -> None:
+        """Give the heads that were just added their first weights.
 
         Raises:
             TrialError: what the initializer needs is not there.
         """
-        before = self.head_map.without(self.new_heads)
+        before = self.head_map.without(slots)
         found = sources or Sources(stored=self.stored)
-        self.changed = self._copies(insert(self.model, before, self.new_heads, initializer, key, found))
+        self.changed = self._copies(insert(self.model, before, slots, initializer, key, found))
+
+    def settle(self) -> None:
+        """End a training phase: no head is new any longer, and every gate is open."""
+        self.new_heads, self.new_slices = {}, {}
+        self.refresh()
 
     def refresh(self) -> None:
         """Make gates and absent slices follow the head map, with new heads fully open."""
@@ -141,11 +149,11 @@ class TrialState:
         self.optimizer.clear(absent_slices(self.model.sites, self.head_map))
         self.optimizer.favour(self.new_slices)
 
-    def seed_second_moments(self) -> None:
-        """Give new slices the second moments of their peers."""
-        fresh = set(self.new_slices)
-        peers = [part for part in present_slices(self.model.sites, self.head_map) if part not in fresh]
-        self.optimizer.seed_second_moments(self.new_slices, peers)
+    def seed_second_moments(self, born: int = 0) -> None:
+        """Give the slices that were born at a step the second moments of their peers."""
+        fresh = [part for part, birth in self.new_slices.items() if birth == born]
+        peers = [part for part in present_slices(self.model.sites, self.head_map) if part not in set(fresh)]
+        self.optimizer.seed_second_moments(fresh, peers)
 
     def changed_slices(self) -> dict[str, torch.Tensor]:
         """Return what the last prune or growth changed, by names that `replay` reads."""

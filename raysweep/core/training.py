@@ -121,9 +121,7 @@ class Training:
             self.unlogged[0] += self._accumulate(wrapped, step)
             self.unlogged[1] += 1
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.training["clip_norm"])
-            self.state.optimizer.step(
-                self.schedule.learning_rate(step), self.schedule.multiplier(step, self.state.born)
-            )
+            self.state.optimizer.step(self.schedule.learning_rate(step), self._multipliers(step))
             self.state.optimizer.zero_grad()
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
@@ -133,7 +131,7 @@ class Training:
                     self._evaluate(done)
                 self.between_steps(done)
         self.on_step(steps)
-        self.state.refresh()
+        self.state.settle()
         return self.curve
 
     def _accumulate(self, wrapped: torch.nn.Module, step: int) -> torch.Tensor:
@@ -167,9 +165,14 @@ class Training:
         return count.float().clamp_min(1)
 
     def _set_gates(self, step: int) -> None:
-        state = self.state
-        if state.new_heads and step - state.born <= self.schedule.gate_warmup_steps:
-            state.model.set_gates(state.head_map, state.new_heads, self.schedule.gate(step, state.born))
+        state, schedule = self.state, self.schedule
+        if any(step - born <= schedule.gate_warmup_steps for born in state.new_heads.values()):
+            gates = {slot: schedule.gate(step, born) for slot, born in state.new_heads.items()}
+            state.model.set_gates(state.head_map, gates)
+
+    def _multipliers(self, step: int) -> dict[int, float]:
+        """Return the multiplier of each generation of new heads, by its birth."""
+        return {born: self.schedule.multiplier(step, born) for born in set(self.state.new_slices.values())}
 
     def _evaluate(self, done: int) -> None:
         point = {"step": float(done), "loss": self.evaluate(), "training_flops": self.flops}
@@ -185,8 +188,9 @@ class Training:
             "gradient_norm": float(norm),
         }
         if self.state.new_heads:
-            point["new_head_gate"] = self.schedule.gate(done - 1, self.state.born)
-            point["new_head_multiplier"] = self.schedule.multiplier(done - 1, self.state.born)
+            youngest = max(self.state.new_heads.values())
+            point["new_head_gate"] = self.schedule.gate(done - 1, youngest)
+            point["new_head_multiplier"] = self.schedule.multiplier(done - 1, youngest)
         if not (math.isfinite(point["loss"]) and math.isfinite(point["gradient_norm"])):
             raise DivergedError(
                 f"at step {done} the loss is {point['loss']}, the gradient norm {point['gradient_norm']}."

@@ -19,17 +19,17 @@ PREFIX = "trajectory/"
 
 @dataclass(kw_only=True)
 class Trajectory:
-    """Follows the heads that were grown in this cycle; training does not notice.
+    """Follows every new head from its birth until it is pruned or the phase ends; training does not notice.
 
     Args:
-        gate: of new heads, by finished steps.
-        steps: of the phase; the first and the last are always points.
+        gate: of a new head, by finished steps and its birth.
+        steps: of the phase; births and the last are always points.
         every: steps between points.
     """
 
     state: TrialState
     examiner: Examiner
-    gate: Callable[[int], float]
+    gate: Callable[[int, int], float]
     steps: int
     every: int
     points: list[dict[str, Any]] = field(default_factory=list)
@@ -40,22 +40,23 @@ class Trajectory:
         """Add a point after `step` finished steps, if one is due; on all ranks together.
 
         Per head: gate; weight_norm, of the weights that belong to it alone (with grouped queries, without key and
-        value); update, the norm of their change since the point before; entropy and output_norm on the probe, with
-        gates fully open.
+        value); update, the norm of their change since the point before, None at its birth; entropy and output_norm on
+        the probe, with gates fully open.
         """
-        if not self.state.new_heads or (step % self.every and step != self.steps):
+        births = self.state.new_heads
+        if not births or (step % self.every and step != self.steps and step not in births.values()):
             return
         statistics = self.examiner.statistics(self.state)
-        now = {slot: self._weights(slot) for slot in self.state.new_heads}
+        now = {slot: self._weights(slot) for slot in births}
         self.points.append(
             {
                 "step": step,
                 "heads": [
                     {
                         "slot": list(slot),
-                        "gate": self.gate(step),
+                        "gate": self.gate(step, births[slot]),
                         "weight_norm": _norm(weights.values()),
-                        "update": _norm(after - self._before.get(part, after) for part, after in weights.items()),
+                        "update": self._update(weights) if step > births[slot] else None,
                         "entropy": float(statistics.entropy[slot]),
                         "output_norm": float(statistics.output_norm[slot]),
                     }
@@ -73,8 +74,10 @@ class Trajectory:
         """Go on from a checkpoint: its points, and tensors among which are those of `tensors`."""
         self.points = list(points)
         parts = [part for layer, head in self.state.new_heads for part in self._parts((layer, head))]
-        names = {part: f"{PREFIX}{slice_name(part)}" for part in parts}
-        self._before = {part: tensors[name] for part, name in names.items() if name in tensors}
+        self._before = {part: tensors[f"{PREFIX}{slice_name(part)}"] for part in parts}
+
+    def _update(self, weights: Mapping[HeadSlice, torch.Tensor]) -> float:
+        return _norm(after - self._before[part] for part, after in weights.items())
 
     def _weights(self, slot: Slot) -> dict[HeadSlice, torch.Tensor]:
         parts = self._parts(slot)

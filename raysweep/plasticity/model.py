@@ -6,7 +6,7 @@ attention backend and family: a gate of 0 equals physical removal, output bias u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,12 +123,12 @@ class PlasticModel(nn.Module):
         names = ("initializer_range", "init_std")  # OPT calls it init_std
         return next((float(getattr(config, name)) for name in names if hasattr(config, name)), 0.02)
 
-    def set_gates(self, head_map: HeadMap, new_heads: Sequence[Slot] = (), new_gate: float = 1.0) -> None:
-        """Close the gates of absent heads, open the others; those of `new_heads` to `new_gate`."""
+    def set_gates(self, head_map: HeadMap, ajar: Mapping[Slot, float] | None = None) -> None:
+        """Close the gates of absent heads, open the others; those that are `ajar` as far as it says."""
         device = next(self.parameters()).device
         values = torch.from_numpy(head_map.present).to(device=device, dtype=torch.float32)
-        for layer, head in new_heads:
-            values[layer, head] = new_gate
+        for slot, value in (ajar or {}).items():
+            values[slot] = value
         for gate, row in zip(self.gates, values, strict=True):
             gate.values = None if bool((row == 1).all()) else row
 

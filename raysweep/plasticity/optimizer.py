@@ -1,4 +1,4 @@
-"""AdamW that knows slices: absent ones stay zero bit for bit, new ones take larger updates.
+"""AdamW that knows slices: absent ones stay zero bit for bit, new ones take larger updates, each generation its own.
 
 A higher learning rate for some slices of a fused tensor must scale the *update*. Scaling the gradient does nothing
 under Adam, which divides it out again. AdamW's update u depends on gradients alone, p <- (1 - lr decay) p - lr u; so a
@@ -37,8 +37,8 @@ class SliceAdamW:
         others = [p for name, p in self.parameters.items() if not decayed[name]]
         groups = [{"params": group, "weight_decay": self._decay_of[group[0]]} for group in (matrices, others) if group]
         self.adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        self._favoured: dict[float, list[torch.Tensor]] = {}
-        """Views into the weights of favoured slices, by the decay that their parameters have."""
+        self._favoured: dict[tuple[int, float], list[torch.Tensor]] = {}
+        """Views into the weights of favoured slices, by generation and by the decay that their parameters have."""
 
     def clear(self, slices: Sequence[HeadSlice]) -> None:
         """Set weights and moments of absent heads to zero.
@@ -51,15 +51,17 @@ class SliceAdamW:
             for tensor in (parameter.data, *self._moments(parameter)):
                 tensor.narrow(part.dim, part.start, part.length).zero_()
 
-    def favour(self, slices: Sequence[HeadSlice]) -> None:
-        """Scale the updates of these slices, and no others, by the multiplier given to `step`."""
+    def favour(self, generations: Mapping[HeadSlice, int]) -> None:
+        """Scale the updates of these slices, and no others, by what `step` is told of their generations."""
         self._favoured = {}
-        for run in equally_spaced(joined(slices)):
-            parameter, first = self.parameters[run[0].parameter], run[0]
-            distance = run[1].start - first.start if len(run) > 1 else first.length
-            reach = run[-1].start + first.length - first.start
-            view = parameter.data.narrow(first.dim, first.start, reach).unfold(first.dim, first.length, distance)
-            self._favoured.setdefault(self._decay_of[parameter], []).append(view)
+        for generation in set(generations.values()):
+            of_it = [part for part, its_own in generations.items() if its_own == generation]
+            for run in equally_spaced(joined(of_it)):
+                parameter, first = self.parameters[run[0].parameter], run[0]
+                distance = run[1].start - first.start if len(run) > 1 else first.length
+                reach = run[-1].start + first.length - first.start
+                view = parameter.data.narrow(first.dim, first.start, reach).unfold(first.dim, first.length, distance)
+                self._favoured.setdefault((generation, self._decay_of[parameter]), []).append(view)
 
     def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
         """Give new slices the mean second moment of the peers in the same parameter and role.
@@ -76,15 +78,23 @@ class SliceAdamW:
                 second.narrow(part.dim, part.start, part.length).fill_(float(mean))
 
     @torch.no_grad()
-    def step(self, lr: float, multiplier: float = 1.0) -> None:
-        """Take one AdamW step; a multiplier of 1 changes nothing, bit for bit."""
+    def step(self, lr: float, multipliers: Mapping[int, float] | None = None) -> None:
+        """Take one AdamW step.
+
+        Args:
+            multipliers: by generation of favoured slices; that of 1, which one left out has, changes no bit.
+        """
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        favoured = self._favoured if multiplier != 1.0 else {}
-        for decay, views in favoured.items():
+        favoured = [
+            (multiplier, decay, views)
+            for (generation, decay), views in self._favoured.items()
+            if (multiplier := (multipliers or {}).get(generation, 1.0)) != 1.0
+        ]
+        for multiplier, decay, views in favoured:
             torch._foreach_mul_(views, (1 - multiplier * lr * decay) / (1 - lr * decay) / multiplier)
         self.adamw.step()
-        for views in favoured.values():
+        for multiplier, _, views in favoured:
             torch._foreach_mul_(views, multiplier)
 
     def zero_grad(self) -> None:

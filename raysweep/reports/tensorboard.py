@@ -55,8 +55,7 @@ class TrialWriter:
             values: the trial's point of the space; parameters that it lacks are shown as "n/a".
         """
         self._events = EventFile(folder / str(trial))
-        self._done: set[tuple[str, int]] = set()
-        self._ends: dict[int, int] = {}  # where each cycle ended on the step axis
+        self._ends: dict[tuple[str, int], int] = {}  # where each phase ended on the step axis
         self._start = 0  # where the running phase begins on the step axis
         self._trained = 0  # the last of its training steps that was written
         self._events.add(0, session_start(values, space))
@@ -72,27 +71,38 @@ class TrialWriter:
         if record.arm != "main":
             self._control(record)
             return
-        if (record.phase, record.cycle) in self._done:
+        if (record.phase, record.cycle) in self._ends:
             return
         for point in record.curve:
             self._add_point(record.phase, record.cycle, point)
+        self._write_events(record)
+        ends = {record.steps, *(event["step"] for event in record.events or ())}  # of the phase and of events
         for point in record.evaluations:
-            if point["step"] < record.steps:  # the last step's is the end of the phase
+            if point["step"] not in ends:
                 self._events.add(self._start + int(point["step"]), scalar("eval/loss", point["loss"]))
         for looked in record.trajectory:
             self._events.add(self._start + looked["step"], *_new_head_values(looked["heads"]))
-        for event in record.events or ():
-            self._events.add(self._start + event["step"], *_score_values(event))
         self._start += max(record.steps, 1)
         self._trained = 0
-        self._events.add(self._start, *_phase_values(record, index=len(self._done)), *_score_values(vars(record)))
+        self._events.add(self._start, *_phase_values(record, index=len(self._ends)), *_score_values(vars(record)))
         self._events.flush()
-        self._done.add((record.phase, record.cycle))
-        self._ends[record.cycle] = self._start
+        self._ends[(record.phase, record.cycle)] = self._start
+
+    def _write_events(self, record: PhaseRecord) -> None:
+        """Write the scores that each act of an event measured, and how the last of them left the model.
+
+        An event before the first step stands at that step: where the phase begins the one before it ends.
+        """
+        events = record.events or ()
+        for event in events:
+            self._events.add(self._start + max(event["step"], 1), *_score_values(event))
+        for step, last in {event["step"]: event for event in events}.items():
+            self._events.add(self._start + max(step, 1), *_measures(last))
 
     def _control(self, record: PhaseRecord) -> None:
-        """Write the end of a control arm's phase, where the trial's own of that cycle ended."""
-        at = self._ends.get(record.cycle, self._start)
+        """Write the end of a control arm's phase where the trial's own ended, or its cycle if it has no such phase."""
+        cycle = [end for (_, number), end in self._ends.items() if number == record.cycle]
+        at = self._ends.get((record.phase, record.cycle), max(cycle, default=self._start))
         self._events.add(
             at,
             scalar(f"controls/{record.arm}/loss", record.loss),
@@ -114,7 +124,7 @@ class TrialWriter:
 
     def _add_point(self, phase: str, cycle: int, point: Mapping[str, float]) -> None:
         step = int(point["step"])
-        if (phase, cycle) in self._done or step <= self._trained:
+        if (phase, cycle) in self._ends or step <= self._trained:
             return
         self._trained = step
         self._events.add(
@@ -164,11 +174,7 @@ def serve(logdir: Path, port: int = 6006) -> subprocess.Popen[bytes]:
 def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
     yield scalar("phase/index", index)
     yield text("phase", _phase_mark(record))
-    yield scalar("eval/loss", record.loss)
-    yield scalar("eval/perplexity", record.perplexity)
-    yield scalar("heads/active", record.active_heads)
-    yield scalar("model/params", record.params)
-    yield scalar("model/flops_per_token", record.flops_per_token)
+    yield from _measures(vars(record))
     if record.mean_steps is not None:
         yield scalar("infer/mean_steps", record.mean_steps)
     for name, value in (record.reported or {}).items():
@@ -179,12 +185,21 @@ def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
         yield text("samples", _samples_markdown(record.samples))
 
 
+def _measures(measured: Mapping[str, Any]) -> Iterator[Any]:
+    """Return what both a phase record and an event inside one hold."""
+    yield scalar("eval/loss", measured["loss"])
+    yield scalar("eval/perplexity", measured["perplexity"])
+    yield scalar("heads/active", measured["active_heads"])
+    yield scalar("model/params", measured["params"])
+    yield scalar("model/flops_per_token", measured["flops_per_token"])
+
+
 def _new_head_values(heads: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """Return where each new head stands at one point of its trajectory."""
     for head in heads:
         layer, index = head["slot"]
         for name, value in head.items():
-            if name != "slot":
+            if name != "slot" and value is not None:  # at its birth a head has no update yet
                 yield scalar(f"heads/new/{layer}.{index}/{name}", value)
 
 

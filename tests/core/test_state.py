@@ -47,7 +47,7 @@ def look_at(state: TrialState) -> Seen:
     tokens = some_tokens(2, 16)
     state.model.train()
     mean_loss(losses_of(state.model, causal(tokens)), causal(tokens).labels).backward()
-    state.optimizer.step(0.01, 3.0)  # shows what is frozen and what is favoured
+    state.optimizer.step(0.01, {0: 3.0})  # shows what is frozen and what is favoured
     state.optimizer.zero_grad()
     after_a_step = copies(state)
     state.load_tensors(tensors)

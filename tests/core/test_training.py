@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from typing import Any
 
@@ -33,7 +34,7 @@ def grown_state(
     state = TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
     state.remove_heads(ABSENT, None)
     state.add_heads(NEW, cycle=1)
-    state.initialise_new_heads(registry.build("init", initializer), "key")
+    state.initialise_new_heads(NEW, registry.build("init", initializer), "key")
     state.refresh()
     return state
 
@@ -58,15 +59,15 @@ def test_gate_warm_up_alone_changes_what_passes_and_not_how_fast_anything_learns
     for warmup, steps in seen.items():
         state = grown_state()
 
-        def step(self: SliceAdamW, lr: float, multiplier: float = 1.0, steps: Any = steps) -> None:
-            steps.append((lr, multiplier))
-            original(self, lr, multiplier)
+        def step(self: SliceAdamW, lr: float, multipliers: Any, steps: Any = steps) -> None:
+            steps.append((lr, multipliers))
+            original(self, lr, multipliers)
 
         monkeypatch.setattr(SliceAdamW, "step", step)
         training = training_of(state, schedule(10, gate_warmup_steps=warmup, gate_start=0.1))
         first[warmup] = weights_of(state.model)
         losses[warmup] = training.run()[0]["loss"]
-    assert seen[0] == seen[4] and {multiplier for _, multiplier in seen[0]} == {1.0}
+    assert seen[0] == seen[4] and all(multipliers == {0: 1.0} for _, multipliers in seen[0])
     assert losses[0] != losses[4]
     assert all(torch.equal(weights, first[4][name]) for name, weights in first[0].items())
 
@@ -147,8 +148,7 @@ def test_what_a_half_open_head_says_is_half_as_loud() -> None:
 
 def test_without_new_heads_a_warm_up_touches_no_gate() -> None:
     state = grown_state()
-    state.new_heads, state.new_slices = [], []
-    state.refresh()
+    state.settle()
     seen = []
     state.model.register_forward_pre_hook(lambda model, _: seen.append(model.gates[0].values))
     points = training_of(state, schedule(3, gate_warmup_steps=3, gate_start=0.2)).run()
@@ -176,6 +176,86 @@ def test_the_multiplier_scales_the_first_update_of_new_slices_and_of_no_others(k
     for name, mask in masks.items():
         torch.testing.assert_close(moved[1][name][mask], 4 * moved[0][name][mask], rtol=1e-9, atol=1e-15)
         assert torch.equal(moved[1][name][~mask], moved[0][name][~mask]), name
+
+
+# Generations: heads that grow at different steps of one phase.
+
+
+def growing_state(births: dict[tuple[int, int], int]) -> TrialState:
+    state = grown_state()
+    state.remove_heads(NEW, None)
+    for cycle, (slot, born) in enumerate(births.items(), 2):
+        state.add_heads([slot], cycle, born)
+        state.initialise_new_heads([slot], registry.build("init", "small_random"), "key")
+    state.refresh()
+    return state
+
+
+def test_each_generation_has_gates_and_multipliers_by_its_own_clock_step_by_step(monkeypatch: Any) -> None:
+    """A head is pruned and another grown while two earlier ones are on their way: those go on as if nothing were."""
+    state = growing_state({(0, 1): 0, (2, 0): 2})
+    some = schedule(12, gate_warmup_steps=6, gate_start=0.2, new_head_lr_multiplier=5.0, multiplier_decay_steps=8)
+    gates: list[list[Any]] = []
+    multipliers: list[dict[int, float]] = []
+    original = SliceAdamW.step
+
+    def listening(self: SliceAdamW, lr: float, given: Any) -> None:
+        multipliers.append(given)
+        original(self, lr, given)
+
+    def event(step: int) -> None:
+        if step == 4:
+            state.remove_heads([(1, 0)], None)
+            state.add_heads([(1, 2)], cycle=4, born=4)
+            state.initialise_new_heads([(1, 2)], registry.build("init", "small_random"), "other")
+            state.refresh()
+        if step == 9:
+            state.remove_heads([(2, 0)], None)
+            state.refresh()
+
+    monkeypatch.setattr(SliceAdamW, "step", listening)
+    state.model.register_forward_pre_hook(lambda model, _: gates.append(
+        [[1.0] * 3 if gate.values is None else gate.values.tolist() for gate in model.gates]))  # fmt: skip
+    training = training_of(state, some, before_step=event)
+    training.run(2)
+    assert len(gates) == len(multipliers) == 10
+    for step, (opened, given) in enumerate(zip(gates, multipliers, strict=True), 2):
+        old, grown = float(step < 4), 0.0 if step < 4 else min(1.0, 0.2 + 0.8 * (step - 4) / 6)
+        second = 0.0 if step >= 9 else min(1.0, 0.2 + 0.8 * (step - 2) / 6)
+        assert opened[0] == pytest.approx([1.0, min(1.0, 0.2 + 0.8 * step / 6), 1.0]), step
+        assert opened[1] == pytest.approx([old, 1.0, grown]), step
+        assert opened[2] == pytest.approx([second, 1.0, 1.0]), step
+        births = {0} | ({2} if step < 9 else set()) | ({4} if step >= 4 else set())
+        expected = {born: 3 + 2 * math.cos(math.pi * min(step - born, 8) / 8) for born in births}
+        assert given == pytest.approx(expected), step
+    assert training.curve[-1]["new_head_gate"] == pytest.approx(grown)  # of the youngest
+    assert training.curve[-1]["new_head_multiplier"] == pytest.approx(expected[4])
+    assert state.new_heads == {}
+
+
+def test_without_a_decay_of_its_own_a_multiplier_lasts_from_birth_to_the_end_of_the_phase() -> None:
+    some = schedule(20, new_head_lr_multiplier=5.0)
+    assert [some.multiplier(born, born) for born in (0, 6, 19)] == [5.0] * 3
+    assert some.multiplier(13, 6) == pytest.approx(3.0) and some.multiplier(19, 6) > 1.0 == some.multiplier(20, 6)
+
+
+def test_overlapping_generations_move_in_the_ratio_of_their_multipliers() -> None:
+    births = {(0, 1): 0, (2, 0): 3}
+    moved, some = [], schedule(8, new_head_lr_multiplier=4.0, multiplier_decay_steps=6)
+    for ratio in (1.0, 4.0):
+        state = growing_state(births)
+        before = weights_of(state.model)
+        training = training_of(state, dataclasses.replace(some, new_head_lr_multiplier=ratio))
+        loss_of_one_step(training, 3)
+        moved.append({name: weight - before[name] for name, weight in weights_of(state.model).items()})
+    times = {name: torch.ones_like(tensor) for name, tensor in moved[0].items()}
+    for slot, born in births.items():
+        for places in head_places("gpt2", state.model, *slot).values():
+            for name, dim, where in places:
+                times[name].narrow(dim, where.start, len(where)).fill_(some.multiplier(3, born))
+    assert sorted({float(v) for factor in times.values() for v in factor.unique()}) == pytest.approx([1.0, 2.5, 4.0])
+    for name, factor in times.items():
+        torch.testing.assert_close(moved[1][name], factor * moved[0][name], rtol=1e-9, atol=1e-15, msg=name)
 
 
 # Accumulation, clipping, order.
@@ -230,8 +310,7 @@ def test_each_step_trains_on_the_windows_that_its_order_names() -> None:
 def test_training_equals_a_plain_loop() -> None:
     """The whole of it once more by hand, for a phase without new heads, in double precision."""
     state = grown_state()
-    state.new_heads, state.new_slices = [], []
-    state.refresh()
+    state.settle()
     training = training_of(state, schedule(6, warmup_fraction=0.5))
     reference = grown_state()
     groups = [[p for p in reference.model.parameters() if (p.dim() >= 2) == matrix] for matrix in (True, False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import permutations
 from typing import Any
 
@@ -76,7 +77,7 @@ def grow(
 ) -> Sources:
     sources = sources_of(state)
     state.add_heads(slots, cycle=1)
-    state.initialise_new_heads(registry.build("init", initializer, options), key, sources)
+    state.initialise_new_heads(slots, registry.build("init", initializer, options), key, sources)
     state.refresh()
     return sources
 
@@ -90,7 +91,7 @@ def everything(state: TrialState) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in state.tensors().items()}
 
 
-def marked(state: TrialState, slices: list[HeadSlice]) -> dict[str, torch.Tensor]:
+def marked(state: TrialState, slices: Iterable[HeadSlice]) -> dict[str, torch.Tensor]:
     """Return masks over `tensors()` of what belongs to the slices: weights and both moments."""
     masks = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in state.tensors().items()}
     for part in slices:
@@ -270,7 +271,7 @@ def test_untouched_heads_are_bit_identical_through_prune_and_regrowth(kind: str)
         assert torch.equal(tensor[~new[name]], adapted[name][~new[name]]), name
         if name.startswith("optimizer/"):
             assert not tensor[new[name]].any(), name
-    assert state.new_heads == GROWN[kind]
+    assert state.new_heads == dict.fromkeys(GROWN[kind], 0)
     assert all(state.head_map.grown[slot] == (1 if slot in GROWN[kind] else -1) for slot in ABSENT[kind])
 
 
@@ -298,14 +299,32 @@ def test_proposals_fill_every_absent_head_as_if_it_grew_alone_and_leave_the_pres
 def test_growth_in_a_later_cycle_starts_with_a_clean_slate() -> None:
     state = pruned("gpt2")
     grow(state, GROWN["gpt2"], "zero_output")
+    state.settle()
     state.remove_heads([(2, 2)], np.zeros((3, 3)))
-    assert state.new_heads == [] and state.new_slices == []
+    assert state.new_heads == {} and state.new_slices == {}
     state.refresh()
     before: Any = weights_of(state.model)
     for parameter in state.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    state.optimizer.step(0.01, 7.0)  # nothing is new, so nothing is scaled
+    state.optimizer.step(0.01, {0: 7.0})  # nothing is new, so nothing is scaled
     moved = (
         before["transformer.h.0.attn.c_proj.weight"] - state.model.network.transformer.h[0].attn.c_proj.weight
     ).abs()
     assert moved.max() < 0.03
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+def test_a_head_that_is_pruned_ends_and_regrown_it_begins_anew_while_the_others_go_on(kind: str) -> None:
+    state = pruned(kind)
+    first, *others = GROWN[kind]
+    state.add_heads([first, *others], cycle=1, born=3)
+    its_own = set(state.model.sites[first[0]].head_slices(first[1]))
+    theirs = set(state.new_slices) - its_own
+    state.remove_heads([first], None)
+    assert state.new_heads == dict.fromkeys(others, 3)
+    assert theirs <= set(state.new_slices) and set(state.new_slices.values()) == {3}
+    assert not set(state.new_slices) & set(absent_slices(state.model.sites, state.head_map))
+    state.add_heads([first], cycle=2, born=8)
+    assert state.new_heads == {**dict.fromkeys(others, 3), first: 8}
+    assert all(state.new_slices[part] == 8 for part in its_own)
+    assert all(state.new_slices[part] == 3 for part in theirs - its_own)

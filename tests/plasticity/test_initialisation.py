@@ -82,7 +82,7 @@ def sources_of(state: TrialState) -> Sources:
 def grow(state: TrialState, slots: Sequence[Slot], init: str, **options: Any) -> Sources:
     sources = sources_of(state)
     state.add_heads(slots, cycle=1)
-    state.initialise_new_heads(registry.build("init", init, options), "key", sources)
+    state.initialise_new_heads(slots, registry.build("init", init, options), "key", sources)
     state.refresh()
     return sources
 
@@ -268,7 +268,7 @@ def test_a_slot_that_nothing_is_stored_of_can_not_be_rewound() -> None:
     state.stored.clear()
     state.add_heads([(0, 1)], cycle=1)
     with pytest.raises(TrialError, match=r"no weights are stored for transformer\.h\.0.*another cycle\.grow\.init"):
-        state.initialise_new_heads(registry.build("init", "rewind"), "key")
+        state.initialise_new_heads([(0, 1)], registry.build("init", "rewind"), "key")
 
 
 @pytest.mark.parametrize("kind", DECODERS)

@@ -193,7 +193,7 @@ def test_closing_heads_in_two_steps_or_another_order_is_the_same(kind: str) -> N
 def test_a_partly_open_gate_scales_the_contribution_of_its_head_alone() -> None:
     model = tiny_model("opt")
     head_map = head_map_without(model, (1, 2))
-    model.set_gates(head_map, new_heads=[(1, 0)], new_gate=0.25)
+    model.set_gates(head_map, {(1, 0): 0.25})
     assert [gate.values is None for gate in model.gates] == [True, False, True]
     assert model.gates[1].values.tolist() == [0.25, 1.0, 0.0]
     with torch.no_grad():

@@ -170,7 +170,7 @@ def test_a_multiplier_on_a_slice_equals_a_group_of_its_own_with_a_higher_learnin
     parameter = one_tensor(dim)
     optimizer = SliceAdamW({"w": parameter}, weight_decay=0.2)
     part = head_slice(2, dim)
-    optimizer.favour([part])
+    optimizer.favour({part: 1})
     inside = torch.zeros_like(parameter, dtype=torch.bool)
     inside.narrow(part.dim, part.start, part.length).fill_(True)
     fast, slow = nn.Parameter(parameter.detach()[inside]), nn.Parameter(parameter.detach()[~inside])
@@ -179,7 +179,7 @@ def test_a_multiplier_on_a_slice_equals_a_group_of_its_own_with_a_higher_learnin
     for step, gradient in enumerate(gradients(parameter, 20)):
         lr = 0.1 / (1 + step)
         parameter.grad, fast.grad, slow.grad = gradient, gradient[inside], gradient[~inside]
-        optimizer.step(lr, multiplier)
+        optimizer.step(lr, {1: multiplier})
         reference.param_groups[0]["lr"], reference.param_groups[1]["lr"] = lr * multiplier, lr
         reference.step()
         torch.testing.assert_close(parameter.detach()[inside], fast.detach(), rtol=0, atol=1e-12)
@@ -193,7 +193,7 @@ def test_in_every_layout_a_multiplier_is_a_group_of_its_own_with_decay_and_clipp
     head_map = head_map_without(ours, *ABSENT[kind])
     new = grown_slices(ours.sites, head_map, ABSENT[kind])
     optimizer = optimizer_of(ours, weight_decay=0.2)
-    optimizer.favour(new)
+    optimizer.favour(dict.fromkeys(new, 0))
     inside = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in theirs.network.named_parameters()}
     for part in new:
         inside[part.parameter].narrow(part.dim, part.start, part.length).fill_(True)
@@ -205,7 +205,7 @@ def test_in_every_layout_a_multiplier_is_a_group_of_its_own_with_decay_and_clipp
     reference = torch.optim.AdamW([*fast, *slow], lr=0.0)
     for step, multiplier in enumerate((4.0, 3.0, 2.0, 1.5, 1.0, 1.0)):
         lr = 0.01 / (1 + step)
-        train(ours, optimizer, [step], lr, multiplier=multiplier)
+        train(ours, optimizer, [step], lr, multipliers={0: multiplier})
         batch = some_batch(kind, 4, seed=100 + step)
         label_loss(logits_of(theirs, batch), batch).backward()
         nn.utils.clip_grad_norm_(theirs.parameters(), CLIP)
@@ -232,12 +232,12 @@ def test_the_update_is_scaled_and_not_the_gradient() -> None:
     parameter = one_tensor(0)
     parameter.data[WIDTH : 2 * WIDTH] = parameter.data[:WIDTH]
     optimizer = SliceAdamW({"w": parameter}, weight_decay=0.0)
-    optimizer.favour([head_slice(1, 0)])
+    optimizer.favour({head_slice(1, 0): 0})
     before = parameter.detach().clone()
     (gradient,) = gradients(parameter, 1)
     gradient[WIDTH : 2 * WIDTH] = gradient[:WIDTH]
     parameter.grad = gradient
-    optimizer.step(1e-3, 4.0)
+    optimizer.step(1e-3, {0: 4.0})
     moved = parameter.detach() - before
     torch.testing.assert_close(moved[WIDTH : 2 * WIDTH], 4 * moved[:WIDTH], rtol=1e-9, atol=0)
     assert moved[:WIDTH].abs().min() > 1e-4
@@ -249,13 +249,13 @@ def test_the_update_is_scaled_and_not_the_gradient() -> None:
 def test_a_multiplier_of_one_is_plain_adamw_bit_for_bit() -> None:
     ours, theirs = (tiny_model("gpt2", dtype=torch.float32) for _ in range(2))
     optimizer = optimizer_of(ours)
-    optimizer.favour(ours.sites[0].head_slices(1))
+    optimizer.favour(dict.fromkeys(ours.sites[0].head_slices(1), 0))
     parameters = list(theirs.parameters())
     plain = torch.optim.AdamW(
         [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
          {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}], lr=0.01, fused=True,
     )  # fmt: skip
-    train(ours, optimizer, range(5), multiplier=1.0)
+    train(ours, optimizer, range(5), multipliers={0: 1.0})
     for step in range(5):
         tokens = some_tokens(4, seed=100 + step)
         mean_loss(theirs(tokens), tokens).backward()
@@ -277,13 +277,51 @@ def test_decay_acts_on_matrices_only() -> None:
 def test_favouring_other_slices_forgets_the_previous_ones() -> None:
     parameter = one_tensor(0)
     optimizer = SliceAdamW({"w": parameter}, weight_decay=0.0)
-    optimizer.favour([head_slice(0, 0)])
-    optimizer.favour([head_slice(3, 0)])
+    optimizer.favour({head_slice(0, 0): 0})
+    optimizer.favour({head_slice(3, 0): 0})
     before = parameter.detach().clone()
     parameter.grad = torch.ones_like(parameter)
-    optimizer.step(0.01, 3.0)
+    optimizer.step(0.01, {0: 3.0})
     moved = (before - parameter.detach()).unflatten(0, (HEADS, WIDTH)).mean((1, 2))
     torch.testing.assert_close(moved, torch.tensor([0.01, 0.01, 0.01, 0.03], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_generations_learn_side_by_side_each_as_a_group_of_its_own(dim: int) -> None:
+    parameter = one_tensor(dim)
+    optimizer = SliceAdamW({"w": parameter}, weight_decay=0.2)
+    parts = {head_slice(0, dim): 2, head_slice(1, dim): 5, head_slice(3, dim): 2}
+    optimizer.favour(parts)
+    generation = torch.zeros_like(parameter)
+    for part, born in parts.items():
+        generation.narrow(part.dim, part.start, part.length).fill_(born)
+    groups = {born: nn.Parameter(parameter.detach()[generation == born]) for born in (0, 2, 5)}
+    reference = torch.optim.AdamW([{"params": [weights]} for weights in groups.values()], lr=0.0, weight_decay=0.2)
+    for step, gradient in enumerate(gradients(parameter, 8)):
+        multipliers = {0: 1.0, 2: 3.0 - step / 4, 5: 5.0 - step / 2}
+        parameter.grad = gradient
+        optimizer.step(0.01, {born: multipliers[born] for born in (2, 5)})
+        for (born, weights), group in zip(groups.items(), reference.param_groups, strict=True):
+            weights.grad, group["lr"] = gradient[generation == born], 0.01 * multipliers[born]
+        reference.step()
+        for born, weights in groups.items():
+            found = parameter.detach()[generation == born]
+            torch.testing.assert_close(found, weights.detach(), rtol=0, atol=1e-12)
+
+
+def test_first_updates_are_in_the_ratio_of_the_multipliers_of_their_generations() -> None:
+    """Slices with equal weights and gradients, grown at three different steps, and an old one."""
+    parameter = one_tensor(0)
+    parameter.data = parameter.data[:WIDTH].repeat(HEADS, 1)
+    optimizer = SliceAdamW({"w": parameter}, weight_decay=0.1)
+    optimizer.favour({head_slice(1, 0): 0, head_slice(2, 0): 7, head_slice(3, 0): 9})
+    before = parameter.detach().clone()
+    parameter.grad = gradients(parameter, 1)[0][:WIDTH].repeat(HEADS, 1)
+    optimizer.step(1e-3, {0: 1.0, 7: 2.5, 9: 5.0})
+    old, *new = (parameter.detach() - before).unflatten(0, (HEADS, WIDTH))
+    assert old.abs().min() > 1e-4 and torch.equal(new[0], old)
+    torch.testing.assert_close(new[1], 2.5 * old, rtol=1e-9, atol=0)
+    torch.testing.assert_close(new[2], 5.0 * old, rtol=1e-9, atol=0)
 
 
 # The hidden boost of a reset.
@@ -299,14 +337,14 @@ def rms_ratios(seeded: bool, multiplier: float, steps: int = 10, other: int = OT
         optimizer.step(1e-4)
     new, old = head_slice(2, 0), [head_slice(head, 0) for head in (0, 1, 3)]
     optimizer.clear([new])  # pruned, and grown again
-    optimizer.favour([new])
+    optimizer.favour({new: 0})
     if seeded:
         optimizer.seed_second_moments([new], old)
     ratios = []
     for gradient in noise[1000:]:
         before = parameter.detach().clone()
         parameter.grad = gradient
-        optimizer.step(1e-4, multiplier)
+        optimizer.step(1e-4, {0: multiplier})
         moved = (parameter.detach() - before).unflatten(0, (HEADS, WIDTH)).square().mean((1, 2))
         ratios.append(float(moved[2].sqrt() / moved[[0, 1, 3]].mean().sqrt()))
     return ratios

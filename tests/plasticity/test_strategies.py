@@ -288,7 +288,7 @@ def test_a_planted_useful_slot_ranks_first_by_the_gradient_of_its_gate() -> None
     base = loss_with(model, head_map, tokens)
     effects = {}
     for slot in ABSENT:
-        model.set_gates(head_map.with_grown([slot], 1), [slot], 0.01)
+        model.set_gates(head_map.with_grown([slot], 1), {slot: 0.01})
         with torch.no_grad():
             effects[slot] = abs(float(mean_loss(model(tokens), tokens)) - base)
     assert max(effects, key=lambda slot: effects[slot]) == PLANTED

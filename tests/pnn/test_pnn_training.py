@@ -403,7 +403,7 @@ def test_compiled_training_is_training_with_heads_absent_and_fading_in(monkeypat
         state = state_of()
         state.remove_heads([(0, 1), (0, 2)], None)
         state.add_heads([(0, 2)], cycle=1)
-        state.initialise_new_heads(registry.build("init", "small_random"), "key")
+        state.initialise_new_heads([(0, 2)], registry.build("init", "small_random"), "key")
         state.refresh()
         training = training_of(state, training={"compile": compile})
         training.schedule = replace(training.schedule, gate_warmup_steps=2, gate_start=0.1)

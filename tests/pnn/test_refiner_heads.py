@@ -133,7 +133,7 @@ def train(kind: str, state: TrialState, steps: int, multiplier: float = 1.0) -> 
     for step in range(steps):
         batch = some_batch(kind, 4, seed=step)
         label_loss(logits_of(state.model, batch), batch).backward()
-        state.optimizer.step(0.01, multiplier)
+        state.optimizer.step(0.01, {0: multiplier})
         state.optimizer.zero_grad()
 
 
@@ -143,7 +143,7 @@ def grow(kind: str, state: TrialState, initializer: str) -> list[tuple[int, int]
     directions = value_directions(state.model, batches, state.head_map, lambda tensor: tensor, causal=False)
     state.add_heads(slots, cycle=1)
     sources = Sources(taylor=taylor, stored=state.stored, directions=directions)
-    state.initialise_new_heads(registry.build("init", initializer), "key", sources)
+    state.initialise_new_heads(slots, registry.build("init", initializer), "key", sources)
     state.refresh()
     return slots
 
@@ -190,8 +190,9 @@ def test_a_stored_head_comes_back_as_it_was(kind: str) -> None:
     state.remove_heads(slots_in(model, ABSENT), None)
     state.refresh()
     assert not torch.allclose(logits(kind, model), before)
-    state.add_heads(slots_in(model, ABSENT), cycle=1)
-    state.initialise_new_heads(registry.build("init", "rewind"), "key", Sources(stored=state.stored))
+    slots = slots_in(model, ABSENT)
+    state.add_heads(slots, cycle=1)
+    state.initialise_new_heads(slots, registry.build("init", "rewind"), "key", Sources(stored=state.stored))
     state.refresh()
     assert torch.equal(logits(kind, model), before)
     assert all(torch.equal(weights[name], now) for name, now in weights_of(model).items())

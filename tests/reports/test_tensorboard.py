@@ -75,6 +75,11 @@ def record(phase: str, cycle: int = 0, *, steps: int = 0, loss: float = 3.0, **c
     return PhaseRecord(**(fields | content))
 
 
+def event(step: int, phase: str, loss: float, active_heads: int, **content: Any) -> dict[str, Any]:
+    measured = {"loss": loss, "perplexity": perplexity(loss), "active_heads": active_heads}
+    return {"step": step, "phase": phase, "cycle": 1, **measured, "params": 900, "flops_per_token": 1800.0, **content}
+
+
 def decision(strategy: str, heads: list[list[int]]) -> dict[str, Any]:
     return {"strategy": strategy, "options": {}, "heads": heads, "scores": []}
 
@@ -229,6 +234,48 @@ def test_new_heads_have_curves_of_their_own_on_the_axis_of_the_phase(tmp_path: P
         assert scalars(tmp_path / "0", f"heads/new/3.1/{name}") == [(30, value), (50, value)]
 
 
+def test_a_value_that_is_not_known_yet_is_left_out(tmp_path: Path) -> None:
+    looks = [{"step": step, "heads": [{"slot": [0, 1], "gate": 1.0, "update": u}]} for step, u in ((0, None), (5, 0.5))]
+    TrialWriter(tmp_path, 0, {}, None).phase(record("learn", 1, steps=20, trajectory=looks))
+    assert scalars(tmp_path / "0", "heads/new/0.1/update") == [(5, 0.5)]
+    assert scalars(tmp_path / "0", "heads/new/0.1/gate") == [(0, 1.0), (5, 1.0)]
+
+
+def test_events_inside_a_phase_stand_at_their_own_steps_as_they_left_the_model(tmp_path: Path) -> None:
+    """In place of an evaluation there; before the first step, not in place of the end of the phase before."""
+    happened = [
+        event(0, "prune", 3.9, 28), event(0, "measure", 3.9, 28), event(0, "grow", 3.8, 30),
+        event(10, "prune", 3.7, 27), event(10, "measure", 3.7, 27), event(10, "grow", 3.6, 29),
+    ]  # fmt: skip
+    asked = [{"step": step, "loss": 3.0 + step / 100, "training_flops": 1.0} for step in (5, 10, 15)]
+    writer = TrialWriter(tmp_path, 0, {}, None)
+    writer.phase(record("baseline", steps=30, active_heads=32))
+    writer.phase(record("learn", 1, steps=20, loss=2.9, active_heads=29, events=happened, evaluations=asked))
+    writer.finish("COMPLETE", {"loss": 2.9})
+    found = dict(scalars(tmp_path / "0", "eval/loss"))
+    assert found == {30: 3.0, 31: 3.8, 35: 3.05, 40: 3.6, 45: 3.15, 50: 2.9}
+    assert scalars(tmp_path / "0", "heads/active") == [(30, 32), (31, 30), (40, 29), (50, 29)]
+    assert [step for step, _ in scalars(tmp_path / "0", "eval/perplexity")] == [30, 31, 40, 50]
+    assert [round(value, 3) for _, value in scalars(tmp_path / "0", "eval/perplexity")][1] == round(perplexity(3.8), 3)
+
+
+def test_the_phases_of_a_control_arm_stand_where_the_trials_own_do(tmp_path: Path) -> None:
+    writer = TrialWriter(tmp_path, 0, {}, None)
+    for phase in whole_trial():
+        writer.phase(phase)
+    for kind, loss in (("prune", 3.8), ("measure", 3.8), ("grow", 3.7)):
+        writer.phase(record(kind, 1, loss=loss, arm="random_random"))
+    writer.phase(record("learn", 1, steps=20, loss=3.1, arm="random_random"))
+    writer.phase(record("learn", 1, steps=20, loss=2.8, arm="dense"))
+    writer.phase(record("baseline", 1, steps=50, loss=3.3, arm="from_scratch_small"))  # as long as the whole cycle
+    writer.finish("COMPLETE", {"loss": 2.9})
+    run = tmp_path / "0"
+    assert scalars(run, "controls/random_random/loss") == [(31, 3.8), (32, 3.8), (33, 3.7), (53, 3.1)]
+    assert scalars(run, "controls/dense/loss") == [(53, 2.8)]
+    assert scalars(run, "controls/from_scratch_small/loss") == [(53, 3.3)]
+    assert [step for step, _ in scalars(run, "eval/loss")] == [30, 31, 32, 33, 53]
+
+
 # Pictures and text
 
 
@@ -330,7 +377,7 @@ def test_scores_and_agreement_stand_at_the_step_of_their_cycle(tmp_path: Path) -
     writer.phase(record("baseline", steps=30))
     writer.phase(record("prune", 1))
     writer.phase(record("measure", 1, **plain))
-    events = [{"step": 10, "phase": "prune"}, {"step": 10, "phase": "measure", **asked}]
+    events = [event(10, "prune", 4.0, 2), event(10, "measure", 4.0, 2, **asked)]
     writer.phase(record("learn", 1, steps=20, events=events))
     writer.phase(record("measure", 2, **asked))
     writer.phase(record("measure", 2, arm="no_regrow", **asked))
