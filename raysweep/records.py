@@ -61,7 +61,8 @@ class PhaseRecord:
     """Hash of what every evaluation shows and asks, hidden tokens included; equal ones compare like with like."""
     schema: int = SCHEMA
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier."""
+    """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier of the heads
+    that were grown last."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
     """Held-out loss on the way: step, loss, training_flops; where training.evaluate_every asks for it."""
     decision: dict[str, Any] | None = None
@@ -70,7 +71,7 @@ class PhaseRecord:
     """From grow, for each slot that came back: slot, the cycles it was pruned_in and grown_in, and its init."""
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     """New heads on their way through learn: step, and heads with slot, gate, weight_norm, update (norm of the change
-    since the point before), entropy and output_norm."""
+    since the point before, None at its birth), entropy and output_norm."""
     statistics: dict[str, list[list[float | None]]] | None = None
     """Head statistics as [layer][head], None where there is no head: from prune those before it, and from measure."""
     agreement: dict[str, dict[str, float | None]] | None = None

@@ -135,16 +135,17 @@ class LearnSpec(Part):
     steps: int = Field(gt=0)
     lr: float = Field(gt=0)
     new_head_lr_multiplier: float = Field(default=1.0, ge=1)
-    """Scales the optimizer's update on the slices of new heads; decays to 1."""
+    """Scales the optimizer's update on the slices of each new head; decays to 1."""
     multiplier_decay_steps: int | None = Field(default=None, ge=1)
-    """Steps of the multiplier's cosine back to 1. Default: the whole phase."""
+    """Steps of the multiplier's cosine back to 1, from each head's own birth. Default: to the end of the phase."""
     gate_warmup_steps: int = Field(default=0, ge=0)
-    """Steps in which the gate of a new head rises linearly from `gate_start` to 1."""
+    """Steps, from its own birth, in which the gate of a new head rises linearly from `gate_start` to 1."""
     gate_start: float = Field(default=0.1, gt=0, le=1)
     seed_second_moments: bool = True
     """Give new slices the mean second moment of their peers, so that no update is hidden-boosted by a reset."""
     trajectory_every: int | None = Field(default=None, ge=1)
-    """Steps between looks at each new head on its way; the first and last are always there. Default: a quarter."""
+    """Steps between looks at each new head on its way; its birth and the last are always there. Default: a quarter of
+    the phase, or of the time between two events."""
 
 
 class InferSpec(StrategyPart):
@@ -163,7 +164,11 @@ class InferSpec(StrategyPart):
 
 
 class ContinuousSpec(Part):
-    """Prune and grow inside the learn phase instead of before it: no restart, the optimizer's state carried on."""
+    """Prune and grow inside the learn phase instead of before it: no restart, the optimizer's state carried on.
+
+    Each head's gate and multiplier follow a clock of its own from its birth, whatever later events do to others. A head
+    that is pruned ends; grown again, it begins anew.
+    """
 
     every: int = Field(ge=1)
     """Training steps between two events."""

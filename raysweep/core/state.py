@@ -122,9 +122,10 @@ class TrialState:
 
     def add_heads(self, slots: Sequence[Slot], cycle: int, born: int = 0) -> None:
         """Make absent heads present, with whatever weights stand there; `refresh` then opens their gates."""
-        self.new_slices |= dict.fromkeys(grown_slices(self.model.sites, self.head_map, slots), born)
+        alive = grown_slices(self.model.sites, self.head_map, slots)
         self.head_map = self.head_map.with_grown(slots, cycle)
-        self.new_heads |= dict.fromkeys(slots, born)
+        self.new_heads = self.new_heads | dict.fromkeys(slots, born)
+        self.new_slices = self.new_slices | dict.fromkeys(alive, born)
 
     def initialise_new_heads(
         self, slots: Sequence[Slot], initializer: Initializer, key: str, sources: Sources | None = None
