@@ -246,10 +246,8 @@ def test_new_heads_are_followed_alike_by_one_rank_and_by_each_of_two(
     for ours, theirs in zip(one, two, strict=True):
         assert [head["slot"] for head in ours["heads"]] == [head["slot"] for head in theirs["heads"]] != []
         for head, other in zip(ours["heads"], theirs["heads"], strict=True):
-            numbers = ("gate", "weight_norm", "update", "entropy", "output_norm")
-            assert [other[number] for number in numbers] == pytest.approx(
-                [head[number] for number in numbers], rel=1e-3
-            )
+            for number in ("gate", "weight_norm", "update", "entropy", "output_norm"):
+                assert other[number] == pytest.approx(head[number], rel=1e-3), number
 
 
 @pytest.mark.slow
