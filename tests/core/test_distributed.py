@@ -246,8 +246,10 @@ def test_new_heads_are_followed_alike_by_one_rank_and_by_each_of_two(
     for ours, theirs in zip(one, two, strict=True):
         assert [head["slot"] for head in ours["heads"]] == [head["slot"] for head in theirs["heads"]] != []
         for head, other in zip(ours["heads"], theirs["heads"], strict=True):
-            for number in ("gate", "weight_norm", "update", "entropy", "output_norm"):
-                assert other[number] == pytest.approx(head[number], rel=1e-3), number
+            known = [number for number in head if number != "slot" and head[number] is not None]
+            assert known == [number for number in other if number != "slot" and other[number] is not None]
+            assert len(known) >= 4  # all but the update at its birth
+            assert [other[number] for number in known] == pytest.approx([head[number] for number in known], rel=1e-3)
 
 
 @pytest.mark.slow
