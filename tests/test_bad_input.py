@@ -253,11 +253,17 @@ def test_a_number_of_heads_that_a_setting_asks_for_is_named_as_a_setting() -> No
     assert message.endswith("Lower cycle.prune.min_heads_per_layer or cycle.prune.level.")
 
 
-def test_a_range_with_an_end_at_which_too_many_heads_would_go() -> None:
+def test_a_range_with_an_end_at_which_too_many_heads_would_go_is_a_note_and_one_without_another_a_fault() -> None:
+    said = "job.yaml (search.space): cycle.prune.level = 0.95: asked to remove 30 heads, but only 28 may go"
     job = job_mapping(space={"cycle.prune.level": {"uniform": [0.1, 0.95], "step": 0.05}})
-    assert refused("validate", write_job("job.yaml", job)).startswith(
-        "job.yaml (search.space): cycle.prune.level = 0.95: asked to remove 30 heads, but only 28 may go"
+    result = invoke("validate", write_job("job.yaml", job))
+    assert (
+        result.exit_code == 0
+        and f"note: {said}" in result.stderr
+        and "Trials with such values will fail" in result.stderr
     )
+    job = job_mapping(space={"cycle.prune.level": {"choice": [0.95, 0.97]}})
+    assert refused("validate", write_job("job.yaml", job)).startswith(said)
 
 
 # Corpora.

@@ -23,12 +23,13 @@ def preflight(job: Job) -> Fingerprints:
 
     Raises:
         ModelError, DataError: what the job names cannot be had, does not suffice, or does not fit together.
-        SpecError: more heads are to go, or to be grown, than the model has.
+        SpecError: more heads are to go, or to be grown, than the model has, at every point of its space.
     """
     named = {(spec.model, spec.data, spec.training.batch_size, spec.training.compile, spec.cycle.infer): spec
              for spec in _specs(job)}  # fmt: skip
     found = list(dict.fromkeys(map(_check, named.values())))
-    if faults := budget_faults(job):
+    faults, _ = budget_faults(job)
+    if faults:
         raise SpecError(faults)
     if len(found) == 1:
         return found[0]
@@ -46,7 +47,8 @@ def faults_here(job: Job) -> tuple[list[Fault], list[str]]:
     faults = [Fault(file=job.source, key="", message=message) for message in wrong]
     notes = dict.fromkeys(f"{job.source}: {note}" for spec in named.values() for note in _untold(spec))
     if not faults and not any(is_hub_name(spec.model.name) for spec in named.values()):
-        faults = budget_faults(job)
+        faults, wasted = budget_faults(job)
+        return faults, [*notes, *wasted]
     return faults, list(notes)
 
 

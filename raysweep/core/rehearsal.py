@@ -18,10 +18,11 @@ from raysweep.space import get_path
 from raysweep.spec import JobSpec
 
 
-def budget_faults(job: Job) -> list[Fault]:
-    """Return the settings that ask for more heads to go, or to be grown, than the model has; one for each setting.
+def budget_faults(job: Job) -> tuple[list[Fault], list[str]]:
+    """Return the settings that ask for more heads to go, or to be grown, than the model has; and notes on such values.
 
-    Where the job searches, every parameter is tried at its corners, the others at their first.
+    Where the job searches, every parameter is tried at its corners, the others at their first. It is at fault if none
+    of these points is possible; if some are, the others are worth a note: their trials would fail.
 
     Raises:
         ModelError: no such model.
@@ -29,16 +30,16 @@ def budget_faults(job: Job) -> list[Fault]:
     corners = job.space.corner_assignments(job.spec.resolved()) if job.space else ()
     points = [values for _, values in corners] or [{}]
     specs = {(spec.model, spec.cycle): spec for spec in map(job.with_values, points)}
-    found: dict[str, Fault] = {}
-    for spec in specs.values():
-        impossible = _impossible(spec)
-        if impossible is not None:
-            phase, error = impossible
-            value = get_path(spec.resolved(), error.key)
-            turn = "cycle" if spec.cycle.continuous is None else "event"
-            said = f"in {turn} {phase.cycle}, {error}" if phase.cycle > 1 else str(error)
-            found.setdefault(error.key, job.fault(error.key, value, said))
-    return list(found.values())
+    found = [(spec, *impossible) for spec in specs.values() if (impossible := _impossible(spec)) is not None]
+    faults: dict[str, Fault] = {}
+    for spec, phase, error in found:
+        value = get_path(spec.resolved(), error.key)
+        turn = "cycle" if spec.cycle.continuous is None else "event"
+        said = f"in {turn} {phase.cycle}, {error}" if phase.cycle > 1 else str(error)
+        faults.setdefault(error.key, job.fault(error.key, value, said))
+    if len(found) == len(specs):
+        return list(faults.values()), []
+    return [], [f"{fault} Trials with such values will fail." for fault in faults.values()]
 
 
 def _impossible(spec: JobSpec) -> tuple[PhasePlan, BudgetError] | None:
