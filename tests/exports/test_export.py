@@ -168,7 +168,13 @@ TASKS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("what", "form"),
-    [*((what, "compact") for what in TASKS), ("causal", "dense"), ("images", "dense"), ("own", "dense")],
+    [
+        ("causal", "compact"),
+        ("pairs", "compact"),
+        ("images", "dense"),
+        *(pytest.param(what, "compact", marks=pytest.mark.slow) for what in ("masked", "sentences", "images", "own")),
+        *(pytest.param(what, "dense", marks=pytest.mark.slow) for what in ("causal", "own")),
+    ],
 )
 def test_the_code_of_the_card_runs_as_it_stands(what: str, form: Any, tmp_path: Path) -> None:
     changes = dict(TASKS[what])
