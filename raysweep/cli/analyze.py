@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from raysweep.cli import analyze_pnn, dynamic, efficiency, preservation, stress
-from raysweep.cli.common import NewFile, console, json_option, print_json
+from raysweep.cli.common import NewFile, json_option, report_drawn
 from raysweep.errors import UsageError
 
 
@@ -38,7 +38,7 @@ class _Announced:
         self._began: float | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        from raysweep.reports.progress import duration
+        from raysweep.wording import duration
 
         if self._began is None:  # the first pass is slower than the others
             self._began = time.monotonic()
@@ -100,15 +100,12 @@ def heads(
         progress=_Announced(),
     )  # fmt: skip
     content = {"model": model, "data": str(data), **found.to_dict()}
-    path = out or (None if as_json else Path("heads.png"))
-    if path is not None:
-        title = f"{model}, {count(windows, 'window')} of {seq_len}: loss {found.loss:.4f}"
+    title = f"{model}, {count(windows, 'window')} of {seq_len}: loss {found.loss:.4f}"
+
+    def draw(content: Mapping[str, Any], path: Path) -> None:
         save_heat_maps(path, content["scores"], found.masked, title)
-    if as_json:
-        print_json(content)
-    else:
-        print_heads(content, console())
-        click.echo(f"heat maps: {path}")
+
+    report_drawn(content, out, as_json, default="heads.png", draw=draw, show=print_heads, label="heat maps")
 
 
 analyze.add_command(dynamic.dynamic)

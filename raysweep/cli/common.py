@@ -7,7 +7,7 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,22 @@ def console() -> Console:
 
 def print_json(content: Any) -> None:
     click.echo(json.dumps(strict(content), indent=2))
+
+
+def report_drawn(
+    content: Mapping[str, Any], out: Path | None, as_json: bool, *, default: str,
+    draw: Callable[[Mapping[str, Any], Path], None], show: Callable[[Mapping[str, Any], Console], None],
+    label: str = "picture",
+) -> None:  # fmt: skip
+    """Draw what was measured where `--out` says, or for a person at `default`; print it as JSON or as a table."""
+    path = out or (None if as_json else Path(default))
+    if path is not None:
+        draw(content, path)
+    if as_json:
+        print_json(content)
+    else:
+        show(content, console())
+        click.echo(f"{label}: {path}")
 
 
 def strict(content: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from raysweep.cli.common import NewFile, console, json_option, print_json
+from raysweep.cli.common import NewFile, json_option, report_drawn
 
 
 @click.command()
@@ -41,11 +41,6 @@ def preservation(
     )  # fmt: skip
     about = {"model": model, "other": other, "data": str(data), "tokenizer": tokenizer, "seq_len": seq_len}
     content = {**about, **found.to_dict()}
-    path = out or (None if as_json else Path("preservation.png"))
-    if path is not None:
-        draw_preservation(content, path)
-    if as_json:
-        print_json(content)
-    else:
-        print_preservation(content, console())
-        click.echo(f"picture: {path}")
+    report_drawn(
+        content, out, as_json, default="preservation.png", draw=draw_preservation, show=print_preservation
+    )  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from raysweep.cli.common import NewFile, console, json_option, print_json
+from raysweep.cli.common import NewFile, json_option, report_drawn
 from raysweep.experiments.stress.protocols import PROTOCOLS
 
 
@@ -71,6 +70,7 @@ def stress(
     from raysweep.experiments.stress.run import run, stress_of, work_of
     from raysweep.experiments.stress.subject import Question
     from raysweep.jobfile import parse_settings
+    from raysweep.reports.stress import draw_stress, print_stress
     from raysweep.spec import DataSpec
 
     values, faults = parse_settings(options)
@@ -98,17 +98,5 @@ def stress(
         click.echo(f"to go on with what is not finished, give the same command with {rest}", err=True)
         raise
     finally:
-        _show({**about, **found.to_dict()}, out, as_json)
-
-
-def _show(content: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    from raysweep.reports.stress import draw_stress, print_stress
-
-    path = out or (None if as_json else Path("stress.png"))
-    if path is not None:
-        draw_stress(content, path)
-    if as_json:
-        print_json(content)
-    else:
-        print_stress(content, console())
-        click.echo(f"picture: {path}")
+        content = {**about, **found.to_dict()}
+        report_drawn(content, out, as_json, default="stress.png", draw=draw_stress, show=print_stress)

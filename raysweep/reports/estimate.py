@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from raysweep.reports.progress import duration
 from raysweep.reports.tables import show_value
-from raysweep.wording import count
+from raysweep.wording import count, duration
 
 BRANCHES = (5, 3, 3)
 """Branches shown of a stage, by its depth; the others are counted."""

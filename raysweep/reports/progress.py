@@ -18,7 +18,7 @@ from raysweep.plan import TrialPlan
 from raysweep.records import PhaseRecord, TrialRecord
 from raysweep.reports.live import Row, live_table
 from raysweep.spec import JobSpec
-from raysweep.wording import count
+from raysweep.wording import count, duration
 
 
 class Silent:
@@ -201,10 +201,3 @@ class Progress(Silent):
 
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Say a duration as a person would."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

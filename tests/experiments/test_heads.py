@@ -23,6 +23,12 @@ SCORES = {"taylor", "fisher", "entropy", "sink_mass", "sink_free_entropy", "magn
 SEQ_LEN, WINDOWS = 20, 5
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture is drawn where the command is given: not in the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module", params=["gpt2", "llama-gqa"])
 def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a tokenizer that would add a special token, and a text."""

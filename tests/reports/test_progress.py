@@ -20,8 +20,8 @@ from raysweep.contracts import Report
 from raysweep.jobfile import Job, check_job
 from raysweep.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records import PhaseRecord
-from raysweep.reports.progress import Progress, Silent, duration
-from raysweep.wording import count
+from raysweep.reports.progress import Progress, Silent
+from raysweep.wording import count, duration
 
 
 def checked(**scale: int) -> Job:
