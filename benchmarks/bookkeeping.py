@@ -16,13 +16,14 @@ from typing import Any
 
 from benchmarks.many_trials import JOB, phase_records
 from benchmarks.reference import figure, write
-from raysweep.archive import Proposal, SweepFolder
-from raysweep.engine.agenda import Agenda
-from raysweep.engine.study import Study
-from raysweep.jobfile import Job, load_job
-from raysweep.plan import Fingerprints, TrialPlan, make_plan
-from raysweep.recorder import Recorder
-from raysweep.reports.progress import Silent
+from raysweep.job.jobfile import Job, load_job
+from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import Proposal
+from raysweep.reports.live.progress import Silent
+from raysweep.sweep.agenda import Agenda
+from raysweep.sweep.recorder import Recorder
+from raysweep.sweep.study import Study
 
 FEW, MANY = 200, 2000
 RUNS = 3

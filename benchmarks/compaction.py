@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep import registry
 from raysweep.contracts import Facts
-from raysweep.core.networks import build_network, task_of
-from raysweep.plasticity.accounting import flops_per_token
-from raysweep.plasticity.compaction import compact, compact_tensors
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.optimizer import SliceAdamW
-from raysweep.plasticity.surgery import absent_slices
-from raysweep.registry import scratch_sizes
-from raysweep.spec import ModelSpec
+from raysweep.job import registry
+from raysweep.job.registry import scratch_sizes
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network, task_of
+from raysweep.networks.plasticity.accounting import flops_per_token
+from raysweep.networks.plasticity.compaction import compact, compact_tensors
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.optimizer import SliceAdamW
+from raysweep.networks.plasticity.surgery import absent_slices
 
 PLANS, VOCABULARY, SEQ_LEN, STEPS = 10, 1024, 32, 6
 LAYERS, PAIRS, STEPS_A_PAIR = 2, 7, 3

@@ -19,10 +19,10 @@ def train_on_worker(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from raysweep.core.phases import run_trial
-    from raysweep.core.runtime import Runtime
-    from raysweep.core.store import PhaseStore
-    from raysweep.plan import TrialPlan
+    from raysweep.job.plan import TrialPlan
+    from raysweep.trial.phases import run_trial
+    from raysweep.trial.runtime import Runtime
+    from raysweep.trial.store.phase_store import PhaseStore
 
     runtime = Runtime(device=torch.device(ray.train.torch.get_device()))
     folder = runtime.from_rank_0(tempfile.mkdtemp())
@@ -53,7 +53,7 @@ def main(plans: list[str], workers: int) -> None:
     import ray
     import ray.tune
 
-    from raysweep.environment import usable_cores
+    from raysweep.records.environment import usable_cores
 
     started = time.perf_counter()
     ray.init("local", num_cpus=usable_cores() + 1, log_to_driver=False)

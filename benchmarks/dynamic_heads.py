@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep.core.phases import run_trial
-from raysweep.core.preflight import preflight
-from raysweep.core.runtime import Runtime
-from raysweep.core.state import TrialState
-from raysweep.core.store import PhaseStore
-from raysweep.core.trial_data import trial_data
-from raysweep.experiments.dynamic_heads import Curve, Question, curve
-from raysweep.jobfile import check_job
-from raysweep.plan import TrialPlan, make_plan
-from raysweep.spec import DataSpec
+from raysweep.job.jobfile import check_job
+from raysweep.job.plan import TrialPlan, make_plan
+from raysweep.job.spec import DataSpec
+from raysweep.science.dynamic_heads import Curve, Question, curve
+from raysweep.trial.data.trial_data import trial_data
+from raysweep.trial.forecast.preflight import preflight
+from raysweep.trial.phases import run_trial
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.state import TrialState
+from raysweep.trial.store.phase_store import PhaseStore
 
 JOB: dict[str, Any] = {
     "name": "dynamic",

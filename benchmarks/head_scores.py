@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from benchmarks.reference import figure, write
-from raysweep import registry
 from raysweep.contracts import Batch, Facts
-from raysweep.core.networks import build_network
-from raysweep.plasticity.attention_statistics import attention_statistics
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.leave_one_out import contributions
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import example_losses, losses_of
-from raysweep.plasticity.probe import probe
-from raysweep.spec import ModelSpec
+from raysweep.job import registry
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.attention_statistics import attention_statistics
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.leave_one_out import contributions
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.objective import example_losses, losses_of
+from raysweep.networks.plasticity.probe import probe
 
 RUNS = 7
 LENGTH, HEADS, WIDTH = 1024, 12, 64

@@ -19,9 +19,9 @@ from typing import Any
 import psutil
 
 from benchmarks.reference import figure, write
-from raysweep.archive import SweepFolder
-from raysweep.engine.invariants import check
-from raysweep.yamlfile import dump_mapping
+from raysweep.job.yamlfile import dump_mapping
+from raysweep.records.folder import SweepFolder
+from raysweep.sweep.invariants import check
 
 KILLS = 20
 SEED = 1

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reference import figure, write
-from raysweep import entries
-from raysweep.archive import Proposal, SweepFolder
-from raysweep.jobfile import Job, load_job
-from raysweep.plan import LOG_EVERY, Fingerprints, PhasePlan, TrialPlan, make_plan
-from raysweep.records import PhaseRecord, TrialRecord
+from raysweep.job.jobfile import Job, load_job
+from raysweep.job.plan import LOG_EVERY, Fingerprints, PhasePlan, TrialPlan, make_plan
+from raysweep.records import atomic_folders as entries
+from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRIALS = 2000

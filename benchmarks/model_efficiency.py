@@ -7,15 +7,15 @@ import time
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep import registry
 from raysweep.contracts import Facts
-from raysweep.core.networks import build_network
-from raysweep.plasticity.accounting import flops_per_token
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.objective import losses_of, mean_loss
-from raysweep.plasticity.optimizer import SliceAdamW
-from raysweep.spec import ModelSpec
+from raysweep.job import registry
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.accounting import flops_per_token
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.objective import losses_of, mean_loss
+from raysweep.networks.plasticity.optimizer import SliceAdamW
 
 BATCH, SEQ_LEN, VOCABULARY, PAIRS, STEPS, SIZE = 8, 128, 1024, 12, 4, 2048
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.reference import figure, save, show
-from raysweep.yamlfile import load_mapping
+from raysweep.job.yamlfile import load_mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "benchmarks" / "mutations.yaml"

@@ -9,12 +9,12 @@ import torch
 
 from benchmarks.reference import Figure, figure, write
 from raysweep.contracts import Facts
-from raysweep.core.networks import build_network
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.optimizer import SliceAdamW
-from raysweep.plasticity.surgery import absent_slices, grown_slices
-from raysweep.spec import ModelSpec
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.optimizer import SliceAdamW
+from raysweep.networks.plasticity.surgery import absent_slices, grown_slices
 
 PAIRS, STEPS = 31, 20
 

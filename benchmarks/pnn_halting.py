@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep.core.inference import halves_of, seeded_batches
-from raysweep.core.phases import run_trial
-from raysweep.core.preflight import preflight
-from raysweep.core.runtime import Runtime
-from raysweep.core.state import TrialState
-from raysweep.core.store import PhaseStore
-from raysweep.core.trial_data import trial_data, trial_task
-from raysweep.experiments.pnn_exits import ExitCurves, Saving, exit_curves
-from raysweep.jobfile import check_job
-from raysweep.plan import make_plan
-from raysweep.reports.exit_curves import draw_exit_curves
+from raysweep.job.jobfile import check_job
+from raysweep.job.plan import make_plan
+from raysweep.reports.plots.exit_curves import draw_exit_curves
+from raysweep.science.pnn.exit_curves import ExitCurves, Saving, exit_curves
+from raysweep.trial.data.trial_data import trial_data, trial_task
+from raysweep.trial.forecast.preflight import preflight
+from raysweep.trial.measures.inference import halves_of, seeded_batches
+from raysweep.trial.phases import run_trial
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.state import TrialState
+from raysweep.trial.store.phase_store import PhaseStore
 
 BATCH, STEPS = 256, 1200
 JOB: dict[str, Any] = {

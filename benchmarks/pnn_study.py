@@ -28,15 +28,15 @@ import torch
 from scipy import stats
 
 from benchmarks.reference import FOLDER, Figure, save, show
-from raysweep.core.phases import run_trial
-from raysweep.core.preflight import preflight
-from raysweep.core.runtime import Runtime
-from raysweep.core.store import PhaseStore
-from raysweep.environment import usable_cores
-from raysweep.experiments.efficiency import cost
-from raysweep.jobfile import Job, apply_values, check_job, load_job
-from raysweep.plan import content_key, make_plan
-from raysweep.statistics import Difference, Mean, mean_of, paired
+from raysweep.job.jobfile import Job, apply_values, check_job, load_job
+from raysweep.job.plan import content_key, make_plan
+from raysweep.records.environment import usable_cores
+from raysweep.records.statistics import Difference, Mean, mean_of, paired
+from raysweep.science.pnn.efficiency import cost
+from raysweep.trial.forecast.preflight import preflight
+from raysweep.trial.phases import run_trial
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.store.phase_store import PhaseStore
 
 BENCHMARK = "pnn_study"
 JOB = FOLDER.parent.parent / "jobs" / "pnn_study.yaml"

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep import registry
 from raysweep.contracts import Facts
-from raysweep.core.data import BatchOrder
-from raysweep.core.networks import build_network
-from raysweep.core.runtime import Runtime
-from raysweep.core.state import TrialState
-from raysweep.core.training import Schedule, Training
-from raysweep.plasticity.accounting import TRAINING_TO_FORWARD, flops_per_token
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.optimizer import SliceAdamW
-from raysweep.spec import ModelSpec
+from raysweep.job import registry
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.accounting import TRAINING_TO_FORWARD, flops_per_token
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.optimizer import SliceAdamW
+from raysweep.trial.data.tokens import BatchOrder
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.state import TrialState
+from raysweep.trial.training.loop import Schedule, Training
 
 SIZE, VOCABULARY, SEQ_LEN, BATCH, DROPOUT = "pnn-base", 30522, 128, 1152, 0.1
 STEPS, RUNS = 20, 6

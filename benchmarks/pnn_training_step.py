@@ -19,17 +19,17 @@ import torch
 from torch import distributed
 
 from benchmarks.reference import Figure, figure, write
-from raysweep import registry
 from raysweep.contracts import Batch, Examples, Facts, Task
-from raysweep.core.data import BatchOrder
-from raysweep.core.networks import build_network
-from raysweep.core.runtime import Runtime
-from raysweep.core.state import TrialState
-from raysweep.core.training import Schedule, Training
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.optimizer import SliceAdamW
-from raysweep.spec import ModelSpec
+from raysweep.job import registry
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.optimizer import SliceAdamW
+from raysweep.trial.data.tokens import BatchOrder
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.state import TrialState
+from raysweep.trial.training.loop import Schedule, Training
 
 SIZE, VOCABULARY, SEQ_LEN, BATCH, PAIRS, RANKS = "pnn-base", 30522, 128, 16, 5, 2
 BERT: dict[str, Any] = {"trunk": "layers", "num_steps": 12, "intermediate_size": 3072}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reference import figure, write
-from raysweep.archive import SweepFolder
-from raysweep.core.preflight import preflight
-from raysweep.plan import make_plan
+from raysweep.job.plan import make_plan
+from raysweep.records.folder import SweepFolder
+from raysweep.trial.forecast.preflight import preflight
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

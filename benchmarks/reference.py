@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from raysweep.environment import commit, cpu_name, usable_cores
+from raysweep.records.environment import commit, cpu_name, usable_cores
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "reference"
 

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.quickstart import run_documentation_pattern
 from benchmarks.reference import figure, write
 from raysweep import api
-from raysweep.archive import SweepFolder
+from raysweep.records.folder import SweepFolder
 
 TRIALS = 32
 MEASURED_BY_PATTERN = 2

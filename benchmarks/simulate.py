@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 
 from benchmarks.reference import figure, write
-from raysweep.jobfile import load_job
-from raysweep.simulation.curves import Modelled
-from raysweep.simulation.run import simulate
-from raysweep.simulation.sweep import Adversity
+from raysweep.job.jobfile import load_job
+from raysweep.sweep.simulation.curves import Modelled
+from raysweep.sweep.simulation.run import simulate
+from raysweep.sweep.simulation.simulation import Adversity
 
 JOB = "jobs/gpt2_heads.yaml"
 LANES, KILL, STRAGGLERS, SEED = 64, 0.03, 0.1, 1

@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.reference import figure, write
 from raysweep import api
-from raysweep.archive import SweepFolder
-from raysweep.core.data import cache_folder
+from raysweep.records.folder import SweepFolder
+from raysweep.trial.data.cache import cache_folder
 
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

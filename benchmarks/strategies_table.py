@@ -32,20 +32,21 @@ from torch import nn
 
 from benchmarks.reference import FOLDER, Figure, figure, save, show
 from benchmarks.smollm2_cycle import smollm2_folder
-from raysweep import registry
 from raysweep.contracts import Array, Batch, HeadStatistics, Task
-from raysweep.core.data import pretrained_tokenizer, windows_of
-from raysweep.core.evaluation import evaluate, shared_batches
-from raysweep.core.examples import build_task
-from raysweep.core.networks import build_network
-from raysweep.core.runtime import Runtime
-from raysweep.plasticity.budget import lowest_heads, share
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.leave_one_out import contributions
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.probe import probe
-from raysweep.plasticity.ranking import layer_normalised
-from raysweep.spec import ModelSpec
+from raysweep.job import registry
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.budget import lowest_heads, share
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.leave_one_out import contributions
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.probe import probe
+from raysweep.networks.plasticity.ranking import layer_normalised
+from raysweep.trial.data.examples import build_task
+from raysweep.trial.data.tokenizers import pretrained_tokenizer
+from raysweep.trial.data.tokens import windows_of
+from raysweep.trial.measures.evaluation import evaluate, shared_batches
+from raysweep.trial.runtime import Runtime
 
 BENCHMARK = "strategies_table"
 LEVELS = (0.1, 0.2, 0.3, 0.5)

@@ -33,11 +33,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.reference import Figure, write
-from raysweep.engine.study import Study
-from raysweep.environment import usable_cores
-from raysweep.jobfile import Job, check_job
-from raysweep.plan import derived_seed
-from raysweep.records import TrialRecord
+from raysweep.job.jobfile import Job, check_job
+from raysweep.job.plan import derived_seed
+from raysweep.records.environment import usable_cores
+from raysweep.records.schema import TrialRecord
+from raysweep.sweep.study import Study
 
 KINDS = ("additive", "pairs", "noisy", "settings")
 FIRST, TASKS, SEEDS, TRIALS = 100, 6, 10, 60

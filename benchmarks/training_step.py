@@ -17,17 +17,17 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.reference import figure, write
-from raysweep import registry
 from raysweep.contracts import Facts
-from raysweep.core.data import BatchOrder
-from raysweep.core.networks import build_network
-from raysweep.core.runtime import Runtime
-from raysweep.core.state import TrialState
-from raysweep.core.training import Schedule, Training
-from raysweep.plasticity.head_map import HeadMap
-from raysweep.plasticity.model import PlasticModel
-from raysweep.plasticity.optimizer import SliceAdamW
-from raysweep.spec import ModelSpec
+from raysweep.job import registry
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.optimizer import SliceAdamW
+from raysweep.trial.data.tokens import BatchOrder
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.state import TrialState
+from raysweep.trial.training.loop import Schedule, Training
 
 WORLD, STEPS, PAIRS, BATCH, SEQ_LEN, VOCABULARY, LR = 2, 20, 12, 16, 128, 1024, 1e-3
 SETTINGS: dict[str, Any] = {

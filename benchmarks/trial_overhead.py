@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.reference import figure, write
 from raysweep import api
-from raysweep.records import PhaseRecord, TrialRecord
-from raysweep.reports.progress import Silent
+from raysweep.records.schema import PhaseRecord, TrialRecord
+from raysweep.reports.live.progress import Silent
 
 JOB: dict[str, Any] = {
     "name": "overhead",

@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep import environment, lifecycle
-from raysweep.archive import SweepFolder, list_sweeps
 from raysweep.errors import UsageError
-from raysweep.jobfile import Job, load_job
-from raysweep.plan import Fingerprints
-from raysweep.recorder import Observer
-from raysweep.records import Status
-from raysweep.reports.progress import Silent
+from raysweep.job.jobfile import Job, load_job
+from raysweep.job.plan import Fingerprints
+from raysweep.records import environment
+from raysweep.records.folder import SweepFolder, list_sweeps
+from raysweep.records.schema import Status
+from raysweep.reports.live.progress import Silent
+from raysweep.sweep import lifecycle
+from raysweep.sweep.observer import Observer
 
 if TYPE_CHECKING:
-    from raysweep.core.estimate import Estimate
-    from raysweep.core.garbage import Keep, Survey
-    from raysweep.exports.manifest import Format, Manifest
+    from raysweep.trial.exports.manifest import Format, Manifest
+    from raysweep.trial.forecast.estimate import Estimate
+    from raysweep.trial.store.garbage import Keep, Survey
 
 RESULTS = Path("results")
 POLL_S = 1.0
@@ -52,8 +53,9 @@ def run(
         UsageError: the job, or something it names, is wrong; nothing was started.
         RunError: the sweep could not go on; `resume` continues it.
     """
-    from raysweep.cluster.sweep import check_local_room, run_sweep
-    from raysweep.core.preflight import preflight
+    from raysweep.cluster.connection import check_local_room
+    from raysweep.cluster.driver import run_sweep
+    from raysweep.trial.forecast.preflight import preflight
 
     checked = load_job(job, _with_trials(overrides, trials))
     if address is None:
@@ -189,7 +191,7 @@ def gc(sweep: str, *, keep: Keep | None = None, dry_run: bool = False, results: 
     Raises:
         ArchiveError: no such sweep, or it is being run.
     """
-    from raysweep.core.garbage import Keep, collect, survey
+    from raysweep.trial.store.garbage import Keep, collect, survey
 
     folder = SweepFolder.open(results, sweep)
     if dry_run:
@@ -215,7 +217,7 @@ def export(sweep: str, trial: int, out: str | Path, *, format: Format = "compact
     Raises:
         UsageError: no such trial, it has not come to a good end, or the folder is taken.
     """
-    from raysweep.exports.write import export as write
+    from raysweep.trial.exports.write import export as write
 
     return write(SweepFolder.open(results, sweep), trial, Path(out), format)
 
@@ -226,7 +228,7 @@ def load_model(folder: str | Path) -> Any:
     Raises:
         ModelError: the folder is no export of raysweep, or it is damaged.
     """
-    from raysweep.exports.load import load_model as read
+    from raysweep.trial.exports.load import load_model as read
 
     return read(folder)
 
@@ -247,8 +249,8 @@ def plan(
     Raises:
         UsageError: the job, or something it names, is wrong.
     """
-    from raysweep.core.estimate import estimate
-    from raysweep.core.preflight import preflight
+    from raysweep.trial.forecast.estimate import estimate
+    from raysweep.trial.forecast.preflight import preflight
 
     checked = load_job(job, _with_trials(overrides, trials))
     past = [folder for folder in map(results.joinpath, list_sweeps(results)) if _same_work(folder, checked)]
@@ -268,8 +270,9 @@ def _go_on(
     prepare: Callable[[Job, Fingerprints], None] = lambda job, fingerprints: None,
 ) -> SweepFolder:
     """Run what is left of a sweep, after it was changed and prepared; a refusal leaves it as it was."""
-    from raysweep.cluster.sweep import check_local_room, run_sweep
-    from raysweep.core.preflight import check_unchanged
+    from raysweep.cluster.connection import check_local_room
+    from raysweep.cluster.driver import run_sweep
+    from raysweep.trial.forecast.preflight import check_unchanged
 
     with _driving(folder):
         before, about = folder.job(), folder.environment()
@@ -287,7 +290,7 @@ def _go_on(
 @contextmanager
 def _driving(folder: SweepFolder) -> Iterator[None]:
     """Be a sweep's only driver; first clear away what killed writers and an old request to stop left."""
-    from raysweep.core.store import sweep_up
+    from raysweep.trial.store.phase_store import sweep_up
 
     with _held(folder):
         folder.withdraw_stop()

@@ -1,4 +1,4 @@
-"""A module imports only from lower layers or its own folder, and each big dependency has its owners."""
+"""A module imports only from lower layers or its own room, and each big dependency has its owners."""
 
 from __future__ import annotations
 
@@ -13,69 +13,51 @@ import pytest
 import raysweep
 
 PACKAGE = Path(raysweep.__file__).parent
+TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
 
-# Lowest first; units in one row do not know each other. A unit is a folder or a module of the package.
+# Lowest first; rooms in one row do not know each other. A room is a folder or a module at the top of the package.
 LAYERS = (
-    {"errors", "statistics", "wording"},
-    {"disk", "environment", "expressions", "parameter", "registry", "spec", "yamlfile"},
-    {"entries", "space"},
-    {"spacefile", "checks"},
-    {"jobfile", "strategy_effects"},
-    {"jsonlines", "plan", "records"},
-    {"halting", "stages"},
-    {"objectives"},
+    {"errors"},
+    {"job"},
     {"contracts"},
-    {"archive", "decisions", "judged", "rungs", "stopping"},
-    {"points"},
-    {"lifecycle", "reports", "retries"},
-    {"engine"},
-    {"recorder"},
-    {"plasticity"},
-    {"pnn"},
-    {"models", "tasks", "prune", "grow", "init", "samplers", "schedulers", "exits"},
-    {"core"},
-    {"exports"},
-    {"findings"},
-    {"experiments", "simulation"},
-    {"analyses"},
-    {"cluster"},
-    {"api", "doctor", "listing"},
+    {"records"},
+    {"networks", "meta", "reports"},
+    {"trial"},
+    {"sweep"},
+    {"science"},
+    {"strategies", "cluster"},
+    {"api"},
     {"__init__"},
     {"cli"},
     {"__main__"},
 )
+# Who may run an import of a big dependency: rooms, folders in a room, or files. Types alone may be named anywhere.
 OWNERS = {
     "ray": {"cluster"},
-    "optuna": {"samplers", "engine", "cluster"},
-    "torch": {
-        "models",
-        "tasks",
-        "plasticity",
-        "pnn",
-        "core",
-        "init",
-        "exports",
-        "findings",
-        "analyses",
-        "experiments",
-        "cluster",
-        "doctor",
-    },
-    "transformers": {"models", "plasticity", "pnn", "core", "init", "exports", "findings", "cluster"},
-    "datasets": {"models", "plasticity", "core", "init", "cluster"},
-    "yaml": {"yamlfile"},
-    "scipy": {"exits", "samplers", "statistics", "strategy_effects", "findings", "analyses"},
+    "optuna": {"strategies/samplers", "sweep", "cluster"},
+    "torch": {"networks", "trial", "science", "cluster", "strategies/init"},
+    "transformers": {"networks", "trial", "science", "cluster", "strategies/init"},
+    "datasets": {"networks", "trial", "cluster"},
+    "yaml": {"job/yamlfile.py"},
+    "scipy": {"records", "meta", "science", "strategies/exits", "strategies/samplers"},
     "click": {"cli"},
+}
+# Which folders inside networks/ a folder there may import, besides itself.
+NETWORKS = {
+    "plasticity": set(),
+    "pnn": {"plasticity"},
+    "models": {"plasticity", "pnn"},
+    "tasks": {"plasticity"},
 }
 
 
 @dataclass(frozen=True)
 class Import:
-    """One import statement that runs: by which file, of what, and whether already when the file is imported."""
+    """One import statement: by which file, of what, and whether it runs or only names a type."""
 
     importer: Path
     imported: str
-    at_import: bool
+    runs: bool
 
 
 def test_the_package_keeps_its_layers() -> None:
@@ -84,47 +66,61 @@ def test_the_package_keeps_its_layers() -> None:
 
 def test_the_whole_package_is_looked_at() -> None:
     imports = set(imports_of(PACKAGE))
-    assert Import(PACKAGE / "jobfile.py", "raysweep.space", True) in imports
-    assert Import(PACKAGE / "models" / "gpt2.py", "transformers", False) in imports
-    assert {entry.importer.parent.name for entry in imports} >= {"cluster", "core", "grow", "models", "plasticity"}
+    assert Import(PACKAGE / "job" / "jobfile.py", "raysweep.job.space", True) in imports
+    assert Import(PACKAGE / "networks" / "models" / "gpt2.py", "transformers", True) in imports
+    assert {entry.importer.relative_to(PACKAGE).parts[0] for entry in imports} >= {"cluster", "trial", "strategies"}
+    assert any(not entry.runs for entry in imports)
+
+
+def test_there_are_few_rooms() -> None:
+    rooms = {room_of(PACKAGE, file) for file in PACKAGE.rglob("*.py")}
+    assert rooms == set().union(*LAYERS)
+    assert len(rooms) <= 16 and len(LAYERS) <= 14
 
 
 @pytest.mark.parametrize(
     ("file", "code", "said"),
     [
-        ("core/bad.py", "import ray", "core/bad.py: only cluster may import ray"),
-        ("core/bad.py", "from ray.train import torch", "core/bad.py: only cluster may import ray"),
-        ("core/bad.py", "def f():\n    import ray.tune as t", "core/bad.py: only cluster may import ray"),
-        ("core/bad.py", "import importlib\nimportlib.import_module('ray')", "core/bad.py: only cluster may import ray"),
-        ("core/bad.py", "__import__('optuna')", "core/bad.py: only cluster, engine, samplers may import optuna"),
+        ("trial/bad.py", "import ray", "trial/bad.py: only cluster may import ray"),
+        ("trial/bad.py", "from ray.train import torch", "trial/bad.py: only cluster may import ray"),
+        ("trial/bad.py", "def f():\n    import ray.tune as t", "trial/bad.py: only cluster may import ray"),
+        ("trial/bad.py", "import importlib\nimportlib.import_module('ray')", "only cluster may import ray"),
+        ("trial/bad.py", "__import__('optuna')", "only cluster, strategies/samplers, sweep may import optuna"),
+        ("reports/bad.py", "import torch", "only cluster, networks, science, strategies/init, trial may import torch"),
+        ("strategies/prune/bad.py", "from torch import nn", "only cluster, networks, science, strategies/init, trial"),
+        ("strategies/samplers/bad.py", "import torch", "only cluster, networks, science, strategies/init, trial"),
+        ("strategies/prune/bad.py", "import optuna", "only cluster, strategies/samplers, sweep may import optuna"),
+        ("job/plan.py", "try:\n    import transformers\nexcept ImportError:\n    pass", "job/plan.py: only cluster,"),
+        ("records/folder.py", "import yaml", "records/folder.py: only job/yamlfile.py may import yaml"),
+        ("cli/bad.py", "import optuna", "cli/bad.py: only cluster, strategies/samplers, sweep may import optuna"),
+        ("job/plan.py", "from raysweep.trial import phases", "job/plan.py: trial is not below job"),
+        ("job/plan.py", "def f():\n    import raysweep.trial.phases", "job/plan.py: trial is not below job"),
+        ("job/plan.py", f"{TYPES}    from raysweep.trial import a", "job/plan.py: trial is not below job"),
+        ("job/plan.py", "from raysweep import records", "job/plan.py: records is not below job"),
+        ("job/plan.py", "import raysweep", "job/plan.py: __init__ is not below job"),
+        ("strategies/bad.py", "from raysweep.cluster.lane import Lane", "cluster is not below strategies"),
+        ("trial/bad.py", "from raysweep.cluster.lane import Lane", "trial/bad.py: cluster is not below trial"),
         (
             "reports/bad.py",
-            "import torch",
-            "reports/bad.py: only analyses, cluster, core, doctor, experiments, exports, findings, init, models,",
+            "from raysweep.networks.plasticity.head_map import HeadMap",
+            "networks is not below reports",
         ),
-        (
-            "prune/bad.py",
-            "from torch import nn",
-            "prune/bad.py: only analyses, cluster, core, doctor, experiments, exports, findings, init, models,",
-        ),
-        ("plan.py", "try:\n    import transformers\nexcept ImportError:\n    pass", "plan.py: only cluster, core"),
-        ("archive.py", "import yaml", "archive.py: only yamlfile may import yaml"),
-        ("cli/bad.py", "import optuna", "cli/bad.py: only cluster, engine, samplers may import optuna"),
-        ("plan.py", "from raysweep.core import phases", "plan.py: core is not below plan"),
-        ("plan.py", "def f():\n    import raysweep.core.phases", "plan.py: core is not below plan"),
-        ("plan.py", "from raysweep import archive", "plan.py: archive is not below plan"),
-        ("plan.py", "import raysweep", "plan.py: __init__ is not below plan"),
-        ("prune/bad.py", "from raysweep.grow.random import Grower", "prune/bad.py: grow is not below prune"),
-        ("core/bad.py", "from raysweep.cluster.lane import Lane", "core/bad.py: cluster is not below core"),
-        ("reports/bad.py", "from raysweep.plasticity.head_map import HeadMap", "plasticity is not below reports"),
-        ("core/bad.py", "from . import phases", "core/bad.py: relative import"),
+        ("trial/bad.py", "from . import phases", "trial/bad.py: relative import"),
         ("novel/bad.py", "import json", "novel/bad.py: 'novel' has no place in LAYERS"),
-        ("plan.py", "from raysweep.novel import thing", "plan.py: 'novel' has no place in LAYERS"),
-        ("core/a.py", "import raysweep.core.b", "core/a.py and core/b.py import each other"),
+        ("job/plan.py", "from raysweep.novel import thing", "job/plan.py: 'novel' has no place in LAYERS"),
+        ("trial/a.py", "import raysweep.trial.b", "trial/a.py and trial/b.py import each other"),
+        ("trial/a.py", "def f():\n    import raysweep.trial.b", "trial/a.py and trial/b.py import each other"),
+        ("trial/a.py", f"{TYPES}    import raysweep.trial.b", "trial/a.py and trial/b.py import each other"),
+        ("networks/models/bad.py", "import raysweep.networks.tasks.masked", "models may not import tasks"),
+        (
+            "networks/plasticity/bad.py",
+            f"{TYPES}    import raysweep.networks.pnn.forms",
+            "plasticity may not import pnn",
+        ),
     ],
 )
 def test_a_violating_import_is_found(tmp_path: Path, file: str, code: str, said: str) -> None:
-    package = tiny_package(tmp_path, {file: code, "core/b.py": "import raysweep.core.a" if "core.b" in code else ""})
+    package = tiny_package(tmp_path, {file: code, "trial/b.py": "import raysweep.trial.a" if "trial.b" in code else ""})
     [violation] = violations(package)
     assert said in violation
 
@@ -133,23 +129,19 @@ def test_a_violating_import_is_found(tmp_path: Path, file: str, code: str, said:
     ("file", "code"),
     [
         ("cluster/good.py", "import ray, optuna, torch"),
-        (
-            "contracts.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n    import raysweep.core",
-        ),
-        ("core/good.py", "from raysweep.core import b\nfrom raysweep import errors, plan\nimport torch"),
-        ("core/good.py", "import raytracer, torchvision"),
-        ("core/a.py", "def f():\n    import raysweep.core.b"),
+        ("contracts/data.py", f"{TYPES}    import torch\n    import optuna"),
+        ("trial/good.py", "from raysweep.trial import b\nfrom raysweep import errors, job\nimport torch"),
+        ("trial/good.py", "import raytracer, torchvision"),
+        ("networks/models/good.py", "import raysweep.networks.pnn.forms, raysweep.networks.plasticity.sites"),
     ],
 )
 def test_an_allowed_import_is_not_found(tmp_path: Path, file: str, code: str) -> None:
-    package = tiny_package(tmp_path, {file: code, "core/b.py": "import raysweep.core.a" if file == "core/a.py" else ""})
-    assert violations(package) == []
+    assert violations(tiny_package(tmp_path, {file: code})) == []
 
 
 def tiny_package(folder: Path, files: dict[str, str]) -> Path:
     package = folder / "raysweep"
-    for file, code in ({"core/a.py": "", "errors.py": "", "plan.py": "import raysweep.errors"} | files).items():
+    for file, code in ({"trial/a.py": "", "errors.py": "", "job/plan.py": "import raysweep.errors"} | files).items():
         path = package / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code)
@@ -158,13 +150,14 @@ def tiny_package(folder: Path, files: dict[str, str]) -> Path:
 
 def violations(package: Path) -> list[str]:
     """Return every broken rule of a package in words."""
-    found = []
-    rank = {unit: number for number, row in enumerate(LAYERS) for unit in row}
-    units = {unit_of(package, file) for file in package.rglob("*.py")}
-    for unit in sorted(units - rank.keys()):
-        found.append(f"{_a_file_of(package, unit)}: {unit!r} has no place in LAYERS")
+    rank = {room: number for number, row in enumerate(LAYERS) for room in row}
+    rooms = {room_of(package, file): file for file in package.rglob("*.py")}
+    found = [
+        f"{rooms[room].relative_to(package).as_posix()}: {room!r} has no place in LAYERS"
+        for room in sorted(rooms.keys() - rank.keys())
+    ]
     for entry in imports_of(package):
-        file, unit = entry.importer.relative_to(package).as_posix(), unit_of(package, entry.importer)
+        file, room = entry.importer.relative_to(package).as_posix(), room_of(package, entry.importer)
         root, *inner = entry.imported.split(".")
         if root == "":
             found.append(f"{file}: relative import")
@@ -172,19 +165,33 @@ def violations(package: Path) -> list[str]:
             other = inner[0] if inner else "__init__"
             if other not in rank:
                 found.append(f"{file}: {other!r} has no place in LAYERS")
-            elif unit in rank and unit != other and rank[other] >= rank[unit]:
-                found.append(f"{file}: {other} is not below {unit}")
-        elif unit not in OWNERS.get(root, {unit}):
+            elif room in rank and room != other and rank[other] >= rank[room]:
+                found.append(f"{file}: {other} is not below {room}")
+            elif room == other == "networks":
+                found.extend(_inside_networks(file, inner))
+        elif entry.runs and root in OWNERS and not any(_lies_in(file, owner) for owner in OWNERS[root]):
             found.append(f"{file}: only {', '.join(sorted(OWNERS[root]))} may import {root}")
     return found + list(circles(package))
 
 
+def _lies_in(file: str, place: str) -> bool:
+    return file == place or file.startswith(f"{place}/")
+
+
+def _inside_networks(file: str, imported: list[str]) -> Iterator[str]:
+    """Yield the fault where one folder inside networks/ imports another that it should not know."""
+    importer, other = file.split("/")[1], imported[1] if len(imported) > 1 else ""
+    if importer in NETWORKS and other in NETWORKS and other not in {importer, *NETWORKS[importer]}:
+        yield f"{file}: {importer} may not import {other}"
+
+
 def circles(package: Path) -> Iterator[str]:
-    """Name one circle of modules that import each other while they are imported, if there is any."""
+    """Name one circle of modules that import each other, in functions or for types alone included, if there is any."""
     graph: dict[str, set[str]] = {}
     for entry in imports_of(package):
-        file = package.parent.joinpath(*entry.imported.split(".")).with_suffix(".py")
-        if entry.at_import and file.is_file():
+        path = package.parent.joinpath(*entry.imported.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if file.is_file():
             name = entry.importer.relative_to(package).as_posix()
             graph.setdefault(name, set()).add(file.relative_to(package).as_posix())
     try:
@@ -194,25 +201,22 @@ def circles(package: Path) -> Iterator[str]:
 
 
 def imports_of(package: Path) -> Iterator[Import]:
-    """Yield every import that can run, those inside functions too; what only a type checker reads is left out."""
+    """Yield every import, those inside functions and those that only a type checker reads included."""
     for file in sorted(package.rglob("*.py")):
-        found = _imports_in(ast.parse(file.read_text(encoding="utf-8")), package, at_import=True)
-        yield from (Import(file, name, at_import) for name, at_import in dict.fromkeys(found))
+        found = _imports_in(ast.parse(file.read_text(encoding="utf-8")), package, runs=True)
+        yield from (Import(file, name, runs) for name, runs in dict.fromkeys(found))
 
 
-def _imports_in(node: ast.AST, package: Path, *, at_import: bool) -> Iterator[tuple[str, bool]]:
+def _imports_in(node: ast.AST, package: Path, *, runs: bool) -> Iterator[tuple[str, bool]]:
     if isinstance(node, ast.Import):
-        yield from ((alias.name, at_import) for alias in node.names)
+        yield from ((alias.name, runs) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        yield from ((name, at_import) for name in _names_from(node, package))
+        yield from ((name, runs) for name in _names_from(node, package))
     elif isinstance(node, ast.Call) and _imported_by_call(node):
-        yield _imported_by_call(node), at_import
-    children = ast.iter_child_nodes(node)
-    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-        children = iter(node.orelse)
-    inside = at_import and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    for child in children:
-        yield from _imports_in(child, package, at_import=inside)
+        yield _imported_by_call(node), runs
+    types_only = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    for child in ast.iter_child_nodes(node):
+        yield from _imports_in(child, package, runs=runs and not (types_only and child in node.body))
 
 
 def _names_from(node: ast.ImportFrom, package: Path) -> list[str]:
@@ -235,10 +239,5 @@ def _imported_by_call(node: ast.Call) -> str:
     return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else ""
 
 
-def unit_of(package: Path, file: Path) -> str:
+def room_of(package: Path, file: Path) -> str:
     return file.relative_to(package).parts[0].removesuffix(".py")
-
-
-def _a_file_of(package: Path, unit: str) -> str:
-    file = next(path for path in sorted(package.rglob("*.py")) if unit_of(package, path) == unit)
-    return file.relative_to(package).as_posix()

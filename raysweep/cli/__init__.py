@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-from raysweep.cli import analyze, export, jobs, lifecycle, look, simulate, work
+from raysweep.cli import export, jobs, lifecycle, look, simulate
+from raysweep.cli import run as work
+from raysweep.cli.analyze import heads as analyze
 
 
 class _Commands(click.Group):

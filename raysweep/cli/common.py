@@ -19,7 +19,7 @@ from raysweep.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from raysweep.archive import SweepFolder
+    from raysweep.records.folder import SweepFolder
 
 QUICKSTART = "jobs/quickstart.yaml"
 
@@ -63,15 +63,15 @@ def make_interruptible() -> None:
 
 
 def open_sweep(results: Path, sweep: str) -> SweepFolder:
-    from raysweep.archive import SweepFolder
+    from raysweep.records.folder import SweepFolder
 
     return SweepFolder.open(results, sweep)
 
 
 def report_sweep(folder: SweepFolder, as_json: bool) -> None:
-    from raysweep.engine.limits import last_end, more_of
     from raysweep.reports.summary import is_finished, next_commands, sweep_state
-    from raysweep.reports.tables import print_sweep
+    from raysweep.reports.tables.sweep import print_sweep
+    from raysweep.sweep.limits import last_end, more_of
 
     state = sweep_state(folder)
     end = None if is_finished(state) else last_end(folder)

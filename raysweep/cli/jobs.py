@@ -32,9 +32,9 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
     Models and corpora that are here are looked at too. Needs neither a cluster nor a network: what the hub has, and
     whether a corpus is long enough, is for `raysweep plan` and `raysweep run` to find out.
     """
-    from raysweep.core.preflight import faults_here
     from raysweep.errors import SpecError
-    from raysweep.jobfile import load_job
+    from raysweep.job.jobfile import load_job
+    from raysweep.trial.forecast.preflight import faults_here
 
     faults = []
     for job in jobs:
@@ -74,7 +74,7 @@ def plan(
     Trials, phases, what is shared, and an estimate of time, memory and disk. Without JOB, of jobs/quickstart.yaml.
     """
     from raysweep import api
-    from raysweep.reports.estimate import print_estimate
+    from raysweep.reports.tables.estimate import print_estimate
 
     checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results, calibrate=calibrate)
     print_notes(checked.warnings)

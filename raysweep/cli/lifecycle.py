@@ -18,11 +18,11 @@ from raysweep.cli.common import (
     report_sweep,
     results_option,
 )
-from raysweep.cli.work import run_and_report
+from raysweep.cli.run import run_and_report
 
 if TYPE_CHECKING:
-    from raysweep.archive import SweepFolder
-    from raysweep.core.garbage import Survey
+    from raysweep.records.folder import SweepFolder
+    from raysweep.trial.store.garbage import Survey
 
 
 @click.command()
@@ -187,7 +187,7 @@ def gc(
     record. What is needed again later, by a fork for instance, is trained again.
     """
     from raysweep import api
-    from raysweep.core.garbage import Keep
+    from raysweep.trial.store.garbage import Keep
 
     open_sweep(results, sweep)
     keep = Keep(sweep_best=sweep_best, trial_best=trial_best, trial_latest=trial_latest)

@@ -21,7 +21,7 @@ from raysweep.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from raysweep.archive import SweepFolder
+    from raysweep.records.folder import SweepFolder
 
 
 @click.command("list")
@@ -33,8 +33,8 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
 
     KIND is one of prune, grow, init, samplers, schedulers, exits, models, data and sweeps; without it, all are listed.
     """
-    from raysweep.listing import listing
-    from raysweep.reports.tables import print_listing
+    from raysweep.cli.listing import listing
+    from raysweep.reports.tables.listing import print_listing
 
     content = listing(kind, results)
     if as_json:
@@ -63,8 +63,8 @@ def status(sweep: str, check: bool, results: Path, as_json: bool) -> None:
 
 
 def _check(folder: SweepFolder, as_json: bool) -> None:
-    from raysweep.engine.invariants import examine
-    from raysweep.reports.invariants import print_invariants
+    from raysweep.reports.tables.invariants import print_invariants
+    from raysweep.sweep.invariants import examine
 
     found = examine(folder)
     if as_json:
@@ -87,7 +87,7 @@ def show(sweep: str, trial: int | None, results: Path, as_json: bool) -> None:
     measures contributions, how far each score agrees with them. Read-only.
     """
     from raysweep.reports.summary import trial_state
-    from raysweep.reports.tables import print_trial
+    from raysweep.reports.tables.trial import print_trial
 
     folder = open_sweep(results, sweep)
     if trial is None:
@@ -112,9 +112,9 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
 
     Without SWEEPS, on all of them. It answers on this machine only.
     """
-    from raysweep.archive import list_sweeps
     from raysweep.errors import ArchiveError
-    from raysweep.reports.tensorboard import serve, serve_folder
+    from raysweep.records.folder import list_sweeps
+    from raysweep.reports.tensorboard.server import serve, serve_folder
 
     folders = {name: open_sweep(results, name).path / "tensorboard" for name in (sweeps or list_sweeps(results))}
     if not sweeps:  # one that never began has nothing to show
@@ -139,8 +139,8 @@ def doctor(as_json: bool) -> None:
 
     Exits with 1 where something keeps `raysweep run` from working.
     """
-    from raysweep.doctor import examine
-    from raysweep.reports.tables import print_examination
+    from raysweep.cluster.doctor import examine
+    from raysweep.reports.tables.listing import print_examination
 
     findings = examine()
     broken = any(finding.status == "bad" for finding in findings)

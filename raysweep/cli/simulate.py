@@ -14,9 +14,9 @@ import click
 from raysweep.cli.common import json_option, print_json, results_option, set_option, trials_option
 
 if TYPE_CHECKING:
-    from raysweep.jobfile import Job
-    from raysweep.simulation.curves import Curves
-    from raysweep.simulation.run import Findings
+    from raysweep.job.jobfile import Job
+    from raysweep.sweep.simulation.curves import Curves
+    from raysweep.sweep.simulation.run import Findings
 
 NEWS_S = 2.0
 SHARE = click.FloatRange(0, 1)
@@ -45,9 +45,9 @@ def simulate(
     The sampler, the stopping rule and the stage tree are the real ones; losses and times are made up, and nothing is
     trained. Exits with 1 where an invariant is broken.
     """
-    from raysweep.jobfile import load_job
-    from raysweep.simulation.run import simulate as run
-    from raysweep.simulation.sweep import Adversity
+    from raysweep.job.jobfile import load_job
+    from raysweep.sweep.simulation.run import simulate as run
+    from raysweep.sweep.simulation.simulation import Adversity
 
     given = {"search.trials": trials, "scale.lanes": lanes}
     checked = load_job(job, [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)])
@@ -63,8 +63,8 @@ def simulate(
 
 def _curves(job: Job, source: str | None, results: Path) -> Curves:
     from raysweep.cli.common import open_sweep
-    from raysweep.simulation.curves import Modelled
-    from raysweep.simulation.recorded import Recorded
+    from raysweep.sweep.simulation.curves import Modelled
+    from raysweep.sweep.simulation.recorded import Recorded
 
     return Modelled() if source is None else Recorded(open_sweep(results, source), job)
 

@@ -10,7 +10,7 @@ import ray.tune
 
 from raysweep.cluster.lane import Lane, LaneConfig
 from raysweep.cluster.mailbox import NAMESPACE
-from raysweep.spec import ScaleSpec
+from raysweep.job.spec import ScaleSpec
 
 POLL_S = 5.0
 

@@ -15,9 +15,9 @@ import ray
 
 from raysweep.cluster.mailbox import NAMESPACE
 from raysweep.contracts import Decision
-from raysweep.engine.dispatcher import Assignment
 from raysweep.errors import DiskFullError, DivergedError, TrialError
-from raysweep.spec import ScaleSpec
+from raysweep.job.spec import ScaleSpec
+from raysweep.sweep.dispatcher import Assignment
 
 IDLE_TIMEOUT_S = 24 * 3600
 """How long a collective may wait: rank 0 may write a large checkpoint for long."""
@@ -85,7 +85,7 @@ def work(config: dict[str, Any]) -> None:
     import torch
     from torch import distributed
 
-    from raysweep.core.runtime import Runtime
+    from raysweep.trial.runtime import Runtime
 
     lane = LaneConfig(**config)
     mailbox = ray.get_actor(lane.mailbox, namespace=NAMESPACE)
@@ -117,10 +117,10 @@ def work(config: dict[str, Any]) -> None:
 
 def _run(assignment: Assignment, lane: LaneConfig, runtime: Any, mailbox: Any) -> None:
     """Run one trial; rank 0 tells how it ended, or hands it back. What is no fault of its plan ends the worker."""
-    from raysweep.core.phases import run_trial
-    from raysweep.core.store import PhaseStore
-    from raysweep.decisions import Interrupted
-    from raysweep.plan import TrialPlan
+    from raysweep.contracts import Interrupted
+    from raysweep.job.plan import TrialPlan
+    from raysweep.trial.phases import run_trial
+    from raysweep.trial.store.phase_store import PhaseStore
 
     plan = TrialPlan.from_json(assignment.plan)
     folder = Path(lane.store) if lane.sharing else Path(lane.store) / f"trial-{plan.trial}"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from raysweep.contracts import Decision, Report, StoppingRule
-from raysweep.engine.dispatcher import ENDINGS, Assignment, Dispatcher, Event
-from raysweep.plan import TrialPlan
+from raysweep.job.plan import TrialPlan
+from raysweep.sweep.dispatcher import ENDINGS, Assignment, Dispatcher, Event
 
 NAMESPACE = "raysweep"
 

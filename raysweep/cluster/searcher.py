@@ -7,8 +7,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raysweep.archive import Proposal
-from raysweep.engine.admission import has_room
+from raysweep.records.schema import Proposal
+from raysweep.sweep.admission import has_room
 
 Config = dict[str, Any]
 

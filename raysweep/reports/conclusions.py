@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from raysweep.wording import count
+from raysweep.reports.wording import count
 
 MOST_LINES = 5
 MOST_TROUBLES = 50

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raysweep import points
-from raysweep.objectives import feasible
-from raysweep.points import Point
-from raysweep.records import TrialRecord
-from raysweep.spec import SearchSpec
-from raysweep.statistics import mean_of, paired
+from raysweep.job.spec import SearchSpec
+from raysweep.records import points
+from raysweep.records.objectives import feasible
+from raysweep.records.points import Point
+from raysweep.records.schema import TrialRecord
+from raysweep.records.statistics import mean_of, paired
 
 Losses = Mapping[int, Mapping[str, float]]
 """Of each trial, by arm (`main`: its own): the loss that it ends with."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysweep import objectives, points
-from raysweep.archive import ON_OTHER_SEEDS, Proposal, SweepFolder
 from raysweep.errors import ArchiveError
-from raysweep.records import PhaseRecord, TrialRecord, recovery
+from raysweep.records import objectives, points
+from raysweep.records.folder import ON_OTHER_SEEDS, SweepFolder
+from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord, recovery
 from raysweep.reports.over_seeds import over_seeds, winner
 
 

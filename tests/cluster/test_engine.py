@@ -13,10 +13,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from raysweep import api
-from raysweep.archive import SweepFolder
 from raysweep.contracts import Report
-from raysweep.engine.invariants import check
-from raysweep.reports.progress import Silent
+from raysweep.records.folder import SweepFolder
+from raysweep.reports.live.progress import Silent
+from raysweep.sweep.invariants import check
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -12,9 +12,9 @@ import pytest
 
 from raysweep.cluster.mailbox import Mailbox
 from raysweep.contracts import Decision
-from raysweep.engine.dispatcher import Assignment
-from raysweep.plan import PhasePlan, TrialPlan
-from raysweep.schedulers.none import Rule
+from raysweep.job.plan import PhasePlan, TrialPlan
+from raysweep.strategies.schedulers.none import Rule
+from raysweep.sweep.dispatcher import Assignment
 
 COMPLETE = {"status": "COMPLETE", "error": None}
 NEVER = 30.0

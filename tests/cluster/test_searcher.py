@@ -11,8 +11,8 @@ import pytest
 from ray import cloudpickle
 from ray.tune.search import Searcher
 
-from raysweep.archive import Proposal
 from raysweep.cluster.searcher import SweepSearcher
+from raysweep.records.schema import Proposal
 
 
 class Sweep:

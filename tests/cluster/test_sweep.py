@@ -24,12 +24,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from raysweep import api
-from raysweep.archive import SweepFolder
-from raysweep.engine.invariants import check
-from raysweep.environment import usable_cores
 from raysweep.errors import ArchiveError, ClusterError, SpecError
-from raysweep.records import PhaseRecord, TrialRecord
-from raysweep.reports.progress import Silent
+from raysweep.records.environment import usable_cores
+from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import PhaseRecord, TrialRecord
+from raysweep.reports.live.progress import Silent
+from raysweep.sweep.invariants import check
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

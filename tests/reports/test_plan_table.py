@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from sweeps import JOB
+from support.sweeps import JOB
 
-from raysweep.reports.estimate import print_estimate
+from raysweep.reports.tables.estimate import print_estimate
 
 
 def stage(phase: str, trials: int, next: list[Any] | None = None, steps: int = 0, **settings: Any) -> dict[str, Any]:

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.text import Text
-from sweeps import JOB, TAYLOR, WHOLE, add_trial, job_mapping, make_sweep, phase_record, trial_record
+from support.sweeps import JOB, TAYLOR, WHOLE, add_trial, job_mapping, make_sweep, phase_record, trial_record
 
-from raysweep.archive import Session
 from raysweep.contracts import Report
-from raysweep.jobfile import Job, check_job
-from raysweep.plan import Fingerprints, TrialPlan, make_plan
-from raysweep.records import PhaseRecord
-from raysweep.reports.progress import Progress, Silent
-from raysweep.wording import count, duration
+from raysweep.job.jobfile import Job, check_job
+from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.records.schema import PhaseRecord, Session
+from raysweep.reports.live.progress import Progress, Silent
+from raysweep.reports.wording import count, duration
 
 
 def checked(**scale: int) -> Job:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import (
+from support.sweeps import (
     ENTROPY,
     JOB,
     TAYLOR,
@@ -24,8 +24,9 @@ from sweeps import (
     trial_record,
 )
 
-from raysweep.archive import Proposal, SweepFolder
 from raysweep.errors import ArchiveError
+from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import Proposal
 from raysweep.reports.summary import is_finished, label, next_commands, sweep_state, trial_state
 
 SWEEP_FIELDS = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.text import Text
-from sweeps import (
+from support.sweeps import (
     ENTROPY,
     JOB,
     TAYLOR,
@@ -27,17 +27,11 @@ from sweeps import (
     trial_record,
 )
 
-from raysweep.doctor import Finding
+from raysweep.cluster.doctor import Finding
 from raysweep.reports.summary import sweep_state, trial_state
-from raysweep.reports.tables import (
-    last_cycle,
-    print_examination,
-    print_listing,
-    print_sweep,
-    print_trial,
-    show_perplexity,
-    show_value,
-)
+from raysweep.reports.tables.listing import print_examination, print_listing
+from raysweep.reports.tables.sweep import last_cycle, print_sweep, show_perplexity, show_value
+from raysweep.reports.tables.trial import print_trial
 
 
 def printed(print_it: Callable[..., None], *content: Any, width: int = 10_000, terminal: bool = False) -> str:

@@ -27,12 +27,13 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.util.tensor_util import make_ndarray
 
 from raysweep.errors import ArchiveError
-from raysweep.records import PhaseRecord, perplexity
-from raysweep.reports.head_map_image import ABSENT, CELL
-from raysweep.reports.hparams import METRICS, write_experiment
-from raysweep.reports.score_image import TITLE, VIRIDIS
-from raysweep.reports.tensorboard import TrialWriter, serve, serve_folder
-from raysweep.space import parse_space
+from raysweep.job.space import parse_space
+from raysweep.records.schema import PhaseRecord, perplexity
+from raysweep.reports.plots.head_map import ABSENT, CELL
+from raysweep.reports.plots.score import TITLE, VIRIDIS
+from raysweep.reports.tensorboard.hparams import METRICS, write_experiment
+from raysweep.reports.tensorboard.server import serve, serve_folder
+from raysweep.reports.tensorboard.writer import TrialWriter
 
 SPACE = parse_space(
     {
@@ -644,6 +645,6 @@ def test_the_server_shows_every_phase_of_a_sweep(tmp_path: Path) -> None:
 
 
 def test_writing_event_files_needs_neither_torch_nor_ray() -> None:
-    code = "import sys, raysweep.reports.tensorboard; print(*sys.modules)"
+    code = "import sys, raysweep.reports.tensorboard.writer; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "tensorflow", "tensorboardX"} & set(done.stdout.split())

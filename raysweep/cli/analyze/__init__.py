@@ -1,0 +1,1 @@
+"""`raysweep analyze`: one file for each question."""

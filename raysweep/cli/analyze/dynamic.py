@@ -1,0 +1,80 @@
+"""The command that measures input-dependent head gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raysweep.cli.common import console, json_option, print_json
+
+NOTE = (
+    "FLOPs are counted: a closed head saves its query, its output and its attention products, not keys and values.\n"
+    "Here closed heads are computed and multiplied by zero, so nothing is faster: "
+)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, help="A text file, a folder of text files, a hub name, or python-docs.")
+@click.option(
+    "--penalty", "penalties", multiple=True, type=click.FloatRange(min=0), default=(0.1, 0.3, 1.0, 3.0),
+    show_default=True, help="Nats that having all heads open costs; a point of the curve each; may be repeated.",
+)  # fmt: skip
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1), help="Steps the routers learn.")
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Windows in a step.")
+@click.option("--seq-len", default=128, show_default=True, type=click.IntRange(min=8), help="Tokens in a window.")
+@click.option(
+    "--eval-tokens", default=8192, show_default=True, type=click.IntRange(min=8), help="Held-out tokens to measure on."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the order of windows.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curve to this PNG file.")
+@json_option
+def dynamic(
+    model: str, data: str, penalties: Sequence[float], steps: int, batch_size: int, seq_len: int, eval_tokens: int,
+    seed: int, plot: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure heads that open and close with each token.
+
+    MODEL is a hub name, a folder, or an export. A small router in each layer learns, the model itself is frozen; beside
+    each point stands static Taylor pruning at no more FLOPs.
+    """
+    from raysweep.errors import UsageError
+    from raysweep.job.spec import DataSpec
+    from raysweep.reports.plots.curve import draw_curve
+    from raysweep.science.dynamic_heads import Question, dynamic_heads, here
+
+    if plot is not None and not plot.resolve().parent.is_dir():
+        raise UsageError(f"--plot {str(plot)!r}: its folder does not exist. Make it first.")
+    if eval_tokens < seq_len:
+        raise UsageError(f"--eval-tokens {eval_tokens} is less than one window of --seq-len {seq_len}.")
+    question = Question(penalties=tuple(penalties), steps=steps, batch_size=batch_size, seed=seed)
+    spec = DataSpec(name=data, seq_len=seq_len, eval_tokens=eval_tokens)
+    content = dynamic_heads(model, spec, question, here()).to_dict()
+    if plot is not None:
+        draw_curve(content, plot)
+    if as_json:
+        print_json(content)
+    else:
+        _print(content)
+
+
+def _print(content: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    full, seconds = content["full"], content["seconds_per_token"]
+    table = Table("penalty", "open", "FLOPs", "loss", "static FLOPs", "static heads", "static loss", box=None)
+    table.add_row("(as it is)", "100%", "100%", f"{full['loss']:.4f}", "", str(full["heads"]), "")
+    for point in content["points"]:
+        static = point["static"]
+        beside = ("", "", "") if static is None else (
+            f"{static['flops_per_token'] / full['flops_per_token']:.1%}", str(static["heads"]), f"{static['loss']:.4f}"
+        )  # fmt: skip
+        table.add_row(
+            f"{point['penalty']:g}", f"{point['open_share']:.1%}",
+            f"{point['flops_per_token'] / full['flops_per_token']:.1%}", f"{point['loss']:.4f}", *beside,
+        )  # fmt: skip
+    console().print(table)
+    click.echo(NOTE + f"{seconds['gated'] * 1e6:.3g} us a token, against {seconds['plain'] * 1e6:.3g} without gates.")

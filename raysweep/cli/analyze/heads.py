@@ -1,0 +1,116 @@
+"""Commands that look into a model: analyze heads here, the others in files of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raysweep.cli.analyze import dynamic, efficiency, preservation, stress
+from raysweep.cli.analyze import pnn as analyze_pnn
+from raysweep.cli.common import NewFile, json_option, report_drawn
+from raysweep.errors import UsageError
+
+
+class _Slots(click.ParamType[Any]):
+    """Heads as LAYER.HEAD, with commas between."""
+
+    name = "heads"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[tuple[int, int]]:
+        if not isinstance(value, str):
+            return value
+        slots = []
+        for part in value.split(","):
+            layer, dot, head = part.strip().partition(".")
+            if not (dot and layer.isdecimal() and head.isdecimal()):
+                raise UsageError(f"--mask {part.strip()!r} is no head; write LAYER.HEAD, such as 0.3,5.1.")
+            slots.append((int(layer), int(head)))
+        return slots
+
+
+class _Announced:
+    """Says on stderr how long forward passes will take, and at each tenth how long still."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from raysweep.reports.wording import duration
+
+        if self._began is None:  # the first pass is slower than the others
+            self._began = time.monotonic()
+        elif done == 2 or (done < total and done * 10 // total > (done - 1) * 10 // total):
+            left = (time.monotonic() - self._began) / (done - 1) * (total - done)
+            click.echo(f"heads left out one by one: {done} of {total} passes, about {duration(left)} more", err=True)
+
+
+@click.group()
+def analyze() -> None:
+    """Look into a pretrained model, outside of a sweep."""
+
+
+@analyze.command()
+@click.argument("model")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), metavar="TEXT_FILE", help="UTF-8 text to measure on."
+)
+@click.option("--seq-len", default=128, show_default=True, type=click.IntRange(min=2), help="Tokens in a window.")
+@click.option("--windows", default=4, show_default=True, type=click.IntRange(min=1), help="Windows, from the start.")
+@click.option("--tokenizer", help="Hub name or folder of a tokenizer. Default: the one in MODEL.")
+@click.option(
+    "--mask",
+    type=_Slots(),
+    multiple=True,
+    metavar="0.3,5.1",
+    help="Silence these heads, as layer.head; may be repeated.",
+)
+@click.option("--contribution", is_flag=True, help="Measure the loss without each head: one forward pass a head.")
+@click.option(
+    "--out", type=NewFile(), metavar="PNG",
+    help="Where to draw the scores. Default: heads.png, and with --json nowhere.",
+)  # fmt: skip
+@json_option
+def heads(
+    model: str,
+    data: Path,
+    tokenizer: str | None,
+    seq_len: int,
+    windows: int,
+    mask: Sequence[list[tuple[int, int]]],
+    contribution: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Score every attention head of MODEL on a text.
+
+    MODEL is a hub name, a folder with weights or an export. Printed are its loss and perplexity on the first windows of
+    the text, and what each strategy's score says of its heads, in fp32 (docs/scores.md defines each).
+    """
+    from raysweep.reports.plots.heat_map import save_heat_maps
+    from raysweep.reports.tables.heads import print_heads
+    from raysweep.reports.wording import count
+    from raysweep.science.heads import analyze_heads
+
+    masked = [slot for part in mask for slot in part]
+    found = analyze_heads(
+        model, data, tokenizer=tokenizer, seq_len=seq_len, windows=windows, masked=masked, contribution=contribution,
+        progress=_Announced(),
+    )  # fmt: skip
+    content = {"model": model, "data": str(data), **found.to_dict()}
+    title = f"{model}, {count(windows, 'window')} of {seq_len}: loss {found.loss:.4f}"
+
+    def draw(content: Mapping[str, Any], path: Path) -> None:
+        save_heat_maps(path, content["scores"], found.masked, title)
+
+    report_drawn(content, out, as_json, default="heads.png", draw=draw, show=print_heads, label="heat maps")
+
+
+analyze.add_command(dynamic.dynamic)
+analyze.add_command(analyze_pnn.pnn)
+analyze.add_command(efficiency.efficiency)
+analyze.add_command(preservation.preservation)
+analyze.add_command(stress.stress)

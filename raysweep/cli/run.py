@@ -1,0 +1,113 @@
+"""The command that starts a sweep, and what commands that run one share."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raysweep.cli.common import (
+    QUICKSTART,
+    address_option,
+    complete_command,
+    json_option,
+    make_interruptible,
+    report_sweep,
+    results_option,
+    set_option,
+    trials_option,
+)
+
+if TYPE_CHECKING:
+    from raysweep.job.plan import TrialPlan
+    from raysweep.records.folder import SweepFolder
+
+ASK_ABOVE_SECONDS = 1800
+
+
+@click.command()
+@click.argument("job", default=QUICKSTART, type=click.Path(path_type=Path))
+@set_option
+@trials_option
+@address_option
+@click.option("--name", help="Name of the sweep. Default: <job>-<number>.")
+@click.option("--no-sharing", is_flag=True, help="Run every phase of every trial; share nothing between trials.")
+@click.option("--yes", is_flag=True, help="Show no plan, and do not ask before more than half an hour of work.")
+@results_option
+@json_option
+def run(
+    job: Path, overrides: Sequence[str], trials: int | None, address: str | None, name: str | None, no_sharing: bool,
+    yes: bool, results: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Run a sweep, here or on a reachable cluster.
+
+    JOB is a YAML file; without it, jobs/quickstart.yaml is run. Ends with the table that `raysweep status` shows.
+    """
+    if str(job) == QUICKSTART and not job.is_file():
+        raise click.UsageError(f"no {QUICKSTART} here. Run this in a clone of raysweep, or name a job file.")
+
+    def start(observer: Any) -> SweepFolder:
+        from raysweep import api
+
+        return api.run(
+            job, overrides=overrides, trials=trials, address=address, name=name, results=results,
+            sharing=not no_sharing, observer=observer,
+        )  # fmt: skip
+
+    if sys.stdin.isatty() and not yes:
+        _show_plan(job, overrides, trials, results)
+    run_and_report(start, as_json)
+
+
+def _show_plan(job: Path, overrides: Sequence[str], trials: int | None, results: Path) -> None:
+    """Show a person what is to come, and ask before what takes long."""
+    from rich.console import Console
+
+    from raysweep import api
+    from raysweep.reports.tables.estimate import print_estimate
+
+    checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
+    print_estimate(checked.spec.resolved(), estimate.to_dict(), Console(stderr=True))
+    if estimate.seconds is not None and estimate.seconds > ASK_ABOVE_SECONDS:
+        click.confirm("Proceed?", default=True, abort=True, err=True)
+
+
+def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resumed: str | None = None) -> None:
+    """Run with progress on stderr; on Ctrl-C or SIGTERM, and where the run fails, say how to go on.
+
+    Args:
+        resumed: the sweep that is to go on as it is, and can be asked to once more at any time.
+    """
+    from rich.console import Console
+
+    from raysweep.errors import RunError
+    from raysweep.reports.live.progress import Progress
+
+    class Watcher(Progress):
+        def trial_started(self, plan: TrialPlan) -> None:
+            make_interruptible()  # once more: Ray has started since, and taken SIGTERM for itself
+            super().trial_started(plan)
+
+    make_interruptible()
+    progress = Watcher(Console(stderr=True))
+    try:
+        # Ray prints to stdout when a worker dies; stdout is for results. The live line, which borrows it, ends first.
+        with contextlib.redirect_stdout(sys.stderr), progress:
+            folder = start(progress)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted.{_way_on(progress.sweep or resumed)}", err=True)
+        sys.exit(130)
+    except RunError as error:
+        click.echo(f"error: {error}{_way_on(progress.sweep or resumed)}", err=True)
+        sys.exit(error.exit_code)
+    report_sweep(folder, as_json)
+    if not any(record.status == "COMPLETE" for record in folder.trials().values()):
+        sys.exit(1)
+
+
+def _way_on(sweep: str | None) -> str:
+    return f" Go on with: {complete_command(f'raysweep resume {sweep}')}" if sweep else ""

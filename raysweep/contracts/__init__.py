@@ -1,0 +1,45 @@
+"""The contracts between rooms, one file a subject; import them from here: `from raysweep.contracts import Array`."""
+
+from raysweep.contracts.arrays import Array, Examples, Mask, Slot
+from raysweep.contracts.data import Batch, Facts, Task
+from raysweep.contracts.exits import Exit, Look
+from raysweep.contracts.families import AttentionSite, Family, HeadSlice, Place, Role
+from raysweep.contracts.heads import Grower, HeadStatistics, Initializer, NewSlice, Pruner, SensitivityForm
+from raysweep.contracts.search import DIVERGED, TOLD, Draw, Sampler, SearchFeature
+from raysweep.contracts.stopping import GO, Decision, Interrupted, Report, Scheduler, StoppingRule, foremost, obey
+
+__all__ = [
+    "Array",
+    "AttentionSite",
+    "Batch",
+    "DIVERGED",
+    "Decision",
+    "Draw",
+    "Examples",
+    "Exit",
+    "Facts",
+    "Family",
+    "GO",
+    "Grower",
+    "HeadSlice",
+    "HeadStatistics",
+    "Initializer",
+    "Interrupted",
+    "Look",
+    "Mask",
+    "NewSlice",
+    "Place",
+    "Pruner",
+    "Report",
+    "Role",
+    "Sampler",
+    "Scheduler",
+    "SearchFeature",
+    "SensitivityForm",
+    "Slot",
+    "StoppingRule",
+    "TOLD",
+    "Task",
+    "foremost",
+    "obey",
+]

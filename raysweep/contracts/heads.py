@@ -1,0 +1,105 @@
+"""Describe strategies of heads: what they may know, and what they return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from raysweep.contracts.arrays import Array, Mask, Slot
+from raysweep.contracts.families import Role
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadStatistics:
+    """What the probe measured on every head slot; arrays of shape [layers][heads].
+
+    `present` says which slots hold a head. Statistics of absent slots are those of the weights that stand there,
+    as if the head were there alone; `sensitivity` is only filled when a growth asks for it.
+    """
+
+    present: Mask
+    taylor: Array
+    """E over windows of |d(mean window loss) / d(gate)|."""
+    fisher: Array
+    """E over windows of (d(mean window loss) / d(gate))^2; half of it is a removal's cost at a stationary point."""
+    signed_taylor: Array
+    """-E over windows of d(mean window loss) / d(gate): to first order, a removal's cost with its sign."""
+    entropy: Array
+    """Mean over queries with at least two visible keys of H / log(visible keys); in [0, 1]."""
+    sink_mass: Array
+    """Mean attention weight on the first token, over the same queries."""
+    sink_free_entropy: Array
+    """As `entropy`, of the weights on all keys but the first token, over queries with at least three visible keys."""
+    output_norm: Array
+    """Mean over tokens of the norm of the head's contribution to the layer's output."""
+    magnitude: Array
+    """Frobenius norm of [W_Q, W_K, W_V, W_O^T]; see networks/plasticity/magnitude.py for the three."""
+    magnitude_ov: Array
+    """Frobenius norm of diag(g) W_V W_O, g the gain of the norm in front."""
+    magnitude_qk: Array
+    """Frobenius norm of diag(g) W_Q W_K^T diag(g)."""
+    contribution: Array | None = None
+    """Mean over windows of the loss without the head minus the loss with it; only filled when asked for."""
+    reference_entropy: Array | None = None
+    """Entropy of every head just before this cycle's prune."""
+    sensitivity: Array | None = None
+    """How much an absent slot would lower the loss if its proposed weights came in; see
+    strategies/grow/gradient_sensitivity."""
+
+
+class Pruner(Protocol):
+    """strategies/prune/<name>.py"""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Statistics that it reads and that are only measured when asked for: `contribution`. May be left out."""
+
+    def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
+        """Return importance [layers][heads]; the lowest present ones are removed first. Never acts."""
+
+
+class Grower(Protocol):
+    """strategies/grow/<name>.py"""
+
+    def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
+        """Return exactly `count` distinct absent slots, best first. Never acts."""
+
+
+SensitivityForm = Literal["gate", "output", "gradmax"]
+"""Which gradient tells how much a new head would help; see probe and growth_probe in networks/plasticity/."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSlice:
+    """One tensor of a new head, whatever the layout of its layer, and what it may be filled from."""
+
+    role: Role
+    weights: torch.Tensor
+    """To be filled in place: a view of shape (head_dim, width), or (head_dim,) for a bias."""
+    std: float
+    """The model's own initializer range."""
+    generator: torch.Generator
+    """Of this slice alone, on the processor: order and company of new heads do not matter."""
+    given: torch.Tensor | None = None
+    """What the initializer needs, of the shape of `weights`: the donor's slice, a view to be changed in place; the
+    weights of this slice right before it was last removed; for value weights only, their directions, scaled."""
+
+
+class Initializer(Protocol):
+    """strategies/init/<name>.py"""
+
+    forms: ClassVar[tuple[SensitivityForm, ...]]
+    """Forms of gradient_sensitivity that are not blind under it; the first is the default."""
+    needs: ClassVar[Literal["nothing", "donor", "stored", "directions"]]
+    """What is `given` with every slice."""
+
+    def __call__(self, new: NewSlice) -> None:
+        """Fill one slice of a new head. A shared key or value is only filled where its whole group was absent.
+
+        Moments of the slice are zero, or seeded from its peers where `cycle.learn.seed_second_moments` says so.
+        """

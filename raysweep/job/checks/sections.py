@@ -1,0 +1,76 @@
+"""Where a job names strategies, and what stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import pydantic
+
+from raysweep.errors import Fault, known_names_hint
+from raysweep.job import registry
+from raysweep.job.spec import JobSpec
+
+STRATEGY_KEYS = {
+    # path of the section: (kind, key of the name) of each strategy that has its options there
+    "model": (("models", "name"),),
+    "cycle.prune": (("prune", "strategy"),),
+    "cycle.grow": (("grow", "strategy"), ("init", "init")),
+    "cycle.infer": (("exits", "exit"),),
+    "search.sampler": (("samplers", "name"),),
+    "search.stopping": (("schedulers", "name"),),
+}
+TRIAL_STRATEGIES = tuple(
+    f"{section}.{key}" for section, named in STRATEGY_KEYS.items() if section.startswith("cycle.") for _, key in named
+)
+"""Paths of the strategies of a trial itself: what prunes, what grows, how new heads begin, when tokens leave."""
+Number = Callable[[str, int], int]
+"""Returns a whole number of the job by its path, or a default where there is none."""
+ToFault = Callable[[str, Any, str], Fault]
+"""Makes a fault of a key, a value and a message."""
+TRIAL_SECTIONS = ("model", "data", "training", "cycle")
+"""What a trial may have of its own."""
+
+
+@lru_cache
+def section_class(section: str) -> type[pydantic.BaseModel]:
+    """Return the spec class of a section by its dotted path; of the whole job by an empty one."""
+    found: type[pydantic.BaseModel] = JobSpec
+    for part in section.split(".") if section else ():
+        annotation = found.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        found = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
+    return found
+
+
+def nearest_field(location: Sequence[str]) -> str:
+    return known_names_hint(location[-1], section_class(".".join(location[:-1])).model_fields)
+
+
+def options_of(section: str, body: Mapping[str, Any]) -> list[str]:
+    fields = section_class(section).model_fields
+    return [key for key in body if key not in fields]
+
+
+def name_in(section: str, name_key: str, body: Mapping[str, Any]) -> Any:
+    """Return a strategy's name as a section says it, or its default."""
+    return body.get(name_key, section_class(section).model_fields[name_key].default)
+
+
+def file_of(kind: str, name: str) -> str | None:
+    """Return the file behind a name; of a model its family's, and None where it is pretrained."""
+    return registry.scratch_sizes().get(name) if kind == "models" else name
+
+
+def known_options(kind: str, name: Any) -> list[str]:
+    """Return the options of a strategy; none where there is no such strategy, which is a fault of its own."""
+    file = file_of(kind, name) if isinstance(name, str) else None
+    try:
+        return [] if file is None else list(registry.load(kind, file).__dataclass_fields__)
+    except registry.UnknownNameError:
+        return []
+
+
+def sentence(message: str) -> str:
+    return f"{message[0].lower()}{message[1:].rstrip('.')}."

@@ -1,0 +1,96 @@
+"""Every point of a search space is a job, and its rules can be met."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from os.path import commonprefix
+from typing import Any
+
+from raysweep.errors import Fault, known_names_hint
+from raysweep.job.checks.sections import TRIAL_SECTIONS
+from raysweep.job.paths import get_path
+from raysweep.job.space import DRAWS, REQUIRE, Space, Values
+
+UNKNOWN = "neither in this space nor set in the job"
+OUTSIDE = f"is not part of a trial; a space may search under {', '.join(TRIAL_SECTIONS)}."
+RANDOM_POINTS = 64
+FEWEST = DRAWS // 50
+"""Of so many random points that must meet the rules of a space, for there to be something to search among."""
+TryValues = Callable[[Mapping[str, Any]], list[Fault]]
+
+
+def space_faults(job: Mapping[str, Any], space: Space, try_values: TryValues) -> list[Fault]:
+    """Try the space in the job, at every corner and at random points: what fails here would fail in a trial.
+
+    Args:
+        job: resolved.
+        try_values: returns the faults of the job with the values of a point.
+    """
+    faults = [
+        space.fault(f"{p.path}.when", f"{UNKNOWN}: {known_names_hint(c.path, space.paths)}")
+        for p in space.parameters for c in p.conditions
+        if c.path not in space.paths and get_path(job, c.path) is None
+    ]  # fmt: skip
+    outside = [path for path in space.paths if path.split(".")[0] not in TRIAL_SECTIONS]
+    faults += [space.fault(path, OUTSIDE) for path in outside]
+    faults += _rule_faults(space, job)
+    if any(fault.key == REQUIRE for fault in faults):
+        return faults
+    inside = tuple(p for p in space.parameters if p.path not in outside)
+    found: dict[tuple[str, str], Fault] = {}
+    for values in _some_points(replace(space, parameters=inside), job):
+        for fault in try_values(values):
+            key = fault.key if fault.key in space.paths else _culprit(fault, values, try_values)
+            message = fault.message if key == fault.key else f"makes {fault.key}: {fault.message}"
+            found.setdefault((key, message), space.fault(key, message, values.get(key, fault.value)))
+    return [*faults, *found.values()]
+
+
+def _some_points(space: Space, job: Mapping[str, Any]) -> list[Values]:
+    """Return points at every corner, and random ones."""
+    generator = random.Random(0)
+    corners = [values for _, values in space.corner_assignments(job)]
+    return corners + [space.draw(job, generator) for _ in range(RANDOM_POINTS)]
+
+
+def _rule_faults(space: Space, job: Mapping[str, Any]) -> list[Fault]:
+    """Check that the rules name what there is, and that points can meet them: each alone, and all together."""
+    known = {*space.paths, *(path for path in _leaves(job) if path.split(".")[0] in TRIAL_SECTIONS)}
+    unknown = [(rule, name) for rule in space.rules for name in sorted(rule.names) if name not in known]
+    if unknown:
+        return [
+            space.fault(REQUIRE, f"{UNKNOWN}: {known_names_hint(name, known)}", rule.text) for rule, name in unknown
+        ]
+    generator, free = random.Random(0), replace(space, rules=())
+    points = [free.draw(job, generator) for _ in range(DRAWS)] if space.rules else []
+    try:
+        missed = [{rule.text for rule in space.missed(values, job)} for values in points]
+    except ValueError as error:
+        return [space.fault(REQUIRE, f"{error}.")]
+    never = [rule.text for rule in space.rules if all(rule.text in at_point for at_point in missed)]
+    if never:
+        return [space.fault(REQUIRE, "no point of the space meets it.", rule) for rule in never]
+    met = sum(not at_point for at_point in missed)
+    if points and met < FEWEST:
+        message = f"only {met} of {DRAWS} random points meet all of it, too few to search among; narrow the ranges."
+        return [space.fault(REQUIRE, message)]
+    return []
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    """Yield the dotted path of every setting of a job."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _culprit(fault: Fault, values: Mapping[str, Any], try_values: TryValues) -> str:
+    """Return the path whose value alone brings a fault about; where it takes several, the one most like the fault's."""
+    for path, value in values.items():
+        if fault.key in (other.key for other in try_values({path: value})):
+            return path
+    return max(values, key=lambda path: len(commonprefix([path, fault.key])))

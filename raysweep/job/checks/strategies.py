@@ -1,0 +1,76 @@
+"""The strategies that a job names exist, and take the options that it gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from raysweep.errors import Fault, known_names_hint
+from raysweep.job import registry
+from raysweep.job.checks.sections import (
+    STRATEGY_KEYS,
+    file_of,
+    known_options,
+    name_in,
+    options_of,
+    section_class,
+    sentence,
+)
+from raysweep.job.paths import get_path
+
+
+def strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
+    """Check every strategy's name, and the options of a section where all its names are known."""
+    for section, strategies in STRATEGY_KEYS.items():
+        body = get_path(raw, section)
+        names = {kind: name_in(section, key, body) for kind, key in strategies} if isinstance(body, Mapping) else {}
+        unknown = False
+        for kind, name_key in strategies:
+            file = file_of(kind, names[kind]) if isinstance(names.get(kind), str) else None
+            if file is not None:
+                try:
+                    registry.load(kind, file)
+                except registry.UnknownNameError as error:
+                    unknown = True
+                    yield Fault(file=source, key=f"{section}.{name_key}", value=names[kind], message=str(error))
+        if isinstance(body, Mapping) and not unknown and all(isinstance(name, str) for name in names.values()):
+            yield from _option_faults(section, names, body, source)
+
+
+def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, Any], source: str) -> Iterable[Fault]:
+    """Check the options of a section's strategies: each is known to one of them, and as that one wants it."""
+    given = options_of(section, body)
+    known = {kind: known_options(kind, name) for kind, name in names.items()}
+    for kind, name in names.items():
+        options = {option: body[option] for option in given if option in known[kind]}
+        file = file_of(kind, name)
+        for option, value, message in registry.option_faults(kind, file, options) if file else ():
+            yield Fault(file=source, key=f"{section}.{option}".rstrip("."), value=value, message=sentence(message))
+    all_known = [*section_class(section).model_fields, *(o for options in known.values() for o in options)]
+    for option in given:
+        if not any(option in options for options in known.values()):
+            message = f"unknown key: {known_names_hint(option, all_known)}"
+            yield Fault(file=source, key=f"{section}.{option}", value=body[option], message=sentence(message))
+
+
+def form_faults(grow: Any, source: str) -> Iterable[Fault]:
+    """Check that a growth's form of sensitivity is not blind under its init."""
+    if not isinstance(grow, Mapping) or "form" not in known_options("grow", grow.get("strategy")):
+        return
+    init, form = name_in("cycle.grow", "init", grow), grow.get("form")
+    names = [name for name in {*registry.available("init"), init} if isinstance(name, str) and _exists("init", name)]
+    forms = {name: registry.load("init", name).forms for name in sorted(names)}
+    known = {known for fitting in forms.values() for known in fitting}
+    if init in names and form in known and form not in forms[init]:
+        fitting = ", ".join(map(repr, forms[init]))
+        others = ", ".join(repr(name) for name in forms if form in forms[name])
+        message = f"is no measure of init {init!r}, which takes {fitting}; it fits {others}."
+        yield Fault(file=source, key="cycle.grow.form", value=form, message=message)
+
+
+def _exists(kind: str, name: str) -> bool:
+    try:
+        registry.load(kind, name)
+    except registry.UnknownNameError:
+        return False
+    return True

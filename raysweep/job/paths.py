@@ -1,0 +1,24 @@
+"""Read and write values of nested mappings by dotted path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def get_path(mapping: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path, None where a part is missing."""
+    value: Any = mapping
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path in place; parts on the way that are missing or null become mappings."""
+    parts = path.split(".")
+    for part in parts[:-1]:
+        if not isinstance(mapping.get(part), dict):
+            mapping[part] = {}
+        mapping = mapping[part]
+    mapping[parts[-1]] = value

@@ -1,0 +1,276 @@
+"""A search space: by dotted path into the job, what every trial shares and what the search chooses.
+
+cycle.grow.init: split                                                          a plain value: fixed for all trials
+cycle.prune.strategy: {choice: [taylor, entropy]}
+cycle.prune.direction: {choice: [high, low], when: {cycle.prune.strategy: entropy}}
+cycle.prune.level: {uniform: [0.1, 0.6], step: 0.05}
+cycle.baseline.lr: {log_uniform: [1.0e-4, 1.0e-2], values: 5}
+cycle.learn.lr: {log_uniform: [1.0e-5, 1.0e-3]}
+cycle.learn.steps: {integer: [50, 300], step: 50}
+require: [cycle.learn.steps * 2 <= cycle.baseline.steps]
+
+Ranges of phases before learning are quantised unless they say otherwise, so that trials can share these phases; see
+parameter.py. What a file may include, and its groups, are in spacefile.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysweep.errors import Fault, SpecError
+from raysweep.job.expressions import Comparison, parse
+from raysweep.job.parameter import (
+    DEFAULT_VALUES,
+    EARLY,
+    FORMS,
+    Condition,
+    Parameter,
+    Scalar,
+    is_scalar,
+    parse_parameter,
+)
+from raysweep.job.paths import get_path
+
+Values = dict[str, Scalar]
+
+
+Pick = Callable[[Parameter], Scalar]
+
+
+REQUIRE = "require"
+
+
+DRAWS = 1000
+"""Points to draw at random before giving up on one that meets every `require`."""
+
+
+MANY = 32
+"""Values beyond which a range of an early phase is hardly ever drawn twice alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """All parameters, each after those that its conditions name; what is fixed; and what every point must meet."""
+
+    parameters: tuple[Parameter, ...]
+    constants: Mapping[str, Scalar] = field(default_factory=dict)
+    rules: tuple[Comparison, ...] = ()
+    source: str = "search space"
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """The file of each path that does not stand in `source` itself."""
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(parameter.path for parameter in self.parameters)
+
+    def fault(self, path: str, message: str, value: Any = None) -> Fault:
+        """Return a fault of the entry at a path."""
+        return Fault(file=self.origins.get(path, self.source), key=path, value=value, message=message)
+
+    def active(self, parameter: Parameter, values: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+        """Whether a parameter exists, given the values drawn so far and, for the rest, the job's own."""
+        return all(
+            condition.holds(self._look(condition.path, values, job, MISSING)) for condition in parameter.conditions
+        )
+
+    def missed(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> list[Comparison]:
+        """Return the rules that a point breaks. One about a parameter that does not exist there does not apply.
+
+        Raises:
+            ValueError: a rule compares what cannot be compared.
+        """
+
+        def look(name: str) -> Any:
+            return self._look(name, values, job, None)
+
+        applying = (rule for rule in self.rules if all(look(name) is not None for name in rule.names))
+        return [rule for rule in applying if not rule.holds(look)]
+
+    def contains(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+        """Whether values are a point of the space, its rules aside."""
+        active = [parameter for parameter in self.parameters if self.active(parameter, values, job)]
+        return {parameter.path for parameter in active} == set(values) and all(
+            parameter.has(values[parameter.path]) for parameter in active
+        )
+
+    def points(self, job: Mapping[str, Any]) -> Iterator[Values]:
+        """Yield every point that meets the rules, the last parameter changing fastest; only without continuous ones."""
+        yield from (values for values in self._points(job, 0, {}) if not self.missed(values, job))
+
+    def draw(self, job: Mapping[str, Any], generator: random.Random) -> Values:
+        """Draw one point at random, all that meet the rules being equally likely.
+
+        Raises:
+            ValueError: none was found.
+        """
+        for _ in range(DRAWS):
+            values = self.complete(job, lambda parameter: parameter.at(generator.random()))
+            if not self.missed(values, job):
+                return values
+        raise ValueError(f"none of {DRAWS} random points meets every '{REQUIRE}'")
+
+    def complete(self, job: Mapping[str, Any], pick: Pick) -> Values:
+        """Return a point, the value of each parameter that exists there picked in turn."""
+        values: Values = {}
+        for parameter in self.parameters:
+            if self.active(parameter, values, job):
+                values[parameter.path] = pick(parameter)
+        return values
+
+    def corner_assignments(self, job: Mapping[str, Any]) -> Iterator[tuple[Parameter, Values]]:
+        """Yield points that visit every corner of every parameter, its conditions made true.
+
+        The other parameters are at their first corner, or at random where the rules are not met there. A corner at
+        which the rules were not met at all is left out.
+        """
+        for parameter in self.parameters:
+            pinned = {parent.path: parent.meeting(conditions)[0] for parent, conditions in self.required(parameter)}
+            for corner in parameter.corners():
+                values = self._around({**pinned, parameter.path: corner}, job)
+                if values is not None:
+                    yield parameter, values
+
+    def required(self, parameter: Parameter) -> list[tuple[Parameter, list[Condition]]]:
+        """Return the parameters that a parameter hangs on, at any depth, each with all that must hold for it."""
+        by_path = {other.path: other for other in self.parameters}
+        required: dict[str, list[Condition]] = defaultdict(list)
+        waiting = [parameter]
+        while waiting:
+            for condition in waiting.pop().conditions:
+                if condition.path in by_path:
+                    required[condition.path].append(condition)
+                    waiting.append(by_path[condition.path])
+        return [(by_path[path], conditions) for path, conditions in required.items()]
+
+    def warnings(self, job: Mapping[str, Any]) -> list[str]:
+        """Say, in a sentence each, what keeps trials from sharing phases or was decided so that they can."""
+        learns = isinstance(job.get("cycle"), Mapping) and job["cycle"].get("learn") is not None
+        early = (parameter for parameter in self.parameters if parameter.path.startswith(EARLY))
+        return [warning for parameter in early if learns and (warning := _warning_of(parameter))]
+
+    def _look(self, path: str, values: Mapping[str, Any], job: Mapping[str, Any], missing: Any) -> Any:
+        """Return what a path stands for at a point; `missing` for a parameter that does not exist there."""
+        if path in values:
+            return values[path]
+        if path in self.paths:
+            return missing
+        return self.constants[path] if path in self.constants else get_path(job, path)
+
+    def _points(self, job: Mapping[str, Any], at: int, values: Values) -> Iterator[Values]:
+        if at == len(self.parameters):
+            yield values
+            return
+        parameter = self.parameters[at]
+        if not self.active(parameter, values, job):
+            yield from self._points(job, at + 1, values)
+            return
+        assert parameter.count is not None
+        for index in range(parameter.count):
+            yield from self._points(job, at + 1, {**values, parameter.path: parameter.value(index)})
+
+    def _around(self, pinned: Values, job: Mapping[str, Any]) -> Values | None:
+        generator = random.Random(0)
+        values = self.complete(job, lambda parameter: pinned.get(parameter.path, parameter.corners()[0]))
+        for _ in range(DRAWS):
+            if not self.missed(values, job):
+                return values
+            values = self.complete(job, lambda parameter: pinned.get(parameter.path, parameter.at(generator.random())))
+        return None
+
+
+MISSING = object()
+"""Stands for a parameter that does not exist at a point; no condition holds for it."""
+
+
+def parse_space(raw: Mapping[str, Any], source: str, origins: Mapping[str, str] | None = None) -> Space:
+    """Build a Space from its mapping, in which nothing is included and no group is left; see spacefile.py.
+
+    Raises:
+        SpecError: every malformed range, choice, condition or rule at once.
+    """
+    space = Space(parameters=(), source=source, origins=origins or {}, raw=dict(raw))
+    faults: list[Fault] = []
+    parameters: list[Parameter] = []
+    entries = {str(path): body for path, body in raw.items() if path != REQUIRE}
+    constants = {path: body for path, body in entries.items() if body is not None and is_scalar(body)}
+    for path, body in entries.items():
+        if path not in constants:
+            try:
+                parameters.append(parse_parameter(path, _a_mapping(body)))
+            except ValueError as error:
+                faults.append(space.fault(path, f"{str(error).rstrip('.')}.", body))
+    rules, rule_faults = _parse_rules(raw.get(REQUIRE, []), space)
+    faults += rule_faults
+    if not parameters and not faults:
+        faults.append(space.fault("", "holds no parameter; a search needs at least one."))
+    if not faults:
+        parameters, cyclic = _in_order(parameters)
+        faults += [space.fault(path, "its conditions form a circle.") for path in cyclic]
+    space = Space(parameters=tuple(parameters), constants=constants, rules=tuple(rules), source=source,
+                  origins=space.origins, raw=space.raw)  # fmt: skip
+    if not faults:
+        faults += [
+            space.fault(parameter.path, f"can never exist: no value of {parent.path} ({parent.described()}) meets its "
+                        "conditions.", raw.get(parameter.path))
+            for parameter in parameters for parent, conditions in space.required(parameter)
+            if not parent.meeting(conditions)
+        ]  # fmt: skip
+    if faults:
+        raise SpecError(faults)
+    return space
+
+
+def _a_mapping(body: Any) -> Mapping[str, Any]:
+    if not isinstance(body, Mapping):
+        raise ValueError(f"must be a plain value, or one of {{{'|'.join(FORMS)}: [...]}}")
+    return body
+
+
+def _parse_rules(written: Any, space: Space) -> tuple[list[Comparison], list[Fault]]:
+    if not isinstance(written, list):
+        return [], [space.fault(REQUIRE, "needs a list of rules, such as ['cycle.learn.steps <= 100'].", written)]
+    rules, faults = [], []
+    for rule in written:
+        try:
+            rules.append(parse(rule))
+        except ValueError as error:
+            faults.append(space.fault(REQUIRE, f"{str(error).rstrip('.')}.", rule))
+    return rules, faults
+
+
+def _warning_of(parameter: Parameter) -> str | None:
+    """Say what keeps trials from sharing the phases that an early parameter determines, or was done against it."""
+    path, count = parameter.path, parameter.count
+    if parameter.by_default:
+        return (
+            f"{path} takes {DEFAULT_VALUES} values, {parameter.described()}, so that trials can share phases before "
+            "learning. Set 'step:' or 'values:' for others, 'continuous: true' for all."
+        )
+    if count is None:
+        return (
+            f"{path} is continuous, so that no two trials share a phase that it determines. "
+            "Give it a 'step:' or a number of 'values:'."
+        )
+    if parameter.form != "choice" and count > MANY:
+        return f"{path} has {count} values, so that trials will hardly share a phase. Give it a larger 'step:'."
+    return None
+
+
+def _in_order(parameters: list[Parameter]) -> tuple[list[Parameter], list[str]]:
+    """Order parameters so that conditions look back only; also return those in a circle."""
+    waiting = list(parameters)
+    ordered: list[Parameter] = []
+    names = {parameter.path for parameter in parameters}
+    while waiting:
+        placed = {parameter.path for parameter in ordered}
+        ready = [p for p in waiting if all(c.path in placed or c.path not in names for c in p.conditions)]
+        if not ready:
+            return ordered, [parameter.path for parameter in waiting]
+        ordered.append(ready[0])
+        waiting.remove(ready[0])
+    return ordered, []

@@ -1,0 +1,137 @@
+"""The file of a search space: what it includes, and named groups of parameters that it uses.
+
+include: heads_small.yaml            or a list; from the file's own folder, or as `search.space` is looked for
+groups:
+  growing:                           parameters that belong together, perhaps all under one condition
+    when: {cycle.grow.ratio: {above: 0}}
+    cycle.grow.init: {choice: [zero_output, split]}
+    cycle.learn.new_head_lr_multiplier: {log_uniform: [1, 10]}
+use: [growing]                       groups of this file or of included ones; unused ones are no part of the space
+
+An entry of the file itself takes the place of an included one with the same path; `require` rules add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysweep.errors import Fault, SpecError, known_names_hint
+from raysweep.job.space import REQUIRE, Space, parse_space
+from raysweep.job.yamlfile import load_mapping
+
+INCLUDE, GROUPS, USE = "include", "groups", "use"
+
+
+@dataclass
+class _Entries:
+    """What files say so far: entries by path with the file of each, groups by name, rules."""
+
+    bodies: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    rules: list[Any] = field(default_factory=list)
+
+
+def load_space(given: str | Mapping[str, Any], source: str) -> Space:
+    """Load the space that a job names, or holds itself. `source` is the job's file.
+
+    Raises:
+        SpecError: a file is missing or malformed; all faults of what it says.
+    """
+    entries = _Entries()
+    if isinstance(given, str):
+        path = _found(given, source, "search.space")
+        file = str(path)
+        _read(load_mapping(path), file, file, (str(path.resolve()),), entries)
+    else:
+        file = f"{source} (search.space)"
+        _read(given, file, source, (), entries)
+    flat = {**entries.bodies, **({REQUIRE: entries.rules} if entries.rules else {})}
+    return parse_space(flat, file, {path: origin for path, origin in entries.origins.items() if origin != file})
+
+
+def _read(raw: Mapping[str, Any], file: str, place: str, inside: tuple[str, ...], entries: _Entries) -> None:
+    """Add what a file says to what those that it includes say. `place`: where it looks for them."""
+    for name in _listed(raw, INCLUDE, file):
+        found = _found(name, place, INCLUDE)
+        if str(found.resolve()) in inside:
+            raise _refused(file, INCLUDE, "includes itself in the end.", name)
+        _read(load_mapping(found), str(found), str(found), (*inside, str(found.resolve())), entries)
+    entries.groups.update({name: (file, group) for name, group in _groups(raw, file).items()})
+    own = {str(path): body for path, body in raw.items() if path not in (INCLUDE, GROUPS, USE, REQUIRE)}
+    for name in _listed(raw, USE, file):
+        if name not in entries.groups:
+            raise _refused(file, USE, f"group: {known_names_hint(name, entries.groups)}", name)
+        origin, group = entries.groups[name]
+        for path, body in _with_conditions(group, origin, name).items():
+            if path in own:
+                raise _refused(file, path, f"stands in group {name!r} too, which the file uses.")
+            _put(entries, path, body, origin)
+    for path, body in own.items():
+        _put(entries, path, body, file)
+    rules = raw.get(REQUIRE, [])
+    entries.rules += rules if isinstance(rules, list) else [rules]
+
+
+def _put(entries: _Entries, path: str, body: Any, file: str) -> None:
+    entries.bodies.pop(path, None)  # a replaced entry stands where the new one does
+    entries.bodies[path] = body
+    entries.origins[path] = file
+
+
+def _with_conditions(group: Mapping[str, Any], file: str, name: str) -> dict[str, Any]:
+    """Return a group's entries, the group's condition added to their own."""
+    shared = group.get("when", {})
+    bodies = {str(path): body for path, body in group.items() if path != "when"}
+    if not isinstance(shared, Mapping):
+        raise _refused(file, f"{GROUPS}.{name}.when", "when needs {path: value}.", shared)
+    if not shared:
+        return bodies
+    for path, body in bodies.items():
+        if not isinstance(body, Mapping):
+            raise _refused(file, f"{GROUPS}.{name}.{path}", "a fixed value cannot stand under a condition.", body)
+        own = body.get("when", {})
+        both = [parent for parent in shared if isinstance(own, Mapping) and parent in own]
+        if both:
+            message = f"names {both[0]} in its own condition and in that of its group; say it once."
+            raise _refused(file, f"{GROUPS}.{name}.{path}", message)
+        bodies[path] = {**body, "when": {**shared, **own} if isinstance(own, Mapping) else own}
+    return bodies
+
+
+def _groups(raw: Mapping[str, Any], file: str) -> Mapping[str, Mapping[str, Any]]:
+    groups = raw.get(GROUPS, {})
+    if not isinstance(groups, Mapping):
+        raise _refused(file, GROUPS, "needs {name: {path: parameter}}.", groups)
+    for name, group in groups.items():
+        if not isinstance(group, Mapping) or not set(group) - {"when"}:
+            raise _refused(file, f"{GROUPS}.{name}", "needs {path: parameter}.", group)
+    return groups
+
+
+def _listed(raw: Mapping[str, Any], key: str, file: str) -> Iterable[str]:
+    given = raw.get(key, [])
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _refused(file, key, "needs a name, or a list of names.", given)
+    if len(set(names)) < len(names):
+        raise _refused(file, key, "names one twice.", given)
+    return names
+
+
+def _found(given: str, source: str, key: str) -> Path:
+    """Return the file that is meant: from the working folder, the folder of `source` or the one above."""
+    folder = Path(source).parent
+    places = [Path(given), folder / given, folder.parent / given]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        message = f"no such file; looked in {', '.join(dict.fromkeys(str(p.parent) for p in places))}."
+        raise _refused(source, key, message, given)
+    return found
+
+
+def _refused(file: str, key: str, message: str, value: Any = None) -> SpecError:
+    return SpecError([Fault(file=file, key=key, value=value, message=message)])

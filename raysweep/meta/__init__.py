@@ -1,0 +1,1 @@
+"""What past sweeps teach: the effects of strategies over many sweeps."""

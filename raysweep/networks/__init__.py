@@ -1,0 +1,1 @@
+"""Transformers whose attention heads can be removed and grown. Imports no ray."""

@@ -1,0 +1,75 @@
+"""Check that a model exists, fits its data, and compiles where a job asks for that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raysweep.contracts import Facts
+from raysweep.errors import ModelError
+from raysweep.job import registry
+from raysweep.job.plan import content_key
+from raysweep.job.registry import scratch_sizes
+from raysweep.job.spec import ModelSpec
+from raysweep.networks.loading import (
+    WEIGHTS,
+    check_positions,
+    configuration,
+    family_of,
+    file_sha256,
+    fitted_config,
+    pretrained_config,
+    task_of,
+)
+
+
+def check_model(model: ModelSpec, *, seq_len: int) -> str:
+    """Check that a model can be loaded and takes windows of `seq_len`, without loading its weights.
+
+    Returns:
+        The model's fingerprint.
+
+    Raises:
+        ModelError: unknown name, no weights, or a family without a file in raysweep/networks/models/.
+    """
+    sizes = scratch_sizes()
+    if model.name in sizes:
+        task_of(model)
+        family_name = sizes[model.name]
+        return content_key([family_name, registry.load("models", family_name).sizes[model.name]])
+    config = pretrained_config(model.name)
+    family = family_of(config, model.name)
+    task_of(model)
+    check_positions(config, model.name, seq_len, family)
+    folder = Path(model.name)
+    if not folder.is_dir():
+        return content_key([model.name, getattr(config, "_commit_hash", None)])
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        raise ModelError(
+            f"model folder {model.name!r} holds no weights: none of {', '.join(WEIGHTS)}. "
+            "Save it with save_pretrained()."
+        )
+    # The configuration counts: with other head counts or activations the same weights are another function.
+    return content_key([file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
+
+
+def check_compiles(model: ModelSpec, *, seq_len: int) -> None:
+    """Check that torch.compile takes a model whole: gates and hooks included, in as many forms as training has.
+
+    Raises:
+        ModelError: it does not.
+    """
+    config, family = configuration(model, seq_len=seq_len)
+    random_depth = getattr(config, "random_depth", False)
+    if random_depth or not getattr(family, "compiles", False):
+        what = "its depth is random" if random_depth else "only networks of pnn are"
+        raise ModelError(f"training.compile: model {model.name!r} cannot be compiled: {what}. Remove training.compile.")
+
+
+def check_fit(model: ModelSpec, facts: Facts, *, seq_len: int) -> None:
+    """Check that a model takes what there is in the data, without loading its weights.
+
+    Raises:
+        ModelError: it has fewer tokens or positions, or takes other images.
+    """
+    fitted_config(model, facts, seq_len)

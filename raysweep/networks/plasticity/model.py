@@ -1,0 +1,144 @@
+"""A transformers network with a gate on every head: exact masking, no change of shape.
+
+A gate multiplies each head's output at the input of the attention output projection. That is exact for every
+attention backend and family: a gate of 0 equals physical removal, output bias untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysweep.contracts import AttentionSite, Slot
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.objective import flat_labels, label_losses
+
+
+class HeadGate:
+    """The gates of one layer: `values` of shape (heads,), or (batch, 1, heads) while probing."""
+
+    def __init__(self, site: AttentionSite) -> None:
+        self.site = site
+        self.values: torch.Tensor | None = None
+        """None lets every head pass untouched."""
+        site.projection.register_forward_pre_hook(self._multiply)
+
+    def _multiply(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self.values is None:
+            return None
+        heads = inputs[0].unflatten(-1, (self.site.num_heads, self.site.head_dim))
+        gated = heads * self.values.unsqueeze(-1).to(heads.dtype)
+        return (gated.flatten(-2), *inputs[1:])
+
+
+def output_embeddings(network: Any) -> nn.Module | None:
+    """Return the layer that predicts tokens of the vocabulary; None in a classifier."""
+    found: nn.Module | None = network.get_output_embeddings()
+    return found
+
+
+class PlasticModel(nn.Module):
+    """A transformer whose heads can be absent, present or fading in.
+
+    Args:
+        network: a transformers model with logits.
+        sites: one per layer, from its family.
+    """
+
+    def __init__(self, network: nn.Module, sites: Sequence[AttentionSite]) -> None:
+        super().__init__()
+        self.network = network
+        self.sites = list(sites)
+        self.gates = [HeadGate(site) for site in sites]
+        self._labelled: torch.Tensor | None = None
+        self.decoder: Any = output_embeddings(network)
+        if self.decoder is not None:
+            self.decoder.register_forward_pre_hook(self._pick_labelled)
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_types: torch.Tensor | None = None,
+        labelled: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits: (batch, tokens, vocabulary), (labelled, vocabulary), or (batch, classes) from a classifier.
+
+        Given labels, return what training lowers for each of them: of the shape of the labels, or (labelled,).
+
+        Args:
+            inputs: token ids (batch, tokens), or pixels (batch, channels, height, width).
+            attention_mask: (batch, tokens), 0 at padding.
+            token_types: (batch, tokens), the segment of each token.
+            labelled: flat positions at which alone the vocabulary's logits are computed.
+        """
+        network: Any = self.network
+        options = {"attention_mask": attention_mask, "token_type_ids": token_types}
+        given = {name: tensor for name, tensor in options.items() if tensor is not None}
+        if labels is None:
+            return self._logits(inputs, labelled, given)
+        wanted = flat_labels(labels, labelled)
+        if hasattr(network, "training_losses"):
+            losses = network.training_losses(inputs, wanted, positions=labelled, **given)
+        else:
+            losses = label_losses(self._logits(inputs, labelled, given).flatten(0, -2), wanted)
+        return losses.view_as(labels) if labelled is None else losses
+
+    def _logits(
+        self, inputs: torch.Tensor, labelled: torch.Tensor | None, given: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        network: Any = self.network
+        cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
+        self._labelled = labelled
+        try:
+            return network(**{network.main_input_name: inputs}, **given, **cache).logits
+        finally:
+            self._labelled = None
+
+    def begin_step(self, seed: int) -> None:
+        """Let a network draw what is random in a training step; the same on every rank."""
+        network: Any = self.network
+        if hasattr(network, "begin_step"):
+            network.begin_step(seed)
+
+    def _pick_labelled(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self._labelled is None:
+            return None
+        return (inputs[0].flatten(0, 1)[self._labelled], *inputs[1:])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(layers, heads)"""
+        return len(self.sites), self.sites[0].num_heads
+
+    @property
+    def initializer_range(self) -> float:
+        config: Any = self.network.config
+        names = ("initializer_range", "init_std")  # OPT calls it init_std
+        return next((float(getattr(config, name)) for name in names if hasattr(config, name)), 0.02)
+
+    def set_gates(self, head_map: HeadMap, ajar: Mapping[Slot, float] | None = None) -> None:
+        """Close the gates of absent heads, open the others; those that are `ajar` as far as it says."""
+        device = next(self.parameters()).device
+        values = torch.from_numpy(head_map.present).to(device=device, dtype=torch.float32)
+        for slot, value in (ajar or {}).items():
+            values[slot] = value
+        for gate, row in zip(self.gates, values, strict=True):
+            gate.values = None if bool((row == 1).all()) else row
+
+    @contextmanager
+    def replaced_gates(self, values: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Use other gates for a while, one tensor a layer."""
+        before = [gate.values for gate in self.gates]
+        for gate, value in zip(self.gates, values, strict=True):
+            gate.values = value
+        try:
+            yield
+        finally:
+            for gate, value in zip(self.gates, before, strict=True):
+                gate.values = value

@@ -1,0 +1,137 @@
+"""Folders that appear whole: written beside their place, with a checksum of each file, then moved there at once.
+
+What a killed writer leaves is never seen. What a machine lost on its way to the disk is, by its checksum; so nothing
+waits for the disk here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from raysweep.records.disk import refuse_when_full
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".part-"
+
+
+class DamagedError(Exception):
+    """A folder does not hold what was written into it. Never leaves the phase store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder holds."""
+
+    sha256: dict[str, str]
+    """By file name."""
+    collected: list[str] = field(default_factory=list)
+    """Files that were removed to free their space."""
+
+
+@contextmanager
+def appearing(target: Path, within: Path) -> Iterator[Path]:
+    """Hand out a folder under `within` that becomes `target` by one rename.
+
+    A target that is complete stays as it is: another writer was first, and what it wrote is equal by construction.
+
+    Raises:
+        DiskFullError: there is no space left; nothing has changed.
+    """
+    with refuse_when_full(target):
+        temporary = Path(tempfile.mkdtemp(dir=within, prefix=UNFINISHED))
+        try:
+            yield temporary
+            _write(temporary, Manifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
+            os.chmod(temporary, 0o755)  # mkdtemp makes it private; a sweep's folder is read by others
+            if not is_complete(target):
+                remove(target)
+                _rename(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def manifest(folder: Path) -> Manifest:
+    """Return what a folder should hold.
+
+    Raises:
+        DamagedError: it does not say.
+    """
+    try:
+        return Manifest(**json.loads((folder / MANIFEST).read_bytes()))
+    except (OSError, TypeError, ValueError) as error:
+        raise DamagedError(f"{MANIFEST} cannot be read ({error})") from error
+
+
+def check(folder: Path, name: str) -> None:
+    """Check that a file is what was written.
+
+    Raises:
+        DamagedError: it is not, or it is gone.
+    """
+    expected = manifest(folder).sha256.get(name)
+    try:
+        found = _digest(folder / name)
+    except OSError as error:
+        raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+    if found != expected:
+        raise DamagedError(f"{name} is not what was written: its checksum differs")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has all its files; says nothing of what is in them."""
+    try:
+        found = manifest(folder)
+    except DamagedError:
+        return False
+    return not found.collected and all((folder / name).is_file() for name in found.sha256)
+
+
+def collect(folder: Path, name: str) -> None:
+    """Remove a file for good; the manifest says so first, so that a kill in between is no damage."""
+    found = manifest(folder)
+    if name not in found.collected:
+        _write(folder, Manifest(sha256=found.sha256, collected=[*found.collected, name]))
+    (folder / name).unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder; it is gone at once, whatever is left of it."""
+    doomed = folder.with_name(f"{UNFINISHED}{os.urandom(4).hex()}")
+    try:
+        os.rename(folder, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what killed writers left in a folder."""
+    return sorted(folder.glob(f"{UNFINISHED}*"))
+
+
+def _write(folder: Path, content: Manifest) -> None:
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(json.dumps(asdict(content), sort_keys=True), encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST)
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise  # else another writer was first
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

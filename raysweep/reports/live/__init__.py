@@ -1,0 +1,1 @@
+"""The rows and the progress line of a running sweep."""

@@ -1,0 +1,203 @@
+"""News of a running sweep on stderr: one line per finished trial; on a terminal, a live table of those that run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from raysweep.contracts import Report
+from raysweep.job.jobfile import Job
+from raysweep.job.plan import TrialPlan
+from raysweep.job.spec import JobSpec
+from raysweep.records import objectives
+from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import PhaseRecord, TrialRecord
+from raysweep.reports.live.rows import Row, live_table
+from raysweep.reports.wording import count, duration
+
+
+class Silent:
+    """Watches nothing."""
+
+    def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None: ...
+    def lane_started(self, pids: list[int]) -> None: ...
+    def trial_started(self, plan: TrialPlan) -> None: ...
+    def trial_retried(self, trial: int, attempt: int) -> None: ...
+    def trial_waiting(self, trial: int, phase: str, cycle: int) -> None: ...
+    def trial_released(self, trial: int) -> None: ...
+    def trial_paused(self, trial: int) -> None: ...
+    def trial_resumed(self, trial: int) -> None: ...
+    def trial_left(self, trial: int) -> None: ...
+    def sweep_interrupted(self, reason: str) -> None: ...
+    def phase_resumed(self, trial: int, phase: str, step: int, steps: int) -> None: ...
+    def warned(self, trial: int, text: str) -> None: ...
+    def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None: ...
+    def reported(self, report: Report) -> None: ...
+    def phase_finished(self, record: PhaseRecord) -> None: ...
+    def trial_finished(self, record: TrialRecord) -> None: ...
+
+
+class Progress(Silent):
+    """Prints to a console on stderr; use as a context manager around the run."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.sweep: str | None = None
+        """The sweep's name, once it has one."""
+        self._console, self._clock = console, clock
+        self._live: Live | None = None
+        self._spec: JobSpec | None = None
+        self._metric = ""
+        self._remaining = self._lanes = 0
+        self._best: tuple[float, int] | None = None
+        """Lowest objective so far, and its trial."""
+        self._rows: dict[int, Row] = {}
+        """Trials that have begun and not ended."""
+        self._finished: list[float] = []
+        """What each finished trial took."""
+        self._flops: dict[tuple[int, str], float] = {}
+        """Training FLOPs by trial and phase that were executed, in earlier sessions too."""
+        self._began = self._seconds_before = 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None:
+        spec = self._spec = job.spec
+        self.sweep = folder.name
+        self._metric = objectives.names(spec.search)[0]
+        self._remaining, self._lanes = remaining, min(spec.scale.lanes, max(1, remaining))
+        earlier = folder.trials()
+        for record in earlier.values():
+            self._keep_best(record)
+        for phase in folder.phases(stop="curve"):
+            self._count_flops(phase)
+        self._seconds_before = sum(session.seconds for session in folder.sessions())
+        self._began = self._clock()
+        for text in job.warnings:
+            self._print(f"note: {text}")
+        trials = count(remaining, "trial") + (" left" if earlier else "")
+        lanes, workers = count(self._lanes, "lane"), count(spec.scale.workers, "worker")
+        self._print(f"{folder.name}   {trials} on {lanes} of {workers}   {spec.data.name}   {spec.model.name}")
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._table, transient=True)
+            self._live.start()
+
+    def lane_started(self, pids: list[int]) -> None:
+        self._print(f"workers ready: {len(pids)} processes")
+
+    def trial_started(self, plan: TrialPlan) -> None:
+        if plan.trial in self._rows:  # it was paused
+            self._rows[plan.trial].go_on()
+        else:
+            self._rows[plan.trial] = Row.of(plan)
+
+    def trial_retried(self, trial: int, attempt: int) -> None:
+        self._row(trial).lose_workers(attempt)
+        self._print(f"trial {trial}: its workers were lost; attempt {attempt} goes on from its last checkpoint")
+
+    def trial_waiting(self, trial: int, phase: str, cycle: int) -> None:
+        self._row(trial).wait(phase, cycle)
+
+    def trial_released(self, trial: int) -> None:
+        self._row(trial).go_on()
+
+    def trial_paused(self, trial: int) -> None:
+        self._row(trial).pause()
+
+    def trial_resumed(self, trial: int) -> None:
+        self._row(trial).go_on()
+
+    def trial_left(self, trial: int) -> None:
+        self._rows.pop(trial, None)
+
+    def sweep_interrupted(self, reason: str) -> None:
+        self._print(f"stopping: {reason}")
+
+    def phase_resumed(self, trial: int, phase: str, step: int, steps: int) -> None:
+        self._print(f"trial {trial}: {phase} goes on from step {step} of {steps}")
+
+    def warned(self, trial: int, text: str) -> None:
+        self._print(f"trial {trial}: {text}")
+
+    def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None:
+        self._row(trial).log(phase, step, steps, loss)
+
+    def reported(self, report: Report) -> None:
+        self._row(report.trial).report(report)
+
+    def phase_finished(self, record: PhaseRecord) -> None:
+        row = self._row(record.trial)
+        if record.cycle or self._finished:  # the baseline of the first trials is what later ones reuse
+            row.seconds += record.seconds
+        self._count_flops(record)
+        row.finish(record)
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        row = self._rows.pop(record.trial, Row(trial=record.trial))
+        self._finished.append(row.seconds)
+        self._keep_best(record)
+        parts = [
+            f"trial {record.trial} ({len(self._finished)}/{self._remaining})",
+            row.ticks(),
+            self._outcome(record),
+            self._best_so_far(),
+            f"{record.seconds:.1f} s",
+            self._time_left(),
+        ]
+        self._print("   ".join(filter(None, parts)))
+
+    def _row(self, trial: int) -> Row:
+        return self._rows.setdefault(trial, Row(trial=trial))
+
+    def _count_flops(self, record: PhaseRecord) -> None:
+        if not record.reused:  # told again by a later attempt, it is still the same work
+            self._flops[record.trial, record.key] = record.training_flops
+
+    def _keep_best(self, record: TrialRecord) -> None:
+        if record.status == "COMPLETE" and record.objective is not None and objectives.feasible(record.violations):
+            found = (record.objective, record.trial)
+            self._best = min(self._best or found, found)
+
+    def _outcome(self, record: TrialRecord) -> str:
+        if record.status == "COMPLETE":
+            missed = "" if objectives.feasible(record.violations) else " (misses a constraint)"
+            return f"{self._metric} {record.objective:.4f}{missed}"
+        why = record.error.strip().splitlines()[-1] if record.error else record.stopped
+        return f"{record.status}: {why}" if why else record.status
+
+    def _best_so_far(self) -> str:
+        return f"best {self._best[0]:.4f} (trial {self._best[1]})" if self._best else ""
+
+    def _time_left(self) -> str:
+        """Say how long the rest will take, from what the finished trials took."""
+        if not self._finished or len(self._finished) >= self._remaining:
+            return ""
+        seconds = median(self._finished) * (self._remaining - len(self._finished)) / self._lanes
+        return f"about {duration(seconds)} left"
+
+    def _table(self) -> RenderableType:
+        """Draw what runs now; called by another thread, whenever the screen is due."""
+        begun = self._rows or self._finished
+        ended = f"{len(self._finished)} of {count(self._remaining, 'trial')} ended" if begun else "starting workers"
+        summary = [ended, self._best_so_far(), self._cost(), self._time_left()]
+        return live_table(list(self._rows.values()), summary, self._console.height)
+
+    def _cost(self) -> str:
+        """Say what the sweep has used, all sessions together, and of what budget."""
+        assert self._spec is not None
+        budget, seconds = self._spec.budget, self._seconds_before + self._clock() - self._began
+        of_hours = f" of {budget.hours:g} h" if budget.hours else ""
+        of_flops = f" of {budget.flops:.3g}" if budget.flops else ""
+        return f"{duration(seconds)}{of_hours}, {sum(list(self._flops.values())):.3g}{of_flops} training FLOPs"
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)

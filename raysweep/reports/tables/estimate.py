@@ -1,0 +1,114 @@
+"""What a job would do and take, for people: a table, and the phases that its trials share as a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from raysweep.reports.tables.parts import show_value
+from raysweep.reports.wording import count, duration
+
+BRANCHES = (5, 3, 3)
+"""Branches shown of a stage, by its depth; the others are counted."""
+
+
+def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console: Console) -> None:
+    """Print what a job would do and take."""
+    lanes, workers = count(job["scale"]["lanes"], "lane"), count(job["scale"]["workers"], "worker")
+    phases, shared = estimate["phases"], estimate["phases_shared"]
+    steps, steps_shared = estimate["steps"], estimate["steps_shared"]
+    rows = {
+        "model": f"{job['model']['name']}, {estimate['parameters']:,} parameters",
+        "data": f"{job['data']['name']}, windows of {job['data']['seq_len']} tokens",
+        "trials": f"{estimate['trials']} on {lanes} of {workers}{_follow_ups(job, estimate['trials'])}",
+        "phases of a trial": " → ".join(phase["phase"] for phase in estimate["example"]),
+        "phases": f"{phases}" + (f", of which {shared} are run: {_by_kind(estimate)}" if shared < phases else ""),
+        "training steps": f"{steps_shared:,}" + (f" instead of {steps:,}" if steps_shared < steps else ""),
+        "sharing": estimate["saving"] if estimate["trials"] > 1 else "",
+        "time": _time(estimate),
+        "memory": f"about {estimate['worker_memory_bytes'] / 2**30:.1f} GiB a worker",
+        "disk": f"about {estimate['disk_bytes'] / 2**30:.2f} GiB of checkpoints",
+        "budget": _budget(job.get("budget", {}), estimate),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, Text(text))
+    console.print(table)
+    if estimate["trials"] > 1:
+        forest = Tree("", guide_style="dim", hide_root=True)
+        _grow(forest, estimate["stages"], BRANCHES)
+        console.print(forest)
+        note = "sharing is counted on values drawn at random; the sampler may draw others."
+        console.print(Text(note), soft_wrap=True)
+
+
+def _follow_ups(job: Mapping[str, Any], trials: int) -> str:
+    """Say which of the trials are no points of the search."""
+    searched = job.get("search", {}).get("trials", 1)
+    if trials == searched:
+        return ""
+    return f"; {searched} of them search, {trials - searched} repeat the best on other seeds"
+
+
+def _time(estimate: Mapping[str, Any]) -> str:
+    seconds, source = estimate["seconds"], estimate["seconds_from"]
+    return f"unknown ({source})" if seconds is None else f"about {duration(seconds)} (judged by {source})"
+
+
+def _budget(budget: Mapping[str, float], estimate: Mapping[str, Any]) -> str:
+    """Say what the job allows, and whether the estimate is above it."""
+    needed = {
+        "hours": None if estimate["seconds"] is None else estimate["seconds"] / 3600,
+        "disk_gb": estimate["disk_bytes"] / 1e9,
+    }
+    parts = []
+    for name, allowed in budget.items():
+        short = (needed.get(name) or 0.0) > allowed
+        parts.append(f"{name} {allowed:g}" + (", too little: the sweep would stop before its end" if short else ""))
+    return "; ".join(parts)
+
+
+def _by_kind(estimate: Mapping[str, Any]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in estimate["distinct"].items())
+
+
+def _grow(tree: Tree, stages: Sequence[Mapping[str, Any]], limits: Sequence[int]) -> None:
+    """Add the stages that trials share, as many as the first limit says; of the others, how many there are."""
+    shared = [stage for stage in stages if stage["trials"] > 1]
+    alone = len(stages) - len(shared)
+    shown = shared[: limits[0]] if limits else []
+    for stage in shown:
+        chain, after = _straight(stage)
+        if any(further["trials"] > 1 for further in after):
+            _grow(tree.add(_line(chain)), after, limits[1:])
+        else:
+            tree.add(_line(chain, "each alone from here" if after else ""))
+    if left_out := shared[len(shown) :]:
+        branches = "1 more branch" if len(left_out) == 1 else f"{len(left_out)} more branches"
+        trials = sum(stage["trials"] for stage in left_out)
+        tree.add(Text(f"{branches} of {count(trials, 'trial')}", style="dim"))
+    if alone:
+        tree.add(Text(f"{count(alone, 'trial')} alone", style="dim"))
+
+
+def _straight(stage: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Return a stage and those that all its trials go through next, and what branches off after them."""
+    chain = [stage]
+    while len(chain[-1]["next"]) == 1 and chain[-1]["next"][0]["trials"] == stage["trials"]:
+        chain.append(chain[-1]["next"][0])
+    return chain, chain[-1]["next"]
+
+
+def _line(chain: Sequence[Mapping[str, Any]], remark: str = "") -> Text:
+    """Write stages that follow one another: their names, what sets them apart, their steps and their trials."""
+    names = " → ".join(stage["phase"] for stage in chain)
+    apart = ", ".join(f"{name} {show_value(value)}" for name, value in chain[0]["settings"].items())
+    steps = sum(stage["steps"] for stage in chain)
+    about = [apart, f"{steps:,} steps" if steps else "", count(chain[0]["trials"], "trial"), remark]
+    return Text("   ".join(filter(None, [names, *about])))

@@ -1,0 +1,27 @@
+"""The invariants of a sweep, one line each; the same content as the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from raysweep.reports.wording import count
+
+
+def print_invariants(found: Mapping[str, Any], console: Console) -> None:
+    """Print how far a sweep has come, and of each invariant whether it holds, or what breaks it."""
+    still = len(found["open"])
+    open_trials = f", {still} open and not judged yet" if still else ""
+    running = ", still running" if found["running"] else ""
+    head = f"{found['sweep']}   {found['ended']} of {count(found['planned'], 'trial')} ended{open_trials}{running}"
+    console.print(Text(head), soft_wrap=True)
+    for invariant, broken in found["invariants"].items():
+        mark, style = ("✗", "red") if broken else ("✓", "green")
+        console.print(Text.assemble((mark, style), f" {invariant}"), soft_wrap=True)
+        for fault in broken:
+            console.print(Text(f"    {fault}"), soft_wrap=True)
+    faults = sum(map(len, found["invariants"].values()))
+    console.print(Text("all hold." if not faults else f"{count(faults, 'fault')} found."), soft_wrap=True)

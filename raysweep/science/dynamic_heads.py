@@ -1,0 +1,262 @@
+"""Does a head need to be there for every token? Loss against FLOPs with learned per-token gates, beside static pruning.
+
+The network is frozen; only the routers learn, from its loss plus a penalty on the expected FLOPs of open heads. Each
+penalty gives one point of the curve. Beside it stands the largest network pruned by Taylor scores (untrained, too)
+that costs no more, on the same held-out windows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Batch
+from raysweep.errors import DataError, ModelError
+from raysweep.job import registry
+from raysweep.job.plan import derived_seed
+from raysweep.job.registry import scratch_sizes
+from raysweep.job.spec import DataSpec, ModelSpec
+from raysweep.networks.fit import check_model
+from raysweep.networks.loading import build_network
+from raysweep.networks.plasticity.accounting import flops_per_token
+from raysweep.networks.plasticity.budget import lowest_heads
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.model import PlasticModel
+from raysweep.networks.plasticity.objective import logits_of, losses_of, mean_loss
+from raysweep.networks.plasticity.probe import probe
+from raysweep.networks.plasticity.routing import HeadRouters
+from raysweep.records.schema import perplexity
+from raysweep.trial.data.tokens import BatchOrder, TokenStore, prepare, windows_of
+from raysweep.trial.exports.load import is_export, load_whole
+from raysweep.trial.measures.evaluation import evaluate, shared_batches
+from raysweep.trial.runtime import Runtime
+
+TASK = "causal_lm"
+TIMED = 9
+"""Forward passes that a time is the median of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What to try."""
+
+    penalties: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
+    """Nats that all present heads being open would cost; one point of the curve each."""
+    steps: int = 100
+    batch_size: int = 8
+    lr: float = 1e-2
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Static:
+    """A network with fewer heads for every token."""
+
+    heads: int
+    flops_per_token: float
+    loss: float
+    perplexity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The routers of one penalty on the held-out windows."""
+
+    penalty: float
+    open_share: float
+    """Share of (token, present head) pairs that were open."""
+    flops_per_token: float
+    """Counted, routers included; see `seconds_per_token` for what they take."""
+    loss: float
+    perplexity: float
+    static: Static | None
+    """Taylor pruning at no more FLOPs; None where one head in each layer still costs more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The answer, with all that is needed to ask again."""
+
+    model: str
+    data: str
+    data_sha256: str
+    seq_len: int
+    question: Question
+    full: Static
+    """The model as it is: its present heads open for every token."""
+    points: list[Point]
+    seconds_per_token: dict[str, float]
+    """Measured: `plain`, and `gated` with the last point's routers; closed heads are multiplied by 0, not skipped."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def here() -> Runtime:
+    """Return this process alone, on a GPU where there is one."""
+    return Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def dynamic_heads(name: str, data: DataSpec, question: Question, runtime: Runtime) -> Curve:
+    """Measure a model, given by hub name, folder or export, on a corpus.
+
+    Raises:
+        ModelError, DataError: the model or the corpus cannot be had or used; TrialError: no head can be ranked.
+    """
+    model, head_map, tokens = _load(name, data, runtime)
+    train = windows_of(tokens.train, data.seq_len)
+    held_out = windows_of(tokens.evaluation[: data.eval_tokens], data.seq_len)
+    if len(train) < max(question.batch_size, data.probe_windows):
+        raise DataError(
+            f"data.name = {data.name!r} is too short: {len(train)} training windows of {data.seq_len} tokens, but a "
+            f"batch takes {question.batch_size} and the probe {data.probe_windows}. Give a longer text."
+        )
+    return curve(model, head_map, train, held_out, data, question, runtime, name=name, sha256=tokens.text_sha256)
+
+
+def curve(
+    model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, question: Question,
+    runtime: Runtime, *, name: str, sha256: str,
+) -> Curve:  # fmt: skip
+    """Measure a loaded model; its weights and gates stay as they are.
+
+    Args:
+        train, held_out: windows of tokens (count, seq_len).
+    """
+    task = registry.build("tasks", TASK)
+    batches = shared_batches(held_out, question.batch_size, task, runtime)
+    probed = shared_batches(train[: data.probe_windows], 4, task, runtime)
+    seq_len = data.seq_len
+    with _frozen(model):
+        model.set_gates(head_map)
+        full = _static(model, head_map, batches, seq_len, runtime)
+        pruned = _StaticPruning(model, head_map, probed, seq_len, runtime)
+        points, routers = [], HeadRouters(model, head_map)
+        for penalty in question.penalties:
+            routers = train_routers(model, head_map, train, penalty, question, runtime)
+            with routers.routing():
+                loss = evaluate(model, batches, runtime, "auto").loss
+            flops = routers.flops_per_token(seq_len)
+            beside = pruned.at_most(flops)
+            points.append(
+                Point(
+                    penalty=penalty, open_share=routers.open_share(), flops_per_token=flops, loss=loss,
+                    perplexity=perplexity(loss),
+                    static=None if beside is None else _static(model, beside, batches, seq_len, runtime),
+                )
+            )  # fmt: skip
+            model.set_gates(head_map)
+        seconds = _seconds_per_token(model, routers, batches[0])
+    return Curve(
+        model=name, data=data.name, data_sha256=sha256, seq_len=seq_len, question=question, full=full, points=points,
+        seconds_per_token=seconds,
+    )  # fmt: skip
+
+
+def train_routers(
+    model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, question: Question, runtime: Runtime
+) -> HeadRouters:
+    """Return routers trained on windows (count, seq_len) of tokens; the model is left as it is."""
+    task = registry.build("tasks", TASK)
+    routers = HeadRouters(model, head_map)
+    optimizer = torch.optim.Adam(routers.parameters(), lr=question.lr)
+    seed = derived_seed(str(question.seed), "routers")
+    order = BatchOrder(num_windows=len(train), batch_size=question.batch_size, seed=seed)
+    with _frozen(model), routers.routing():
+        for step in range(question.steps):
+            (batch,) = shared_batches(train[order.indices(step)], question.batch_size, task, runtime)
+            with runtime.autocast("auto"):
+                loss = mean_loss(losses_of(model, batch), batch.labels)
+            (loss + penalty * routers.expected_share(train.shape[1])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return routers
+
+
+class _StaticPruning:
+    """Networks pruned by Taylor scores, measured once on the network as it is."""
+
+    def __init__(
+        self, model: PlasticModel, head_map: HeadMap, probed: Sequence[Batch], seq_len: int, runtime: Runtime
+    ) -> None:
+        statistics = probe(model, probed, head_map, runtime.all_reduce)
+        self.scores = registry.build("prune", "taylor")(statistics, np.random.default_rng(0))
+        self.model, self.head_map, self.seq_len = model, head_map, seq_len
+
+    def at_most(self, flops: float) -> HeadMap | None:
+        """Return the map with the most heads that costs no more than `flops` a token; one head a layer stays."""
+        for count in range(self.head_map.active - len(self.head_map.grown) + 1):
+            lowest = lowest_heads(
+                self.scores, self.head_map, count, budget="global", min_heads_per_layer=1, protected=set()
+            )
+            smaller = self.head_map.without(lowest)
+            if flops_per_token(self.model, smaller, self.seq_len) <= flops:
+                return smaller
+        return None
+
+
+def _static(
+    model: PlasticModel, head_map: HeadMap, batches: Sequence[Batch], seq_len: int, runtime: Runtime
+) -> Static:  # fmt: skip
+    """Measure a network with some of its heads; leaves its gates so."""
+    model.set_gates(head_map)
+    loss = evaluate(model, batches, runtime, "auto").loss
+    return Static(
+        heads=head_map.active, flops_per_token=flops_per_token(model, head_map, seq_len), loss=loss,
+        perplexity=perplexity(loss),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _seconds_per_token(model: PlasticModel, routers: HeadRouters, batch: Batch) -> dict[str, float]:
+    """Time forward passes in turn, so that both see whatever else the machine does."""
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        float(logits_of(model, batch)[0, 0, 0])  # waits for a GPU
+        return (time.perf_counter() - started) / batch.inputs.numel()
+
+    times: dict[str, list[float]] = {"plain": [], "gated": []}
+    for _ in range(TIMED):
+        times["plain"].append(seconds())
+        with routers.routing():
+            times["gated"].append(seconds())
+    return {name: median(values) for name, values in times.items()}
+
+
+@contextmanager
+def _frozen(model: PlasticModel) -> Iterator[None]:
+    """Evaluation mode, no gradients for parameters; all is put back, gates included."""
+    was_training, gates = model.training, [gate.values for gate in model.gates]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for gate, values in zip(model.gates, gates, strict=True):
+            gate.values = values
+        model.train(was_training)
+
+
+def _load(name: str, data: DataSpec, runtime: Runtime) -> tuple[PlasticModel, HeadMap, TokenStore]:
+    spec = ModelSpec(name=name, task=TASK)
+    if name in scratch_sizes():
+        raise ModelError(f"MODEL = {name!r} is a from-scratch size, which has learned nothing. Name trained weights.")
+    check_model(spec, seq_len=data.seq_len)  # and that it is a language model: gates are for each token
+    tokens = prepare(data, tokenizer=data.tokenizer or name, vocab_size=None, special_tokens=False)
+    head_map: HeadMap | None = None
+    if is_export(name):
+        network, family, head_map = load_whole(name)
+    else:
+        network, family = build_network(spec, tokens.facts, seq_len=data.seq_len, seed=0)
+    model = PlasticModel(network.to(runtime.device), family.sites(network))
+    return model, head_map or HeadMap.full(*model.shape), tokens

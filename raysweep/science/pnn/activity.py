@@ -1,0 +1,154 @@
+"""How the states of a network move from step to step, and what its gates let through; padding is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Array, Batch, Mask
+from raysweep.networks.plasticity.objective import NO_LABEL
+from raysweep.science.pnn.interventions import has_gate, observed
+from raysweep.science.statistics.resampling import Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """Arrays (steps, tokens), over all tokens that are no padding, in the order of the batches."""
+
+    state_norm: Array
+    """(steps + 1, tokens): |h_t|; row 0 is the embedding's."""
+    update_norm: Array
+    """|delta_t|, delta_t being h_t - h_{t-1}."""
+    update_cosine: Array
+    """(steps - 1, tokens): cosine of delta_t and delta_{t-1}."""
+    participation: Array
+    """(sum |delta_i|)^2 / (width sum delta_i^2): the share of dimensions that take part in an update, in (0, 1]."""
+    gate_mean: Array | None
+    """Over dimensions; None where no gate depends on the input."""
+    gate_square: Array | None
+    """Mean square over dimensions."""
+    gate_open: Array | None
+    """Share of dimensions whose gate is above 0.5."""
+    gate_variance: Array | None
+    """(steps, width): variance across tokens of each dimension's gate."""
+    masked: Mask
+    """(tokens,): whether the token is one to predict."""
+    sequences: Ints
+    """(tokens,): the sequence that each is of."""
+
+    @property
+    def relative_update(self) -> Array:
+        """|delta_t| / |h_{t-1}|, (steps, tokens)."""
+        return self.update_norm / self.state_norm[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One batch as it runs through a network, its padding left out."""
+
+    states: torch.Tensor
+    """(steps + 1, tokens, width)"""
+    gates: torch.Tensor | None
+    """(steps, tokens, width); None where no gate depends on the input."""
+    masked: Mask
+    sequences: Ints
+    """(tokens,) each."""
+
+
+@torch.no_grad()
+def seen(network: Any, batches: Sequence[Batch], steps: int | None = None) -> Iterator[Seen]:
+    """Yield the states and gates of each batch; `steps` is T, the network's own unless given."""
+    before = 0
+    for batch in batches:
+        states, gates = _run(network, batch, steps)
+        real = real_tokens(batch)
+        rows = torch.nonzero(real)[:, 0].cpu().numpy() + before
+        before += len(batch.labels)
+        yield Seen(
+            states=torch.stack([state[real] for state in states]).double(),
+            gates=torch.stack([gate[real] for gate in gates]).double() if gates else None,
+            masked=(batch.labels[real] != NO_LABEL).cpu().numpy(),
+            sequences=rows,
+        )
+
+
+def _run(network: Any, batch: Batch, steps: int | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    gates: list[torch.Tensor] = []
+
+    def keep(step: int, gate: torch.Tensor) -> None:
+        gates.append(gate)
+
+    with observed(network, "gate", keep) if has_gate(network) else nullcontext():
+        return network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps), gates
+
+
+def real_tokens(batch: Batch) -> torch.Tensor:
+    """Return which tokens are no padding, (batch, tokens)."""
+    if batch.attention_mask is None:
+        return torch.ones_like(batch.labels, dtype=torch.bool)
+    return batch.attention_mask.bool()
+
+
+def activity(network: Any, batches: Sequence[Batch], steps: int | None = None) -> Activity:
+    """Measure how a network's states move; `steps` is T, the network's own unless given."""
+    parts: dict[str, list[Any]] = {}
+    moments = _GateMoments()
+    for one in seen(network, batches, steps):
+        for name, values in _measured(one).items():
+            parts.setdefault(name, []).append(values.cpu().numpy())
+        for name, places in (("masked", one.masked), ("sequences", one.sequences)):
+            parts.setdefault(name, []).append(places)
+        if one.gates is not None:
+            moments.add(one.gates)
+    whole: dict[str, Any] = {name: np.concatenate(arrays, -1) for name, arrays in parts.items()}
+    for name in ("gate_mean", "gate_square", "gate_open"):
+        whole.setdefault(name, None)
+    return Activity(**whole, gate_variance=moments.variance())
+
+
+def _measured(one: Seen) -> dict[str, torch.Tensor]:
+    updates = one.states.diff(dim=0)
+    measured = {
+        "state_norm": one.states.norm(dim=-1),
+        "update_norm": updates.norm(dim=-1),
+        "update_cosine": torch.cosine_similarity(updates[1:], updates[:-1], dim=-1),
+        "participation": participation(updates),
+    }
+    if one.gates is not None:
+        measured["gate_mean"] = one.gates.mean(-1)
+        measured["gate_square"] = one.gates.square().mean(-1)
+        measured["gate_open"] = (one.gates > 0.5).double().mean(-1)
+    return measured
+
+
+def participation(updates: torch.Tensor) -> torch.Tensor:
+    """Return the participation ratio of the last dimension as a share of it; that of an update of zeros is 0."""
+    square = updates.square().sum(-1)
+    ratio = updates.abs().sum(-1).square() / (updates.shape[-1] * square)
+    return torch.where(square > 0, ratio, torch.zeros_like(ratio))
+
+
+class _GateMoments:
+    """Sums over tokens from which each dimension's variance across tokens follows."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: torch.Tensor | None = None
+
+    def add(self, gates: torch.Tensor) -> None:
+        centred = gates - 0.5  # where gates are near, so that little is lost in the difference below
+        sums = torch.stack([centred.sum(1), centred.square().sum(1)])
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.count += gates.shape[1]
+
+    def variance(self) -> Array | None:
+        """Return (steps, width)."""
+        if self.sums is None:
+            return None
+        mean, square = self.sums.cpu().numpy() / self.count
+        return np.maximum(square - mean**2, 0.0)

@@ -1,0 +1,132 @@
+"""What each part of each step is for: its output becomes its mean or another token's, and losses are paired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Array, Batch
+from raysweep.errors import NotApplicableError
+from raysweep.science.pnn.activity import real_tokens
+from raysweep.science.pnn.interventions import Part, changed, whole_parts
+from raysweep.science.pnn.replacing import final_losses, part_means
+from raysweep.science.pnn.subject import Subject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.statistics.resampling import paired
+
+By = Literal["mean", "resample"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is ablated, and how."""
+
+    part: Part
+    step: int
+    """From 0."""
+    head: int | None
+    by: By
+
+    @property
+    def name(self) -> str:
+        what = self.part if self.head is None else f"head {self.head}"
+        return f"step {self.step + 1}: {what} by {self.by}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    aliases: ClassVar[tuple[str, ...]] = ("optogenetics",)
+
+    def passes(self, subject: Subject) -> int:
+        return 1 + len(whole_parts(subject.network)) + len(list(_targets(subject.network)))
+
+    def __call__(self, subject: Subject) -> Finding:
+        targets = list(_targets(subject.network))
+        if not targets:
+            raise NotApplicableError("it ablates the parts of a step, and a hierarchical step has several of each.")
+        plain = subject.predictions()
+        means = {part: part_means(subject.network, part, subject.batches) for part in whole_parts(subject.network)}
+        generator = subject.generator("ablation")
+        tested = [
+            paired(target.name, _ablated_loss(subject, target, means) - plain.loss[-1], plain.sequences, generator)
+            for target in targets
+        ]
+        comparisons = adjusted(tested)
+        return Finding(
+            experiment="ablation",
+            measured="Loss of masked tokens at the last step with one part of one step ablated, behind its LayerNorm, "
+            "minus the loss with nothing ablated, on the same masks.",
+            verdict=_verdict(comparisons),
+            comparisons=comparisons,
+            figures={"loss": float(plain.loss[-1].mean()), "tokens": len(plain.labels)},
+            panels=[_panel(by, targets, comparisons) for by in ("mean", "resample")],
+        )
+
+
+def _targets(network: Any) -> Iterator[Target]:
+    heads = network.config.num_attention_heads
+    for part in whole_parts(network):
+        for head in range(heads) if part == "heads" else (None,):
+            for step in range(network.config.num_steps):
+                for by in ("mean", "resample"):
+                    yield Target(part=part, step=step, head=head, by=by)
+
+
+def _ablated_loss(subject: Subject, target: Target, means: Mapping[Part, Sequence[torch.Tensor]]) -> Array:
+    """Return the loss of each masked token at the last step, (tokens,)."""
+    generator = subject.generator(target.name)
+    losses = []
+    for batch in subject.batches:
+        mean = means[target.part][target.step]
+        replacement = _Replacement(target, mean, batch, generator)
+        with changed(subject.network, target.part, replacement):
+            losses.append(final_losses(subject.network, [batch]))
+    return np.concatenate(losses)
+
+
+class _Replacement:
+    """Replaces a target's output on one batch."""
+
+    def __init__(self, target: Target, mean: torch.Tensor, batch: Batch, generator: np.random.Generator) -> None:
+        self.target, self.mean, self.real = target, mean, real_tokens(batch)
+        order = generator.permutation(int(self.real.sum()))
+        self.donors = torch.from_numpy(order).to(batch.inputs.device)
+
+    def __call__(self, step: int, output: torch.Tensor) -> torch.Tensor:
+        if step != self.target.step:
+            return output
+        new = output.clone()
+        new[self.real] = self.mean if self.target.by == "mean" else output[self.real][self.donors]
+        if self.target.head is None:
+            return new
+        one = torch.arange(output.shape[2], device=output.device) == self.target.head
+        return torch.where(one[:, None], new, output)
+
+
+def _verdict(comparisons: list[Comparison]) -> str:
+    """Say how many ablations were found to raise or to lower the loss, and which raises it most."""
+    raising = [one for one in comparisons if one.found and one.effect > 0]
+    lowering = [one for one in comparisons if one.found and one.effect < 0]
+    if not raising and not lowering:
+        return f"None of {len(comparisons)} ablations was found to change the loss."
+    told = f"Of {len(comparisons)} ablations {len(raising)} raise the loss and {len(lowering)} lower it"
+    if raising:
+        worst = max(raising, key=lambda one: one.effect)
+        told += f"; most of all {worst.name}, {worst.effect:+.3f} nats"
+    return f"{told}."
+
+
+def _panel(by: By, targets: list[Target], comparisons: list[Comparison]) -> Panel:
+    chosen = [(target, one) for target, one in zip(targets, comparisons, strict=True) if target.by == by]
+    rows: dict[str, list[float]] = {}
+    for target, one in chosen:
+        rows.setdefault(target.part if target.head is None else f"head {target.head}", []).append(one.effect)
+    steps = max(target.step for target in targets) + 1
+    return Panel(
+        title=f"ablated by {by}", kind="lines", x_label="step", y_label="change of loss, nats", level=0.0,
+        series=[Series(name=name, x=list(range(1, steps + 1)), y=effects) for name, effects in rows.items()],
+    )  # fmt: skip

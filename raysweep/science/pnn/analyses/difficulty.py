@@ -1,0 +1,109 @@
+"""Do harder tokens move the state more, at equal frequency and position? Difficulty is set without the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from raysweep.contracts import Array
+from raysweep.science.pnn.activity import activity
+from raysweep.science.pnn.reference import CLASSES, matched_classes
+from raysweep.science.pnn.subject import TWINS, Subject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.statistics.regression import partial_slope, partialled, slope_of
+from raysweep.science.statistics.resampling import Ints, beyond_draws
+
+ALL_STEPS = "all steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    aliases: ClassVar[tuple[str, ...]] = ("token_difficulty",)
+
+    def passes(self, subject: Subject) -> int:
+        return 2 + TWINS
+
+    def __call__(self, subject: Subject) -> Finding:
+        found = subject.predictions()
+        difficulty = subject.difficulty()
+        frequency = subject.frequency[found.labels]
+        covariates = np.stack([np.log1p(frequency), found.positions, found.positions**2.0], 1)
+        energies = _energies(subject.network, subject)
+        twins = [_energies(twin, subject) for twin in subject.twins()]
+        comparisons = _compared(energies, twins, _Model(difficulty, covariates, found.sequences), subject)
+        classes = matched_classes(difficulty, frequency)
+        return Finding(
+            experiment="difficulty",
+            measured="Change of the log of |delta|^2 of a masked token with each nat of difficulty by counts of its "
+            "neighbours, at equal word frequency and position within its sequence, against no slope and against that "
+            f"of {TWINS} untrained networks.",
+            verdict=_verdict(comparisons),
+            comparisons=comparisons,
+            figures={
+                label: energies[:, classes == number].mean(1).tolist()
+                for number, label in enumerate(CLASSES) if (classes == number).any()
+            },
+            panels=_panels(energies, classes, comparisons),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the energies are explained by; (tokens, ...) each."""
+
+    difficulty: Array
+    covariates: Array
+    sequences: Ints
+
+
+def _energies(network: Any, subject: Subject) -> Array:
+    """Return the log of |delta|^2 of each masked token at each step and over all steps, (steps + 1, tokens)."""
+    found = activity(network, subject.batches)
+    squares = found.update_norm[:, found.masked] ** 2
+    return np.log(np.concatenate([squares, squares.sum(0, keepdims=True)]) + np.finfo(float).tiny)
+
+
+def _compared(energies: Array, twins: list[Array], model: _Model, subject: Subject) -> list[Comparison]:
+    generator = subject.generator("difficulty")
+    tested = []
+    for at, values in enumerate(energies):
+        when = ALL_STEPS if at == len(energies) - 1 else f"step {at + 1}"
+        found = partial_slope(when, values, model.difficulty, model.covariates, model.sequences, generator)
+        null = [
+            slope_of(*partialled(twin[at], model.difficulty, model.covariates, model.sequences)) for twin in twins
+        ]  # fmt: skip
+        tested += [found, beyond_draws(f"{when}, minus untrained", found.effect, null)]
+    return adjusted(tested)
+
+
+def _verdict(comparisons: list[Comparison]) -> str:
+    """Found where the slope over all steps differs from none and, in the same direction, from untrained networks'."""
+    by_name = {one.name: one for one in comparisons}
+    slope, beyond = by_name[ALL_STEPS], by_name[f"{ALL_STEPS}, minus untrained"]
+    told = f"{slope.effect:+.4f} in the log of |delta|^2 a nat, {beyond.effect:+.4f} beyond untrained networks"
+    if slope.found and beyond.found and slope.effect * beyond.effect > 0:
+        return f"Harder tokens move {'further' if slope.effect > 0 else 'less far'}: {told}."
+    return f"Not found that training makes difficulty change how far a token's state moves: {told}."
+
+
+def _panels(energies: Array, classes: Ints, comparisons: list[Comparison]) -> list[Panel]:
+    steps = list(range(1, len(energies)))
+    found = comparisons[0:-2:2]
+    return [
+        Panel(
+            title="energy of updates", kind="lines", x_label="step", y_label="mean log |delta|^2",
+            series=[
+                Series(name=label, x=steps, y=energies[:-1, classes == number].mean(1).tolist())
+                for number, label in enumerate(CLASSES) if (classes == number).any()
+            ],
+        ),
+        Panel(
+            title="slope by difficulty", kind="lines", x_label="step", y_label="log |delta|^2 a nat", level=0.0,
+            series=[
+                Series(name="slope", x=steps, y=[one.effect for one in found], low=[one.low for one in found],
+                       high=[one.high for one in found])
+            ],
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,186 @@
+"""Whether the entropy of the gates tells wrong predictions from right ones, and more than the output tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Array, Batch
+from raysweep.errors import NotApplicableError
+from raysweep.science.pnn.interventions import observed
+from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.trace import Predictions
+from raysweep.science.statistics.discrimination import (
+    area_under_risk_coverage,
+    bootstrapped_areas,
+    calibration_error,
+    fitted_confidence,
+    from_bootstrap,
+    log_losses,
+)
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.statistics.resampling import Ints, paired
+
+FEWEST = 10
+"""Right and wrong predictions each; of fewer, a regression on other sequences may see none."""
+MEASURED = (
+    "Area under the ROC curve of wrong against right predictions at the last step: the gates' binary entropy, beside "
+    "the largest probability, the margin and the output's entropy. Null: 0.5, and what the largest probability tells."
+)
+CONFIDENCE, MARGIN, OUTPUT = "1 - largest probability", "negative margin", "output entropy"
+ADDED = "log-loss saved by gate entropies beside the largest probability"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    def passes(self, subject: Subject) -> int:
+        return 2
+
+    def __call__(self, subject: Subject) -> Finding:
+        subject.require_gate()
+        predictions = subject.predictions()
+        entropies = gate_entropies(subject.network, subject.batches)
+        return conclude(entropies, predictions, subject.generator("gate_entropy"))
+
+
+def binary_entropy(gates: torch.Tensor) -> torch.Tensor:
+    """Return the entropy of gates as probabilities, nats; exactly 0 where a gate is 0 or 1."""
+    gates = gates.double()
+    return torch.special.entr(gates) + torch.special.entr(1 - gates)
+
+
+@torch.no_grad()
+def gate_entropies(network: Any, batches: Sequence[Batch]) -> Array:
+    """Return the gates' entropy of every masked token at each step, mean over dimensions, (steps, tokens)."""
+    parts = []
+    for batch in batches:
+        of_batch: list[torch.Tensor] = []
+
+        def add(step: int, gates: torch.Tensor, batch: Batch = batch, of_batch: Any = of_batch) -> None:
+            of_batch.append(binary_entropy(gates.flatten(0, 1)[batch.labelled]).mean(-1))
+
+        with observed(network, "gate", add):
+            network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)
+        parts.append(torch.stack(of_batch).cpu().numpy())
+    return np.concatenate(parts, axis=1)
+
+
+def conclude(entropies: Array, predictions: Predictions, generator: np.random.Generator) -> Finding:
+    """Judge the gates' entropies (steps, tokens) of masked tokens by what the last step predicts there.
+
+    Raises:
+        NotApplicableError: hardly any prediction is right, or wrong.
+    """
+    right = predictions.correct[-1]
+    _check_both(right)
+    gates = {f"gate entropy, step {step}": entropy for step, entropy in enumerate(entropies, 1)}
+    scores = {
+        **gates,
+        "gate entropy, mean": entropies.mean(0),
+        CONFIDENCE: 1 - predictions.confidence[-1],
+        MARGIN: -predictions.margin[-1],
+        OUTPUT: predictions.entropy[-1],
+    }
+    drawn = bootstrapped_areas(1 - right, scores, predictions.sequences, generator)
+    own = _confidences(entropies, predictions.confidence[-1], right, predictions.sequences)
+    saved = log_losses(right, own["fitted: largest probability"]) - log_losses(right, own["fitted: both"])
+    comparisons = adjusted([
+        *_against_chance(drawn, predictions.sequences),
+        *_against_confidence({name: drawn[name] for name in (*gates, "gate entropy, mean")}, drawn[CONFIDENCE],
+                             predictions.sequences),
+        paired(ADDED, saved, predictions.sequences, generator),
+    ])  # fmt: skip
+    return Finding(
+        experiment="gate_entropy",
+        measured=MEASURED,
+        verdict=verdict(comparisons),
+        comparisons=comparisons,
+        figures={
+            "accuracy": float(right.mean()),
+            "area_under_risk_coverage": {n: area_under_risk_coverage(1 - right, score) for n, score in scores.items()},
+            "calibration_error": {name: calibration_error(right, confidence) for name, confidence in own.items()},
+            "mean_entropy": {"right": entropies[:, right > 0].mean(1).tolist(),
+                             "wrong": entropies[:, right == 0].mean(1).tolist()},
+            "bootstrap_samples": len(drawn[CONFIDENCE]) - 1,
+        },
+        panels=[_areas_panel(drawn), _calibration_panel(own, right)],
+    )  # fmt: skip
+
+
+def verdict(comparisons: Sequence[Comparison]) -> str:
+    """Say what the gates' entropy, mean over steps, tells of errors, and what beside the largest probability."""
+    found = {comparison.name: comparison for comparison in comparisons}
+    chance, rival = found["gate entropy, mean: area - 0.5"], found["gate entropy, mean: area - that of confidence"]
+    area = 0.5 + chance.effect
+    if chance.above:
+        said = f"Gate entropy is higher where the prediction is wrong (area {area:.2f})"
+    elif chance.below:
+        said = f"Gate entropy is lower where the prediction is wrong (area {area:.2f})"
+    else:
+        said = f"Gate entropy is not found to tell wrong predictions from right ones (area {area:.2f})"
+    if rival.found:
+        beside = f"it tells {'more' if rival.above else 'less'} than"
+    else:
+        beside = "it is not told apart from"
+    added = "adds to" if found[ADDED].above else "is not found to add to"
+    return f"{said}; {beside} the largest probability ({area - rival.effect:.2f}), and {added} it."
+
+
+def _check_both(right: Array) -> None:
+    fewer = int(min(right.sum(), len(right) - right.sum()))
+    if fewer < FEWEST:
+        raise NotApplicableError(
+            f"it tells wrong predictions from right ones; of {len(right)} there are {int(right.sum())} right, and "
+            f"{FEWEST} of each are needed. Give more --eval-tokens, or a network that has learnt."
+        )
+
+
+def _confidences(entropies: Array, confidence: Array, right: Array, sequences: Ints) -> dict[str, Array]:
+    """Return the largest probability as it is, and what regressions on it and on gate entropies make of them."""
+    clamped = np.clip(confidence, 1e-12, 1 - 1e-12)
+    logit = np.log(clamped / (1 - clamped))[:, None]
+    features = {"largest probability": logit, "gate entropies": entropies.T, "both": np.hstack([logit, entropies.T])}
+    fitted = {f"fitted: {name}": fitted_confidence(made, right, sequences) for name, made in features.items()}
+    return {"largest probability": confidence, **fitted}
+
+
+def _against_chance(drawn: Mapping[str, Array], sequences: Ints) -> list[Comparison]:
+    return [_comparison(f"{name}: area - 0.5", areas - 0.5, sequences) for name, areas in drawn.items()]
+
+
+def _against_confidence(gates: Mapping[str, Array], confidence: Array, sequences: Ints) -> list[Comparison]:
+    return [
+        _comparison(f"{name}: area - that of confidence", areas - confidence, sequences)
+        for name, areas in gates.items()
+    ]
+
+
+def _comparison(name: str, drawn: Array, sequences: Ints) -> Comparison:
+    interval, p_value = from_bootstrap(drawn, 0.0)
+    return Comparison(
+        name=name, effect=interval.mean, low=interval.low, high=interval.high, p_value=p_value,
+        count=len(np.unique(sequences)),
+    )  # fmt: skip
+
+
+def _areas_panel(drawn: Mapping[str, Array]) -> Panel:
+    bars = [from_bootstrap(of_score, 0.5)[0] for of_score in drawn.values()]
+    return Panel(
+        title="Telling wrong from right", kind="bars", x_label="", y_label="area under the ROC curve", level=0.5,
+        series=[Series(name="area", x=list(drawn), y=[bar.mean for bar in bars], low=[bar.low for bar in bars],
+                       high=[bar.high for bar in bars])],
+    )  # fmt: skip
+
+
+def _calibration_panel(confidences: Mapping[str, Array], right: Array) -> Panel:
+    return Panel(
+        title="Expected calibration error", kind="bars", x_label="", y_label="share",
+        series=[Series(name="error", x=list(confidences),
+                       y=[calibration_error(right, confidence) for confidence in confidences.values()])],
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""How many dimensions states fill at each step, and how far they leave the embedding, against untrained networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Array
+from raysweep.science.pnn.subject import TWINS, Subject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, by_step
+from raysweep.science.statistics.resampling import beyond_draws, intervals
+from raysweep.science.statistics.similarity import alignments, breadths, states_by_sequence
+
+NO_BRAIN = "No recording of a brain was compared with anything here."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    aliases: ClassVar[tuple[str, ...]] = ("brain_modelling", "brain_modeling")
+
+    def passes(self, subject: Subject) -> int:
+        return 1 + TWINS
+
+    def __call__(self, subject: Subject) -> Finding:
+        found = _metrics(states_by_sequence(subject.network, subject.batches))
+        twins = [_metrics(states_by_sequence(twin, subject.batches)) for twin in subject.twins()]
+        comparisons = _compared(found, twins)
+        return Finding(
+            experiment="representation",
+            measured="Participation ratio of the tokens' states, scaled to a root mean square of 1, and their CKA with "
+            f"the embedding, each minus that of {TWINS} untrained networks on the same sequences. {NO_BRAIN}",
+            verdict=f"{_verdict(comparisons)} {NO_BRAIN}",
+            comparisons=comparisons,
+            figures={"trained": _figures(found), "untrained": [_figures(twin) for twin in twins]},
+            panels=[_panel(name, found, twins, subject) for name in found],
+        )
+
+
+def _metrics(sequences: list[torch.Tensor]) -> dict[str, Array]:
+    """Return breadth (sequences, steps + 1) and similarity to the embedding (sequences, steps)."""
+    return {
+        "breadth": np.stack([breadths(states) for states in sequences]),
+        "similarity to the embedding": np.stack([alignments(states)[0, 1:] for states in sequences]),
+    }
+
+
+def _compared(found: dict[str, Array], twins: list[dict[str, Array]]) -> list[Comparison]:
+    return adjusted([
+        beyond_draws(f"{name} at step {step} - untrained", float(mean), [twin[name].mean(0)[at] for twin in twins])
+        for name, values in found.items()
+        for at, mean in enumerate(values.mean(0))
+        for step in [at + _first(name)]
+    ])  # fmt: skip
+
+
+def _first(name: str) -> int:
+    """Return the step of a metric's first column: an embedding's likeness to itself is not measured."""
+    return 0 if name == "breadth" else 1
+
+
+def _verdict(comparisons: list[Comparison]) -> str:
+    """Each metric is told to be larger or smaller than untrained networks' at the steps where that was found."""
+    told = []
+    for name in ("breadth", "similarity to the embedding"):
+        for word, sign in (("larger", 1), ("smaller", -1)):
+            steps = [
+                one.name.split()[-3] for one in comparisons
+                if one.name.startswith(name) and one.found and sign * one.effect > 0
+            ]  # fmt: skip
+            if steps:
+                told.append(f"{name} is {word} than untrained at step {', '.join(steps)}")
+    return f"{'; '.join(told) or 'no difference from untrained networks was found'}.".capitalize()
+
+
+def _figures(found: dict[str, Array]) -> dict[str, Any]:
+    narrowest = found["breadth"].argmin(1)
+    steps = found["breadth"].shape[1]
+    return {name: values.mean(0).tolist() for name, values in found.items()} | {
+        "share_of_sequences_narrowest_at_step": (np.bincount(narrowest, minlength=steps) / len(narrowest)).tolist()
+    }
+
+
+def _panel(name: str, found: dict[str, Array], twins: list[dict[str, Array]], subject: Subject) -> Panel:
+    generator = subject.generator(f"representation {name}")
+    untrained = np.array([twin[name].mean(0) for twin in twins])
+    return Panel(
+        title=name, kind="lines", x_label="step", y_label=name,
+        series=[
+            by_step("trained", intervals(found[name], np.arange(len(found[name])), generator), first=_first(name)),
+            Series(name="untrained, all", x=list(range(_first(name), _first(name) + untrained.shape[1])),
+                   y=untrained.mean(0).tolist(), low=untrained.min(0).tolist(), high=untrained.max(0).tolist()),
+        ],
+    )  # fmt: skip

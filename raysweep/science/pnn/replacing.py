@@ -1,0 +1,69 @@
+"""What the same masked tokens lose when a part of the network is held at its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysweep.contracts import Array, Batch
+from raysweep.networks.plasticity.objective import label_losses
+from raysweep.science.pnn.activity import real_tokens
+from raysweep.science.pnn.interventions import Part, changed, observed
+
+
+@torch.no_grad()
+def final_losses(network: Any, batches: Sequence[Batch]) -> Array:
+    """Return the negative log-likelihood of every labelled token after the last step, nats, (tokens,)."""
+    rows = []
+    for batch in batches:
+        assert batch.labelled is not None
+        state = network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)[-1]
+        logits = network.predict(state.flatten(0, 1)[batch.labelled])
+        rows.append(label_losses(logits, batch.labels.flatten()[batch.labelled]).double().cpu().numpy())
+    return np.concatenate(rows)
+
+
+@torch.no_grad()
+def part_means(network: Any, part: Part, batches: Sequence[Batch]) -> list[torch.Tensor]:
+    """Return the mean over tokens, pads left out, of what a part gives: (width,) for each of its calls in a pass."""
+    sums: list[list[torch.Tensor]] = []
+    for batch in batches:
+        kept = real_tokens(batch)
+        of_batch: list[torch.Tensor] = []
+
+        def add(step: int, output: torch.Tensor, kept: Any = kept, of_batch: Any = of_batch) -> None:
+            of_batch.append(output[kept].double().sum(0))
+
+        with observed(network, part, add):
+            network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)
+        sums.append(of_batch)
+    count = sum(int(real_tokens(batch).sum()) for batch in batches)
+    dtype = next(network.parameters()).dtype
+    return [(torch.stack(call).sum(0) / count).to(dtype) for call in zip(*sums, strict=True)]
+
+
+@contextmanager
+def held_at(
+    network: Any, means: dict[Part, list[torch.Tensor]], parts: Collection[Part], steps: Collection[int]
+) -> Iterator[None]:
+    """Let some parts give their means, whatever they read, at some steps; everything behind them sees that.
+
+    Args:
+        means: those of `part_means`.
+        steps: from 0.
+    """
+    with ExitStack() as stack:
+        for part in parts:
+            calls = cycle(means[part])
+
+            def hold(step: int, output: torch.Tensor, calls: Any = calls) -> torch.Tensor:
+                mean = next(calls)
+                return mean.expand_as(output) if step in steps else output
+
+            stack.enter_context(changed(network, part, hold))
+        yield

@@ -1,0 +1,116 @@
+"""From names to a subject: a model, two texts under one tokenizer, and a question that can be asked of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from raysweep.contracts import Family
+from raysweep.errors import DataError, ModelError, UsageError
+from raysweep.job import registry
+from raysweep.job.registry import UnknownNameError, scratch_sizes
+from raysweep.job.spec import DataSpec, ModelSpec
+from raysweep.networks.loading import build_network, task_of
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.science.language_models import load_network, trained_task
+from raysweep.science.stress.subject import Question, Subject, corpus_of
+from raysweep.trial.data.examples import Dataset, build_task, check_enough, load_dataset
+from raysweep.trial.runtime import Runtime
+
+
+def check_question(question: Question) -> None:
+    """Check that the strategy exists and takes its options, before anything is loaded.
+
+    Raises:
+        UsageError: it does not.
+    """
+    try:
+        faults = registry.option_faults("prune", question.strategy, question.options)
+    except UnknownNameError as error:
+        raise UsageError(f"--strategy: {error}") from error
+    for option, value, message in faults:
+        given = "" if value is None else f" = {value!r}"
+        raise UsageError(f"--set {option}{given}: {message}")
+
+
+def load_subject(name: str, a: DataSpec, b: DataSpec, question: Question, runtime: Runtime) -> Subject:
+    """Load a model and both texts; `question.baseline` is still to be trained.
+
+    A from-scratch size gets a tokenizer trained on A; B is read with the same one.
+
+    Raises:
+        UsageError, ModelError, DataError: any of them cannot be had, or used together.
+    """
+    check_question(question)
+    scratch = name in scratch_sizes()
+    if scratch and not question.baseline:
+        raise UsageError(
+            f"model {name!r} is a size to train from scratch: it knows nothing yet. Give --baseline STEPS."
+        )
+    task_name = task_of(ModelSpec(name=name)) if scratch else trained_task(name)
+    if registry.load("tasks", task_name).reads != "windows":
+        raise ModelError(f"model {name!r} learns {task_name}: it does not predict tokens of a text.")
+    spec = ModelSpec(name=name, task=task_name)
+    first, second = load_dataset(a, spec), load_dataset(b, spec, learned_from=a if scratch else None)
+    for dataset, data in ((first, a), (second, b)):
+        check_enough(dataset, data, question.batch_size)
+        _check_held_out(dataset, data)
+    network, family, head_map = _network(spec, first, a.seq_len, question.seed, scratch)
+    task = build_task(spec, first.facts)
+    corpora = [
+        corpus_of(data.name, dataset.train, dataset.evaluation, data.probe_windows, question, task, runtime)
+        for data, dataset in ((a, first), (b, second))
+    ]
+    subject = Subject(
+        network=network.to(runtime.device), family=family, head_map=head_map, task=task, a=corpora[0], b=corpora[1],
+        question=question, runtime=runtime,
+    )  # fmt: skip
+    _check_level(subject)
+    return subject
+
+
+def after_baseline(subject: Subject) -> Subject:
+    """Return the subject after `question.baseline` steps on as many windows of either text, mixed.
+
+    Raises:
+        DivergedError: the loss or the gradient is no number.
+    """
+    steps = subject.question.baseline
+    if not steps:
+        return subject
+    count = min(len(subject.a.train), len(subject.b.train), steps * subject.question.batch_size)
+    state = subject.state()
+    subject.train(state, np.concatenate([subject.a.train[:count], subject.b.train[:count]]), "baseline", steps)
+    network = copy.deepcopy(subject.network)
+    network.load_state_dict(state.model.network.state_dict())
+    return dataclasses.replace(subject, network=network)
+
+
+def _network(spec: ModelSpec, data: Dataset, seq_len: int, seed: int, scratch: bool) -> tuple[Any, Family, HeadMap]:
+    if not scratch:
+        network, family, head_map = load_network(spec, data.facts, seq_len)
+        return network.float(), family, head_map
+    network, family = build_network(spec, data.facts, seq_len=seq_len, seed=seed)
+    sites = family.sites(network)
+    return network, family, HeadMap.full(len(sites), sites[0].num_heads)
+
+
+def _check_held_out(dataset: Dataset, data: DataSpec) -> None:
+    if len(dataset.evaluation) < 2:
+        raise DataError(
+            f"text {data.name!r} has {len(dataset.evaluation)} held-out windows of {data.seq_len} tokens; an interval "
+            "takes 2. Give a longer text, a smaller --seq-len, or more --eval-tokens."
+        )
+
+
+def _check_level(subject: Subject) -> None:
+    """Check that as many heads may go as are to: one in each layer stays."""
+    spare = int((subject.head_map.present.sum(1) - 1).clip(0).sum())
+    if not 0 < subject.count <= spare:
+        raise UsageError(
+            f"--level {subject.question.level} of {subject.head_map.active} heads is {subject.count}; between 1 and "
+            f"{spare} may go, for every layer keeps one. Give another level."
+        )

@@ -1,0 +1,95 @@
+"""Run the protocols one after the other; what is measured is kept at once, so that an interruption loses little."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from raysweep.science.stress.alternation import Turn, alternation
+from raysweep.science.stress.conflict import Conflict, conflict
+from raysweep.science.stress.damage import Arm, damage
+from raysweep.science.stress.load import after_baseline
+from raysweep.science.stress.protocols import PROTOCOLS
+from raysweep.science.stress.subject import Question, Subject
+
+TIMED_STEPS = 3
+
+
+@dataclass(kw_only=True)
+class Stress:
+    """What was found so far; a protocol that has not begun is empty."""
+
+    a: str
+    b: str
+    question: Question
+    heads: int
+    alternation: list[Turn] = field(default_factory=list)
+    damage: list[Arm] = field(default_factory=list)
+    conflict: Conflict | None = None
+    unfinished: list[str] = field(default_factory=list)
+    """Protocols that have still to be measured to their end."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to come."""
+
+    steps: int
+    evaluations: int
+    """Of one held-out text."""
+    seconds: float
+
+
+def stress_of(subject: Subject, protocols: Sequence[str]) -> Stress:
+    """Return a result in which nothing is measured yet."""
+    return Stress(
+        a=subject.a.name, b=subject.b.name, question=subject.question, heads=subject.head_map.active,
+        unfinished=[name for name in PROTOCOLS if name in protocols],
+    )  # fmt: skip
+
+
+def work_of(subject: Subject, protocols: Sequence[str]) -> Work:
+    """Count what the protocols will do, and time a few steps and one evaluation of the network as it is."""
+    question = subject.question
+    arms = question.draws + len(("dense", "highest", "lowest"))
+    steps = {"alternation": question.rounds * question.steps, "damage": arms * question.steps}
+    evaluations = {"alternation": 2 * (1 + question.rounds), "damage": 1 + 2 * arms, "conflict": 2 * 5}
+    to_train = question.baseline + sum(steps.get(name, 0) for name in protocols)
+    to_measure = sum(evaluations[name] for name in protocols)
+    state = subject.state()
+    started = time.perf_counter()
+    subject.train(state, subject.a.train, "timing", TIMED_STEPS)
+    trained = time.perf_counter()
+    subject.losses(state, subject.a)
+    step, evaluation = (trained - started) / TIMED_STEPS, time.perf_counter() - trained
+    return Work(steps=to_train, evaluations=to_measure, seconds=to_train * step + to_measure * evaluation)
+
+
+def run(subject: Subject, found: Stress, say: Callable[[str], None]) -> None:
+    """Measure what is unfinished, into `found`.
+
+    Args:
+        say: is told what was measured, a line at a time.
+
+    Raises:
+        DivergedError: the network is no network before anything was done to it, or its baseline diverged.
+    """
+    subject = after_baseline(subject)
+    for name in list(found.unfinished):
+        if name == "alternation":
+            for turn in alternation(subject):
+                found.alternation.append(turn)
+                say(f"alternation: turn {turn.turn} of {subject.question.rounds}")
+        elif name == "damage":
+            for arm in damage(subject):
+                found.damage.append(arm)
+                say(f"damage: {arm.arm}")
+        else:
+            found.conflict = conflict(subject)
+            say("conflict: both rankings")
+        found.unfinished.remove(name)

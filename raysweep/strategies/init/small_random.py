@@ -1,0 +1,21 @@
+"""All four matrices small and random: perturbs the function a little, gradients flow everywhere at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep.networks.plasticity.draws import fill_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initializer:
+    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gate",)
+    needs: ClassVar[Literal["nothing"]] = "nothing"
+
+    def __call__(self, new: NewSlice) -> None:
+        if new.weights.dim() == 1:
+            new.weights.zero_()
+        else:
+            fill_normal(new.weights, new.std, new.generator)

@@ -1,0 +1,39 @@
+"""Split a present head in two: the child copies query, key and value, and both share the output weights.
+
+Both heads give equal outputs, so any two halves that add up to W_O preserve the function exactly: W_O / 2 - e for the
+donor, W_O / 2 + e for the child (Net2Net's widening, Chen et al. 2016, arXiv 1511.05641, section 2.2, for heads). The
+noise e breaks the symmetry: without it the two would have equal gradients for ever.
+
+The donor keeps its optimizer moments. Gradients of its output weights are what they were; those of its query, key and
+value are halved, so its first updates are smaller, never larger, until the second moment has followed. The child's
+moments begin as those of every new head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep.networks.plasticity.draws import fill_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initializer:
+    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gate",)
+    needs: ClassVar[Literal["donor"]] = "donor"
+
+    noise: Annotated[float, Field(gt=0)] = 0.5
+    """Standard deviation of e, in units of the model's initializer range."""
+
+    def __call__(self, new: NewSlice) -> None:
+        assert new.given is not None
+        if new.role != "output":
+            new.weights.copy_(new.given)
+            return
+        fill_normal(new.weights, self.noise * new.std, new.generator)
+        half = new.given / 2
+        new.given.copy_(half - new.weights)
+        new.weights.add_(half)

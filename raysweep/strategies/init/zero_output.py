@@ -1,0 +1,25 @@
+"""Query, key and value at random, output weights zero: the function is preserved exactly, and the head is not dead.
+
+At first only the output weights have a gradient; the others follow once these have moved (Gesmundo and Maile 2023,
+arXiv 2308.06103, head addition).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep.networks.plasticity.draws import fill_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initializer:
+    forms: ClassVar[tuple[SensitivityForm, ...]] = ("output", "gradmax")
+    needs: ClassVar[Literal["nothing"]] = "nothing"
+
+    def __call__(self, new: NewSlice) -> None:
+        if new.role == "output" or new.weights.dim() == 1:
+            new.weights.zero_()
+        else:
+            fill_normal(new.weights, new.std, new.generator)

@@ -1,0 +1,79 @@
+"""Remove the heads with the lowest weighted sum of other scores, each brought to [0, 1] over the model's heads.
+
+`scale: rank` replaces a score by the head's rank among all present heads (ties share their mean rank), `minmax` maps
+the lowest to 0 and the highest to 1; both over the whole model, so that layers stay comparable.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator
+
+from raysweep.contracts import Array, HeadStatistics, Mask
+from raysweep.errors import known_names_hint
+from raysweep.job import registry
+from raysweep.networks.plasticity.ranking import average_ranks
+
+SCORES: dict[str, tuple[str, dict[str, Any]]] = {
+    "activation": ("activation", {}),
+    "contribution": ("contribution", {}),
+    "entropy_high": ("entropy", {"direction": "high"}),
+    "entropy_low": ("entropy", {"direction": "low"}),
+    "fisher": ("fisher", {}),
+    "magnitude": ("magnitude", {}),
+    "magnitude_ov": ("magnitude", {"form": "ov"}),
+    "magnitude_qk": ("magnitude", {"form": "qk"}),
+    "sink_free_entropy_high": ("entropy", {"direction": "high", "sink_free": True}),
+    "sink_free_entropy_low": ("entropy", {"direction": "low", "sink_free": True}),
+    "taylor": ("taylor", {}),
+}
+"""What a weight can be given to: name -> the strategy behind it and its options."""
+
+
+def _checked(weights: dict[str, float]) -> dict[str, float]:
+    for name, weight in weights.items():
+        if name not in SCORES:
+            raise ValueError(known_names_hint(name, SCORES))
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"{name} = {weight} must be a positive number")
+    if not weights:
+        raise ValueError("name at least one score")
+    return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    weights: Annotated[dict[str, float], AfterValidator(_checked)] = field(
+        metadata={
+            "help": "say what each score weighs, such as {taylor: 1.0, magnitude: 0.5}",
+            "example": {"taylor": 1.0, "magnitude": 0.5},
+        }
+    )
+    scale: Literal["rank", "minmax"] = "rank"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("contribution",) if "contribution" in self.weights else ()
+
+    def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
+        to_unit = _ranked if self.scale == "rank" else _stretched
+        total = np.zeros(statistics.present.shape)
+        for name, weight in sorted(self.weights.items()):
+            scores = registry.build("prune", *SCORES[name])(statistics, generator)
+            total += weight * to_unit(scores, statistics.present)
+        return total
+
+
+def _ranked(scores: Array, present: Mask) -> Array:
+    ranks = np.zeros(scores.shape)
+    ranks[present] = average_ranks(scores[present]) / max(1, present.sum() - 1)
+    return ranks
+
+
+def _stretched(scores: Array, present: Mask) -> Array:
+    low, high = scores[present].min(), scores[present].max()
+    return np.where(present, (scores - low) / (high - low or 1.0), 0.0)

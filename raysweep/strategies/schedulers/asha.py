@@ -1,0 +1,54 @@
+"""Asynchronous successive halving: at each rung a trial goes on if it is among the best 1/reduction so far.
+
+Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, in the variant that stops trials instead
+of pausing them. A trial is compared by its loss at its first report at or beyond the rung, with the losses there of
+all that have reported at the rung so far, itself included. Of n, the best floor(n / reduction), at least one, go on;
+so the first always does, and until 2 x reduction have reported only a new best does. Equal losses share the better
+place. A report that reaches several rungs at once is judged at each, the lowest first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raysweep.contracts import Report
+from raysweep.strategies.stopping import PromptRule, Reduction, Share, is_reached, num_best, rungs_from
+
+
+class Rule(PromptRule):
+    def __init__(self, rungs: Sequence[float], reduction: float) -> None:
+        super().__init__()
+        self._rungs = rungs
+        self._reduction = reduction
+        self._losses: list[list[float]] = [[] for _ in rungs]
+        """At each rung, of all trials that reported there, sorted."""
+        self._passed: dict[int, int] = {}
+        """How many rungs each trial has left behind."""
+
+    def judge(self, report: Report) -> str | None:
+        for number in range(self._passed.get(report.trial, 0), len(self._rungs)):
+            if not is_reached(self._rungs[number], report.share):
+                break
+            self._passed[report.trial] = number + 1
+            losses = self._losses[number]
+            insort(losses, report.loss)
+            place, best = bisect_left(losses, report.loss) + 1, num_best(len(losses), self._reduction)
+            if place > best:
+                return (
+                    f"loss {report.loss:.4f} at {self._rungs[number]:.1%} of its compute is number {place} of "
+                    f"{len(losses)}; the best {best} go on"
+                )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler:
+    reduction: Reduction = 3.0
+    """1/reduction of the trials go on from each rung to the next, which lies at reduction times the compute."""
+    first: Share | None = None
+    """Share of a trial's judged compute at the first rung. Default: 1/reduction^2, which makes two rungs."""
+
+    def build(self, trials: int) -> Rule:
+        return Rule(rungs_from(self.first or self.reduction**-2, self.reduction), self.reduction)

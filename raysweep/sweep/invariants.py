@@ -1,0 +1,233 @@
+"""What must hold of every sweep, after whatever befell it: judged from its archive, its store and its processes."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
+
+from raysweep.records import points
+from raysweep.records.folder import SweepFolder
+from raysweep.sweep.checkpoints import broken_parts
+from raysweep.sweep.evidence import Act, Evidence, Phase
+from raysweep.sweep.processes import left_over
+
+TOLD_AS = {"COMPLETE": "COMPLETE", "STOPPED": "PRUNED"}
+"""State in the study for each status; FAIL for the others."""
+CLOCK_S = 1.0
+"""How far a process's start, counted from boot, may be off."""
+SHOWN = 5
+
+
+def check(folder: SweepFolder) -> list[str]:
+    """Return every broken invariant in words; an empty list where all hold. What is still open breaks none."""
+    return [broken for found in examine(folder)["invariants"].values() for broken in found]
+
+
+def examine(folder: SweepFolder) -> dict[str, Any]:
+    """Return how far a sweep has come, and of each invariant what breaks it."""
+    evidence = Evidence.read(folder)
+    return {
+        "sweep": folder.name,
+        "planned": evidence.planned,
+        "ended": len(evidence.ended),
+        "open": evidence.open_trials,
+        "running": evidence.running,
+        "invariants": {name: list(judge(evidence)) for name, judge in INVARIANTS.items()},
+    }
+
+
+def _counts(evidence: Evidence) -> Iterator[str]:
+    search = evidence.job.spec.search
+    planned = search.trials if search else 1
+    searched = sum(map(points.is_search, evidence.proposals.values()))
+    if searched > planned:
+        yield f"the search proposed {searched} trials, but {planned} were planned"
+    cancelled = [trial for trial, record in evidence.ended.items() if record.status == "CANCELLED"]
+    if cancelled and evidence.finished:
+        yield f"trials {_some(cancelled)} were cancelled, and the sweep ended without them"
+    missing = _missing_numbers(evidence.proposals)
+    if missing:
+        yield f"trials {_some(missing)} were passed over"
+
+
+def _missing_numbers(trials: Sequence[int] | dict[int, Any]) -> list[int]:
+    return sorted(set(range(1, max(trials, default=0) + 1)) - set(trials))
+
+
+def _counted_once(evidence: Evidence) -> Iterator[str]:
+    for ending in evidence.endings:
+        if not ending.was_open:
+            yield f"trial {ending.record.trial} was counted again, as {ending.record.status}, after it had ended"
+
+
+def _proposed(evidence: Evidence) -> Iterator[str]:
+    for what, trials in (("an end", evidence.ended), ("phases", evidence.phases)):
+        unknown = sorted(set(trials) - set(evidence.proposals))
+        if unknown:
+            yield f"trials {_some(unknown)} have {what}, but were never proposed"
+    for trial, record in evidence.ended.items():
+        proposal = evidence.proposals.get(trial)
+        if proposal is not None and (record.values, record.seed) != (proposal.values, proposal.seed):
+            yield f"trial {trial} ended with other values or another seed than it was proposed with"
+
+
+def _whole_trials(evidence: Evidence) -> Iterator[str]:
+    for trial, record in evidence.ended.items():
+        if record.status == "COMPLETE":
+            recorded = {phase.key for phase in evidence.phases.get(trial, ())}
+            missing = [key for key in record.phases if key not in recorded]
+            if missing:
+                yield f"trial {trial} is complete, but {len(missing)} of its {len(record.phases)} phases are missing"
+
+
+def _steps(evidence: Evidence) -> Iterator[str]:
+    for phases in evidence.phases.values():
+        for phase in phases:
+            if phase.misstep:
+                yield f"trial {phase.trial}, {phase.label}: {phase.misstep}"
+
+
+def _attempts(evidence: Evidence) -> Iterator[str]:
+    """Judge the attempts of a trial's last session; each session begins with a proposal of its own."""
+    limit = evidence.job.spec.scale.max_attempts
+    for trial, record in evidence.ended.items():
+        proposal = evidence.proposals.get(trial)
+        attempts = record.attempts - (proposal.attempt - 1 if proposal else 0)
+        if attempts > limit:
+            yield f"trial {trial} took {attempts} attempts, but scale.max_attempts is {limit}"
+
+
+def _told_once(evidence: Evidence) -> Iterator[str]:
+    """Judge the study's journal against the results of the search; one that was reopened has several."""
+    told = Counter(trial for trial, _ in evidence.told)
+    results: Counter[int | None] = Counter(
+        ending.record.trial for ending in evidence.endings if _searched(evidence, ending.record.trial)
+    )
+    for trial, state in evidence.told:
+        if trial not in results:
+            yield f"the sampler knows a trial as {state} that is no result of its search: {trial}"
+    for trial, times in told.items():
+        if trial in results and times > results[trial]:
+            yield f"the sampler was told {times} times of trial {trial}"
+    latest = dict(evidence.told)
+    for trial, record in evidence.ended.items():
+        as_expected = latest.get(trial) == TOLD_AS.get(record.status, "FAIL")
+        if trial in results and told[trial] == results[trial] and not as_expected:
+            yield f"the sampler was told {latest[trial]} of trial {trial}, which is {record.status}"
+    untold = [trial for trial in _due(evidence, list(results), told) if trial not in told]
+    if untold:
+        yield f"the sampler was never told of trials {_some(untold)}"
+
+
+def _due(evidence: Evidence, results: list[int | None], told: Container[int | None]) -> list[int | None]:
+    """Return the results that must have been told: all but the last ones of a sweep that is under way."""
+    while results and not evidence.finished and results[-1] not in told:
+        results.pop()
+    return results
+
+
+def _searched(evidence: Evidence, trial: int) -> bool:
+    proposal = evidence.proposals.get(trial)
+    return evidence.job.space is not None and proposal is not None and points.is_search(proposal)
+
+
+def _heads(evidence: Evidence) -> Iterator[str]:
+    for trial, phases in evidence.phases.items():
+        record = evidence.ended.get(trial)
+        by_key = {phase.key: phase for phase in phases}
+        own = [phase for phase in phases if ": " not in phase.label]
+        arms = record.controls if record else {}
+        chains = [[by_key[key] for key in keys if key in by_key]
+                  for arm, keys in arms.items() if arm != "from_scratch_small"]  # fmt: skip
+        yield from dict.fromkeys(fault for chain in (own, *chains) for fault in _chain_faults(chain))
+
+
+def _chain_faults(chain: Sequence[Phase]) -> Iterator[str]:
+    """Replay decisions from a full model on, and compare the head map of each phase."""
+    before = [[0] * len(row) for row in chain[0].head_map] if chain else []
+    for phase in chain:
+        expected = [list(row) for row in before]
+        for act in phase.acts:
+            yield from (f"trial {phase.trial}, {phase.label}: {fault}" for fault in _apply(act, expected))
+        wrong = [
+            f"{layer}.{head}" for layer, row in enumerate(phase.head_map) for head, grown in enumerate(row)
+            if grown != expected[layer][head]
+        ]  # fmt: skip
+        if wrong:
+            yield f"trial {phase.trial}, {phase.label}: heads {_some(wrong)} are not what its decisions made them"
+        before = phase.head_map
+
+
+def _apply(act: Act, heads: list[list[int]]) -> Iterator[str]:
+    for layer, head in act.heads:
+        present = heads[layer][head] >= 0
+        if act.kind == "grow" and present:
+            yield f"grew head {layer}.{head}, which was there"
+        if act.kind == "prune" and not present:
+            yield f"removed head {layer}.{head}, which was absent"
+        heads[layer][head] = act.cycle if act.kind == "grow" else -1
+
+
+def _equal_outcomes(evidence: Evidence) -> Iterator[str]:
+    """Judge phases of equal keys; on GPUs, where sums vary, only those that one run gave to all."""
+    if evidence.job.spec.scale.gpus_per_worker and not evidence.sharing:
+        return
+    first: dict[str, Phase] = {}
+    for phases in evidence.phases.values():
+        for phase in phases:
+            other = first.setdefault(phase.key, phase)
+            if other.outcome != phase.outcome:
+                yield f"{phase.label} of trials {other.trial} and {phase.trial} has one key, but two outcomes"
+
+
+def _best_on_disk(evidence: Evidence) -> Iterator[str]:
+    for point in points.front(points.gather(evidence.proposals, evidence.ended)):
+        best = point.searched
+        kept = best.halted["kept"] if best.halted else best.phases[-1]
+        missing = list(broken_parts(evidence.folder.store_of(best.trial), kept))
+        if missing:
+            yield f"of the best trial, {best.trial}, the store lacks {_some(missing)}"
+
+
+def _waste(evidence: Evidence) -> Iterator[str]:
+    for retry in evidence.retries:
+        wasted = retry.reached - retry.resumed_at
+        if wasted > retry.interval:
+            yield (
+                f"trial {retry.trial} lost its workers in {retry.phase} at step {retry.reached} and went on from step "
+                f"{retry.resumed_at}: {wasted} steps were wasted, with a checkpoint every {retry.interval}"
+            )
+
+
+def _no_process_left(evidence: Evidence) -> Iterator[str]:
+    lanes = evidence.folder.lanes()
+    elsewhere = evidence.hosts and socket.gethostname() not in evidence.hosts
+    if evidence.running or elsewhere or not lanes:
+        return
+    known_since = (evidence.folder.path / "lanes.jsonl").stat().st_mtime + CLOCK_S
+    alive = left_over((pid for lane in lanes for pid in lane["pids"]), started_before=known_since)
+    if alive:
+        yield f"nobody runs the sweep, but its workers are alive: processes {_some(alive)}"
+
+
+def _some(things: Sequence[Any]) -> str:
+    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+    return ", ".join(map(str, things[:SHOWN])) + more
+
+
+INVARIANTS: dict[str, Callable[[Evidence], Iterator[str]]] = {
+    "planned = finished + stopped + diverged + failed": _counts,
+    "no trial is counted twice": _counted_once,
+    "every record belongs to a proposed trial": _proposed,
+    "a completed trial has all its phases": _whole_trials,
+    "the steps of every training phase run from 1 to its last": _steps,
+    "no trial took more attempts than allowed": _attempts,
+    "the sampler was told each result once": _told_once,
+    "heads come and go by decisions alone": _heads,
+    "equal phases have equal outcomes": _equal_outcomes,
+    "the best trial's checkpoint is on disk": _best_on_disk,
+    "a lost worker costs at most a checkpoint interval": _waste,
+    "no process is left over": _no_process_left,
+}

@@ -1,0 +1,184 @@
+"""A sweep in virtual time: the real agenda, study, dispatcher, stopping rule and recorder, and workers of no weight."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from raysweep.job.jobfile import Job
+from raysweep.job.plan import Fingerprints, derived_seed
+from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.reports.live.progress import Silent
+from raysweep.sweep.admission import has_room
+from raysweep.sweep.agenda import Agenda
+from raysweep.sweep.dispatcher import Dispatcher, Event
+from raysweep.sweep.recorder import Recorder
+from raysweep.sweep.simulation.curves import Curves
+from raysweep.sweep.simulation.worker import Chance, Counts, Killed, Store, Time, Worker
+from raysweep.sweep.stopping import rule_of
+from raysweep.sweep.study import Study
+
+RESTART_SECONDS = 17.0
+"""From a worker group's death to its successor's first question."""
+SLOWNESS = 3.0
+"""By how much the slow lanes are slower."""
+NOWHERE = Fingerprints(model="simulated", data="simulated")
+STIRRING = frozenset({"phase", "final", "paused", "left", "control_failed", "released", "resumed_by_rule"})
+"""Events after which a lane that had nothing to do may have something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversity:
+    """What goes wrong."""
+
+    kill: float
+    """Probability that a phase's worker is killed, for each attempt at the phase."""
+    stragglers: float
+    """Share of lanes that are slow."""
+    seed: int
+
+
+@dataclass(kw_only=True)
+class _Lane:
+    name: str
+    slowness: float
+    lives: int = 0
+    worker: Time | None = None
+
+
+@dataclass(kw_only=True)
+class Simulation:
+    """One run of a job, from its first trial to its last."""
+
+    folder: SweepFolder
+    job: Job
+    curves: Curves
+    adversity: Adversity
+    news: Callable[[int, float], None] = lambda ended, seconds: None
+    """Told how many trials have ended by which virtual time, as they do."""
+    now: float = 0.0
+    """Virtual seconds since the start."""
+    kills: int = 0
+    counts: Counts = field(default_factory=Counts)
+    store: Store = field(default_factory=Store)
+    _queue: list[tuple[float, int, _Lane]] = field(default_factory=list)
+    _order: itertools.count[int] = field(default_factory=itertools.count)
+    _idle: deque[_Lane] = field(default_factory=deque)
+    _out: set[int] = field(default_factory=set)
+    """Trials that the dispatcher has."""
+    _ended: int = 0
+
+    def __post_init__(self) -> None:
+        scale = self.job.spec.scale
+        self._dispatcher = Dispatcher(max_attempts=scale.max_attempts, rule=rule_of(self.job.spec.search))
+        study = Study(self.job, self.folder.path / "study.journal") if self.job.space else None
+        self._agenda = Agenda(self.folder, self.job, study)
+        self._recorder = Recorder(
+            self.folder, self.job, Silent(), clock=lambda: self.now, tensorboard=False
+        )  # fmt: skip
+        self._chance = Chance(seed=self.adversity.seed, kill=self.adversity.kill)
+        self._lanes = self._make_lanes(min(scale.lanes, self._agenda.remaining))
+
+    def run(self) -> list[str]:
+        """Run to the end; return what is wrong if it is never reached, in words."""
+        self._dispatcher.expect_lanes(len(self._lanes))
+        self._submit()
+        for lane in self._lanes:
+            self._wake(lane, after=0.0)
+        while self._queue:
+            self.now, _, lane = heapq.heappop(self._queue)
+            self._go_on(lane)
+            self._take_events()
+        if self._agenda.finished and not self._out:
+            return []
+        return [f"the sweep stands still: {self._agenda.remaining} trials are left, and every lane waits"]
+
+    @property
+    def num_lanes(self) -> int:
+        return len(self._lanes)
+
+    def _make_lanes(self, number: int) -> list[_Lane]:
+        slow = round(self.adversity.stragglers * number)
+        order = sorted(range(number), key=lambda lane: derived_seed(str(self.adversity.seed), "slow", lane))
+        slowness = {lane: SLOWNESS for lane in order[:slow]}
+        return [_Lane(name=f"lane-{lane}", slowness=slowness.get(lane, 1.0)) for lane in range(number)]
+
+    def _wake(self, lane: _Lane, after: float) -> None:
+        heapq.heappush(self._queue, (self.now + after, next(self._order), lane))
+
+    def _go_on(self, lane: _Lane) -> None:
+        """Let a lane's worker do what is next, and come back when that is over."""
+        if lane.worker is None:
+            lane.lives += 1
+            lane.worker = self._worker(lane).live()
+        try:
+            seconds = next(lane.worker, -1.0)
+        except Killed:
+            self.kills += 1
+            lane.worker = None
+            self._wake(lane, after=RESTART_SECONDS)
+            return
+        if seconds is None:
+            self._idle.append(lane)
+        elif seconds >= 0:
+            self._wake(lane, after=seconds)
+
+    def _worker(self, lane: _Lane) -> Worker:
+        return Worker(
+            lane=lane.name,
+            group=f"{lane.name}-{lane.lives}",
+            slowness=lane.slowness,
+            dispatcher=self._dispatcher,
+            curves=self.curves,
+            store=self.store,
+            chance=self._chance,
+            counts=self.counts,
+        )
+
+    def _take_events(self) -> None:
+        """Record what happened, submit what follows from it, and wake the lanes that may have something to do now."""
+        stirred = False
+        while self._dispatcher.events:
+            events, self._dispatcher.events = self._dispatcher.events, []
+            for event in events:
+                self._take(event)
+            if STIRRING & {event["type"] for event in events}:
+                stirred = True
+                self._submit()
+        if stirred:
+            while self._idle:
+                self._wake(self._idle.popleft(), after=0.0)
+
+    def _take(self, event: Event) -> None:
+        self._recorder.handle(event)
+        if event["type"] not in ("final", "paused", "resumed_by_rule"):
+            return
+        trial: int = event["trial"]
+        if event["type"] == "final":
+            self._out.discard(trial)
+            self._ended += 1
+            self._agenda.ended(self._recorder.record_of(trial), self._recorder.reports_of(trial))
+            self.news(self._ended, self.now)
+        elif event["type"] == "paused":
+            self._out.discard(trial)
+            self._agenda.paused(trial)
+        else:
+            self._agenda.resumed(trial)
+
+    def _submit(self) -> None:
+        """Hand trials out as long as lanes have room for them; close when there are none any more."""
+        scale = self.job.spec.scale
+        while has_room(len(self._out), lambda: self._dispatcher.waiting, scale.lanes):
+            proposal = self._agenda.next()
+            if proposal is None:
+                self._dispatcher.never_run(self._agenda.unproposed)
+                break
+            plan = plan_of(self.job, proposal, NOWHERE)
+            self._out.add(proposal.trial)
+            self._recorder.start_trial(proposal, plan)
+            self._dispatcher.submit(plan)
+        if not self._out and self._agenda.finished:
+            self._dispatcher.close()

@@ -1,0 +1,275 @@
+"""A worker group in virtual time: it says to the dispatcher what a real one says, in the same order.
+
+The order is that of `core.phases.run_trial` and `cluster.lane.work`. Time passes where a generator yields: how many
+seconds go by, or None while there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raysweep.contracts import GO, Decision, Interrupted, foremost, obey
+from raysweep.errors import DivergedError, TrialError
+from raysweep.job.plan import LOG_EVERY, PhasePlan, TrialPlan, derived_seed
+from raysweep.records.halting import reached, result, verdict
+from raysweep.records.schema import PhaseRecord
+from raysweep.sweep.dispatcher import Assignment, Dispatcher, Event
+from raysweep.sweep.simulation.acts import Change, Trace, change, density, record, step_flops
+from raysweep.sweep.simulation.curves import Curves, Model
+from raysweep.trial.judged import Judged
+
+Time = Iterator[float | None]
+FETCH_SECONDS = 0.1
+"""What taking a phase from the store takes."""
+
+CHECKPOINT_SECONDS = 2.0
+"""Between the word that a trial shall pause and its lane's being free."""
+
+
+class Killed(Exception):
+    """The worker group is gone, in the middle of a phase."""
+
+
+@dataclass(kw_only=True)
+class Store:
+    """The phase store: outcomes by key, and checkpoints inside training phases."""
+
+    outcomes: dict[str, tuple[PhaseRecord, Model]] = field(default_factory=dict)
+    partial: dict[str, Trace] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What workers did."""
+
+    runs: Counter[str] = field(default_factory=Counter)
+    """How often each phase was run to its end, by key."""
+    steps: int = 0
+    """Executed, those that a kill made vain included."""
+    wasted: int = 0
+    """Executed since the last checkpoint when a worker was killed."""
+    busy_s: float = 0.0
+    """Of all lanes."""
+
+
+@dataclass(kw_only=True)
+class Chance:
+    """When workers die: of every phase that an attempt runs, a share, at a moment drawn at random."""
+
+    seed: int
+    kill: float
+    _attempts: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def death(self, trial: int, key: str) -> float | None:
+        """Return at which share of what is left of a phase its worker dies; None: it lives."""
+        attempt = self._attempts[trial, key] = self._attempts.get((trial, key), 0) + 1
+        draw = random.Random(derived_seed(str(self.seed), "kill", trial, key, attempt))
+        return draw.random() if draw.random() < self.kill else None
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """One life of a lane's worker group."""
+
+    lane: str
+    group: str
+    slowness: float
+    dispatcher: Dispatcher
+    curves: Curves
+    store: Store
+    chance: Chance
+    counts: Counts
+
+    def live(self) -> Time:
+        """Run trials until there are no more.
+
+        Raises:
+            Killed: in the middle of one.
+        """
+        self.dispatcher.post({"type": "group", "lane": self.lane, "group": self.group, "pids": []})
+        finished = -1
+        while True:
+            assignment = self.dispatcher.assignment(self.lane, self.group, finished)
+            if assignment == "leave":
+                return
+            if assignment == "idle":
+                yield None
+            else:
+                yield from self._run(assignment)
+                finished = assignment.sequence
+
+    def _run(self, assignment: Assignment) -> Time:
+        ending: Event = {"status": "COMPLETE", "error": None}
+        try:
+            yield from _Trial(worker=self, plan=TrialPlan.from_json(assignment.plan)).run()
+        except Interrupted as interrupted:
+            if interrupted.decision.action != "stop":
+                yield from self.passes(0.0 if interrupted.decision.action == "wait" else CHECKPOINT_SECONDS)
+                self.dispatcher.release(self.lane, assignment.sequence, interrupted.decision)
+                return
+            ending = {"status": "STOPPED", "stopped": interrupted.decision.reason, "error": None}
+        except TrialError as error:
+            ending = {"status": "DIVERGED" if isinstance(error, DivergedError) else "FAILED", "error": str(error)}
+        self.dispatcher.finish(self.lane, assignment.sequence, ending)
+
+    def passes(self, seconds: float) -> Time:
+        seconds *= self.slowness
+        self.counts.busy_s += seconds
+        yield seconds
+
+
+@dataclass(kw_only=True)
+class _Trial:
+    """One trial on its way through its phases."""
+
+    worker: Worker
+    plan: TrialPlan
+    model: Model | None = None
+    arm: str = "main"
+
+    def run(self) -> Time:
+        plan, judged = self.plan, Judged(plan=self.plan, ask=self.worker.dispatcher.ask)
+        own: list[PhaseRecord] = []
+        for phase in plan.phases:
+            own.append((yield from self._record_of(phase, judged)))
+            decision = judged.finished(phase, own[-1])
+            if verdict(own, plan.halting) or phase is plan.phases[-1]:
+                break
+            obey(decision)
+        kept, _ = result(own, plan.halting)
+        for arm, phases in plan.controls.items():
+            self.arm, self.model = arm, None
+            yield from self._control(reached(arm, phases, kept.cycle), {record.key for record in own})
+
+    def _control(self, phases: Sequence[PhasePlan], own: Set[str]) -> Time:
+        try:
+            for phase in phases:
+                if phase.key in own:
+                    self.model = self.worker.store.outcomes[phase.key][1]
+                else:
+                    yield from self._record_of(phase, None)
+        except TrialError as error:
+            event = {"type": "control_failed", "trial": self.plan.trial, "arm": self.arm, "error": str(error)}
+            self.worker.dispatcher.post(event)
+
+    def _record_of(self, phase: PhasePlan, judged: Judged | None) -> Generator[float | None, None, PhaseRecord]:
+        """Take a phase from the store, or run it."""
+        worker, reused = self.worker, phase.key in self.worker.store.outcomes
+        if reused:
+            yield from worker.passes(FETCH_SECONDS)
+        else:
+            obey(worker.dispatcher.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
+            yield from _Phase(trial=self, phase=phase, judged=judged).run()
+        known, self.model = worker.store.outcomes[phase.key]
+        record = replace(known, trial=self.plan.trial, arm=self.arm, reused=reused)
+        worker.dispatcher.post({"type": "phase", "trial": self.plan.trial, "record": record.to_dict()})
+        return record
+
+
+@dataclass(kw_only=True)
+class _Phase:
+    """One phase that is run, from its checkpoint on if there is one."""
+
+    trial: _Trial
+    phase: PhasePlan
+    judged: Judged | None
+    before: Model = field(init=False)
+    changed: Change = field(init=False)
+    trace: Trace = field(init=False)
+
+    def __post_init__(self) -> None:
+        store, phase = self.trial.worker.store, self.phase
+        shaped_by = phase.params.get("shaped_by")
+        self.before = self.trial.worker.curves.begin(phase, None if shaped_by else self.trial.model)
+        if shaped_by:
+            self.before = replace(self.before, heads=store.outcomes[shaped_by][1].heads)
+        self.changed = change(phase, self.before)
+        self.trace = store.partial.get(phase.key, Trace()).copy()
+
+    def run(self) -> Time:
+        """Pass the phase's time, and put its outcome into the store.
+
+        Raises:
+            Interrupted: the sweep says so; what was done is in a checkpoint.
+            Killed: its worker died.
+            DivergedError: its loss is not finite.
+        """
+        worker, phase = self.trial.worker, self.phase
+        flops = phase.steps * step_flops(self.trial.plan, density(self.changed.after))
+        seconds = worker.curves.seconds(phase, self.before, flops)
+        death = worker.chance.death(self.trial.plan.trial, phase.key)
+        if phase.steps:
+            yield from self._train(seconds / phase.steps, death)
+        else:
+            yield from worker.passes(seconds * (1.0 if death is None else death))
+            if death is not None:
+                raise Killed
+        loss = self._loss(1.0)
+        outcome = record(self.trial.plan, phase, self.changed, loss, self.trace, seconds)
+        worker.store.outcomes[phase.key] = outcome, replace(self.changed.after, loss=loss)
+        worker.store.partial.pop(phase.key, None)
+        worker.counts.runs[phase.key] += 1
+
+    def _train(self, step_seconds: float, death: float | None) -> Time:
+        counts, start, steps = self.trial.worker.counts, self.trace.step, self.phase.steps
+        last = steps if death is None else start + math.floor(death * (steps - start))
+        if start:
+            self.trial.worker.dispatcher.post(self._event("resumed", step=start))
+        for step in self._moments(start, steps):
+            done = min(step, last)
+            yield from self.trial.worker.passes((done - self.trace.step) * step_seconds)
+            counts.steps += done - self.trace.step
+            self.trace.step = done
+            if done < step:
+                kept = self.trial.worker.store.partial.get(self.phase.key, Trace()).step
+                counts.wasted += done - kept
+                raise Killed
+            self._after_step(step)
+
+    def _moments(self, start: int, steps: int) -> list[int]:
+        """Return the steps after which there is something to do."""
+        every = (LOG_EVERY, self.phase.params["evaluate_every"], self.trial.plan.checkpoint_every_steps)
+        due = {step for each in every if each for step in range(each, steps, each) if step > start}
+        return sorted(due | {steps})
+
+    def _after_step(self, step: int) -> None:
+        """Log, evaluate, checkpoint, and do as the sweep says."""
+        worker, params, steps = self.trial.worker, self.phase.params, self.phase.steps
+        decisions = []
+        if step % LOG_EVERY == 0 or step == steps:
+            point = {"step": float(step), "loss": self._loss(step / steps)}
+            self.trace.curve.append(point)
+            decisions.append(worker.dispatcher.ask(self._event("progress", point=point)))
+        if step == steps:
+            return
+        if params["evaluate_every"] and step % params["evaluate_every"] == 0:
+            decisions.append(self._evaluate(step))
+        decision = foremost(decisions)
+        if decision.action in ("pause", "leave") or step % self.trial.plan.checkpoint_every_steps == 0:
+            worker.store.partial[self.phase.key] = self.trace.copy()
+        obey(decision)
+
+    def _evaluate(self, step: int) -> Decision:
+        plan = self.trial.plan
+        loss, flops = self._loss(step / self.phase.steps), step * step_flops(plan, density(self.changed.after))
+        self.trace.evaluations.append({"step": float(step), "loss": loss, "training_flops": flops})
+        if self.judged is None:
+            return GO
+        return self.judged.report(
+            self.phase, step, loss=loss, flops=flops, dense_flops_per_step=step_flops(plan, 1.0)
+        )  # fmt: skip
+
+    def _loss(self, share: float) -> float:
+        loss = self.trial.worker.curves.loss(self.phase, self.before, self.changed.after, share)
+        if not math.isfinite(loss):
+            raise DivergedError(f"{self.phase.label}: the loss is {loss}.")
+        return loss
+
+    def _event(self, kind: str, **content: Any) -> Event:
+        about = {"trial": self.trial.plan.trial, "arm": self.trial.arm, "steps": self.phase.steps}
+        return {"type": kind, "phase": self.phase.kind, "cycle": self.phase.cycle, **about, **content}

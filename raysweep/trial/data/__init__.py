@@ -1,0 +1,1 @@
+"""The data of a trial: corpora, tokenizers, token windows, sentences and images."""

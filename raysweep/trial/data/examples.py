@@ -1,0 +1,174 @@
+"""What a trial learns from: the examples of a corpus as its task reads them, with the facts that its task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from raysweep.contracts import Examples, Facts, Task
+from raysweep.errors import DataError
+from raysweep.job import registry
+from raysweep.job.names import DIGITS, EMBEDDED, HUB
+from raysweep.job.plan import content_key
+from raysweep.job.spec import DataSpec, ModelSpec
+from raysweep.networks.loading import task_of
+from raysweep.trial.data.corpora import check_there
+from raysweep.trial.data.images import load_images
+from raysweep.trial.data.sentences import no_sentences, prepare_sentences
+from raysweep.trial.data.tokenizers import tokenizer_source
+from raysweep.trial.data.tokens import TokenStore, prepare, windows_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Examples to train on and to measure on, one a row."""
+
+    train: Examples
+    evaluation: Examples
+    """Those that every evaluation uses."""
+    facts: Facts
+    fingerprint: str
+    """Hash of the content and the tokenizer."""
+    content_sha256: str
+    tokenizer: Callable[[], Any] | None = None
+    """Loads the tokenizer of text."""
+
+
+def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None = None) -> Dataset:
+    """Return the examples that a model learns from; safe to call from every process of a node at once.
+
+    Args:
+        learned_from: the text that a tokenizer is trained on where one is, so that two texts share it; see `prepare`.
+
+    Raises:
+        DataError: no such corpus, or one that does not suit what the model learns.
+        ModelError: no such model.
+    """
+    check_kind(data, model)
+    name = task_of(model)
+    task = registry.load("tasks", name)
+    load: dict[str, Callable[..., Dataset]] = {
+        "windows": partial(_windows, learned_from=learned_from), "sentences": _sentences, "images": _images
+    }  # fmt: skip
+    dataset = load[task.reads](data, model, task)
+    for fact in task.needs:
+        if getattr(dataset.facts, fact) is None:
+            what = fact.replace("_", " ")
+            raise DataError(
+                f"model.task = {name!r} needs a {what}, and the tokenizer {data.tokenizer or model.name!r} has none. "
+                "Name another one with data.tokenizer, or another model.task."
+            )
+    return dataset
+
+
+def check_kind(data: DataSpec, model: ModelSpec) -> None:
+    """Check that data are of the kind that a model learns from, as far as their names tell; reads none of them.
+
+    Raises:
+        DataError: they are not, or are not there; ModelError: no such model.
+    """
+    name = task_of(model)
+    task = registry.load("tasks", name)
+    if data.name == DIGITS and task.reads != "images":
+        raise DataError(
+            f"data.name = {DIGITS!r} holds images, but model.name = {model.name!r} learns {name} from text. "
+            "Give a text, or a model that learns image_classification (`raysweep list models`)."
+        )
+    if data.name != DIGITS and task.reads == "images":
+        raise DataError(
+            f"data.name = {data.name!r} holds no images. Give {DIGITS!r}, or choose another model.task than {name}, "
+            f"which model.name = {model.name!r} is to learn."
+        )
+    if data.masking is not None and "mask_token" not in task.needs:
+        raise DataError(
+            f"data.masking = {data.masking!r}: model.name = {model.name!r} learns {name}, which hides no tokens. "
+            "Remove data.masking, or choose a model that learns masked_lm."
+        )
+    if task.reads == "sentences" and data.name in (EMBEDDED, *HUB):
+        raise DataError(no_sentences(data.name))
+    check_there(data.name)
+
+
+def build_task(model: ModelSpec, facts: Facts) -> Task:
+    """Return what a model learns, with what it must know of the data."""
+    return registry.load("tasks", task_of(model))(facts=facts)
+
+
+def check_enough(dataset: Dataset, data: DataSpec, batch_size: int) -> None:
+    """Check that the training split fills one batch and the probe.
+
+    Raises:
+        DataError: it does not.
+    """
+    count = len(dataset.train)
+    for key, needed in (("training.batch_size", batch_size), ("data.probe_windows", data.probe_windows)):
+        if count < needed:
+            raise DataError(
+                f"data.name = {data.name!r} is too short: {count} training examples at data.seq_len = {data.seq_len}, "
+                f"but {key} = {needed}. Give more data, or lower one of them."
+            )
+
+
+def _windows(data: DataSpec, model: ModelSpec, task: type[Task], learned_from: DataSpec | None) -> Dataset:
+    tokenizer, vocab_size = tokenizer_source(model, data)
+    store: TokenStore = prepare(
+        data, tokenizer=tokenizer, vocab_size=vocab_size, special_tokens=not task.causal, learned_from=learned_from
+    )  # fmt: skip
+    windows = {
+        "train": windows_of(store.train, data.seq_len),
+        "evaluate": windows_of(store.evaluation[: data.eval_tokens], data.seq_len),
+    }
+    if not task.causal:
+        windows = {split: _with_text(found, store.facts, data, split) for split, found in windows.items()}
+    return Dataset(
+        train=windows["train"],
+        evaluation=windows["evaluate"],
+        facts=replace(store.facts, masking=data.masking or store.facts.masking),
+        fingerprint=store.fingerprint,
+        content_sha256=store.text_sha256,
+        tokenizer=store.tokenizer,
+    )
+
+
+def _with_text(windows: Examples, facts: Facts, data: DataSpec, split: str) -> Examples:
+    """Return the windows that hold a token that can be hidden.
+
+    Raises:
+        DataError: none does.
+    """
+    has_text = (~np.isin(windows, facts.special_tokens)).any(1)
+    if not has_text.any():
+        raise DataError(
+            f"data.name = {data.name!r}: its {split} split holds special or unknown tokens alone, so that there is "
+            "nothing to predict. Give a text that the tokenizer knows, or name another one with data.tokenizer."
+        )
+    return windows if has_text.all() else windows[has_text]
+
+
+def _sentences(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+    tokenizer, vocab_size = tokenizer_source(model, data)
+    rows, facts, fingerprint, digest, built = prepare_sentences(data, tokenizer=tokenizer, vocab_size=vocab_size)
+    return Dataset(
+        train=rows["train"],
+        evaluation=rows["evaluation"][: max(1, data.eval_tokens // data.seq_len)],
+        facts=facts,
+        fingerprint=fingerprint,
+        content_sha256=digest,
+        tokenizer=lambda: built,
+    )
+
+
+def _images(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+    rows, facts = load_images(data)
+    digest = content_key([rows["train"].tolist(), rows["evaluation"].tolist()])
+    return Dataset(
+        train=rows["train"],
+        evaluation=rows["evaluation"],
+        facts=facts,
+        fingerprint=digest,
+        content_sha256=digest,
+    )

@@ -1,0 +1,143 @@
+"""From text to token windows: tokenized once a node, memory-mapped, sharded over ranks without overlap or loss."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raysweep.contracts import Facts
+from raysweep.errors import DataError
+from raysweep.job.plan import content_key
+from raysweep.job.spec import DataSpec
+from raysweep.trial.data.cache import cache_folder, keep_arrays
+from raysweep.trial.data.corpora import blocks_of, load_splits
+from raysweep.trial.data.tokenizers import text_tokenizer
+
+Tokens = npt.NDArray[Any]
+
+
+SPLITS = ("train", "evaluation")
+
+
+PIECE_CHARACTERS, PIECES_AT_ONCE = 100_000, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStore:
+    """The tokens of one corpus under one tokenizer, on disk."""
+
+    folder: Path
+    train: Tokens
+    evaluation: Tokens
+    vocab_size: int
+    fingerprint: str
+    """Hash of both texts and the tokenizer."""
+    text_sha256: str
+    facts: Facts
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer (`encode(text).ids`, `decode(ids)`)."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+
+def prepare(
+    data: DataSpec, *, tokenizer: str | None, vocab_size: int | None, special_tokens: bool = False,
+    learned_from: DataSpec | None = None,
+) -> TokenStore:  # fmt: skip
+    """Return a corpus as tokens, from the cache or tokenized now; safe to call from every process of a node at once.
+
+    Args:
+        tokenizer, vocab_size, special_tokens: as `text_tokenizer` takes them; trained on the training split.
+        learned_from: the corpus on whose training split instead, so that two corpora share one tokenizer.
+
+    Raises:
+        DataError: no such corpus or tokenizer, too small a vocabulary, or text too short for one window in each split.
+    """
+    train, evaluation = load_splits(data)
+    texts = {"train": train, "evaluation": evaluation}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    taught = train if learned_from is None else load_splits(learned_from)[0]
+    built, identity, facts = text_tokenizer(taught, tokenizer, vocab_size, special_tokens=special_tokens)
+    fingerprint = content_key(
+        {"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens, "pieces": PIECE_CHARACTERS}
+    )
+    folder = cache_folder() / "tokens" / fingerprint
+    limits = {"train": data.max_tokens, "evaluation": None}
+    keep_arrays(folder, lambda: {name: _encode(texts[name], built)[: limits[name]] for name in SPLITS}, built)
+    store = TokenStore(
+        folder=folder,
+        train=np.load(folder / "train.npy", mmap_mode="r"),
+        evaluation=np.load(folder / "evaluation.npy", mmap_mode="r"),
+        vocab_size=built.get_vocab_size(),
+        fingerprint=fingerprint,
+        text_sha256=content_key(digests),
+        facts=facts,
+    )
+    for name, tokens in (("train", store.train), ("evaluate", store.evaluation)):
+        if len(tokens) < data.seq_len:
+            raise DataError(
+                f"data.name = {data.name!r}: its {name} split has {len(tokens)} tokens, fewer than one window of "
+                f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
+            )
+    return store
+
+
+def windows_of(tokens: Tokens, seq_len: int) -> Tokens:
+    """View tokens as consecutive windows (count, seq_len); a tail shorter than a window is left out."""
+    count = len(tokens) // seq_len
+    return tokens[: count * seq_len].reshape(count, seq_len)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOrder:
+    """The order in which windows are trained on: every epoch a new permutation, no window lost between epochs.
+
+    Stateless: the windows of step `s` follow from the seed and `s`, so a run resumed at any step sees what an
+    uninterrupted one would have seen, at any number of ranks.
+    """
+
+    num_windows: int
+    batch_size: int
+    seed: int
+
+    def indices(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Return this rank's share of the windows of one step; over all ranks they are the whole batch."""
+        positions = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
+        epochs, offsets = np.divmod(positions, self.num_windows)
+        order = [_permutation(self.num_windows, self.seed, int(epoch)) for epoch in epochs]
+        return np.array([permutation[at] for permutation, at in zip(order, offsets, strict=True)], np.int64)
+
+    def seeds(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Return the seeds of this rank's examples of one step, for what a task draws at random in each."""
+        positions = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
+        return (self.seed + positions) % 2**62
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def shard(count: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    """Return this rank's indices of `count` items: disjoint over ranks, together all of them."""
+    return np.arange(rank, count, world_size)
+
+
+def _encode(text: str, tokenizer: Any) -> Tokens:
+    """Encode a text piece by piece: a tokenizer needs hundreds of bytes for each token that it holds."""
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    encoded = [np.empty(0, dtype)]
+    pieces = blocks_of(text, PIECE_CHARACTERS)
+    while batch := list(islice(pieces, PIECES_AT_ONCE)):
+        encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
+        encoded += [np.array(encoding.ids, dtype) for encoding in encodings]
+    return np.concatenate(encoded)

@@ -1,0 +1,97 @@
+"""A trial that has ended, with the state that its last phase left in the phase store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from raysweep.contracts import Batch, Family
+from raysweep.errors import ArchiveError
+from raysweep.job import registry
+from raysweep.job.plan import Fingerprints, TrialPlan
+from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.schema import PhaseRecord
+from raysweep.trial.data.examples import Dataset
+from raysweep.trial.data.trial_data import trial_data, trial_task
+from raysweep.trial.forecast.preflight import check_unchanged
+from raysweep.trial.measures.evaluation import shared_batches
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.state import TrialState
+from raysweep.trial.store.phase_store import PhaseStore
+
+EXPORTED = ("COMPLETE", "STOPPED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedTrial:
+    """What an export is made from."""
+
+    sweep: str
+    plan: TrialPlan
+    records: list[PhaseRecord]
+    """Its phases, in order; the last one left `state`."""
+    state: TrialState
+    family: Family
+    data: Dataset
+
+    @property
+    def last(self) -> PhaseRecord:
+        return self.records[-1]
+
+    def held_out_batch(self) -> Batch:
+        """Return two held-out examples."""
+        return shared_batches(self.data.evaluation[:2], 2, trial_task(self.plan), _runtime())[0]
+
+
+def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
+    """Rebuild a trial as its last phase left it, on the processor.
+
+    Raises:
+        ArchiveError: no such trial, it has not come to a good end, its checkpoints are gone, or what it began with
+            has changed since.
+    """
+    records = _records(folder, trial)
+    store = PhaseStore(folder.store_of(trial))
+    lost = store.missing(records[-1].key)
+    if lost is not None:
+        raise ArchiveError(
+            f"trial {trial} of {folder.name!r}: the weights of phase {_name_of(lost, records)} ({lost}) are no longer "
+            f"in {str(store.folder)!r}: collected by 'raysweep gc', or damaged. Run the trial again in a new sweep."
+        )
+    job, about = folder.job(), folder.environment()
+    check_unchanged(job, about, folder.name)
+    plan = plan_of(job, folder.proposals()[trial], Fingerprints(**about["fingerprints"]))
+    data = trial_data(plan)
+    state = TrialState.restored(plan, records[-1].key, store, data.facts, _runtime())
+    state.model.eval()
+    family = registry.build("models", state.model.network.config.model_type)
+    return FinishedTrial(sweep=folder.name, plan=plan, records=records, state=state, family=family, data=data)
+
+
+def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
+    """Return the records of a trial's phases, up to the one that is its result."""
+    ended = folder.trials().get(trial)
+    if ended is None:
+        known = sorted(number for number, record in folder.trials().items() if record.status in EXPORTED)
+        listed = f"Trials to export: {', '.join(map(str, known))}." if known else "None has come to a good end yet."
+        state = "has not ended" if trial in folder.proposals() else "does not exist"
+        raise ArchiveError(f"trial {trial} of sweep {folder.name!r} {state}. {listed}")
+    if ended.status not in EXPORTED:
+        raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, not COMPLETE: {ended.error}")
+    found = {record.key: record for record in folder.phases() if record.trial == trial}
+    records = [found[key] for key in ended.phases if key in found]
+    if not records or (ended.status == "COMPLETE" and len(records) != len(ended.phases)):
+        raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, but its phases have no record.")
+    if ended.halted is None:
+        return records
+    kept = [record.key for record in records].index(ended.halted["kept"])
+    return records[: kept + 1]
+
+
+def _name_of(key: str, records: list[PhaseRecord]) -> str:
+    return next((record.phase for record in records if record.key == key), "unknown")
+
+
+def _runtime() -> Runtime:
+    return Runtime(device=torch.device("cpu"))

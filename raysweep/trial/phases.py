@@ -1,0 +1,268 @@
+"""Run the phases of one trial: each acts, is measured, and leaves an outcome in the phase store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raysweep.contracts import obey
+from raysweep.errors import TrialError
+from raysweep.job.plan import TRAINING_PHASES, PhasePlan, TrialPlan
+from raysweep.job.spec import InferSpec
+from raysweep.networks.plasticity.parity import check_parity
+from raysweep.records.halting import reached, result, verdict
+from raysweep.records.schema import PhaseRecord
+from raysweep.trial.acts import grow, measure, prune, regrown
+from raysweep.trial.data.trial_data import trial_held_out_sha256
+from raysweep.trial.judged import Judged
+from raysweep.trial.measures.evaluation import shared_batches
+from raysweep.trial.measures.measures import Measures
+from raysweep.trial.runtime import Runtime
+from raysweep.trial.state import TrialState
+from raysweep.trial.store.phase_store import Outcome, PhaseStore
+from raysweep.trial.training.continuous import Events
+from raysweep.trial.training.phase_training import PhaseTraining
+
+
+def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
+    """Yield the record of each phase, run now or taken from the store; the same on every rank.
+
+    First the trial's own phases, until the last or until it halts; then those that its control arms have beside them.
+    An arm that cannot be carried out says so, and ends no trial.
+
+    Raises:
+        TrialError: a phase of its own cannot be carried out as asked; DivergedError: a loss is not finite.
+        Interrupted: the sweep says that the trial shall not go on, or not here.
+        DiskFullError: the store cannot be written; what is in it is whole.
+    """
+    trial = _Trial.of(plan, runtime, store)
+    judged = Judged(plan=plan, ask=runtime.ask)
+    own: list[PhaseRecord] = []
+    for phase in plan.phases:
+        own.append(trial.record_of(phase, judged))
+        yield own[-1]
+        decision = judged.finished(phase, own[-1])
+        if verdict(own, plan.halting) or phase is plan.phases[-1]:
+            break
+        obey(decision)
+    kept, _ = result(own, plan.halting)
+    seen = {record.key for record in own}
+    for arm, phases in plan.controls.items():
+        trial.begin(arm)
+        try:
+            for phase in reached(arm, phases, kept.cycle):
+                if phase.key in seen:
+                    trial.pass_over(phase)
+                else:
+                    yield trial.record_of(phase)
+        except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
+            if runtime.rank == 0:
+                runtime.emit({"type": "control_failed", "trial": plan.trial, "arm": arm, "error": str(error)})
+
+
+@dataclass(kw_only=True)
+class _Trial:
+    """One trial on its way through its phases."""
+
+    plan: TrialPlan
+    runtime: Runtime
+    store: PhaseStore
+    measures: Measures
+    state: TrialState | None = None
+    """None until a phase has to be run: a trial found whole in the store never builds a model."""
+    previous: str | None = None
+    arm: str = "main"
+    judged: Judged | None = None
+    """Reports the present phase's evaluations; None in control arms."""
+
+    @staticmethod
+    def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
+        trial = _Trial(plan=plan, runtime=runtime, store=store, measures=Measures.of(plan, runtime))
+        store.warn = trial.warn
+        return trial
+
+    def warn(self, text: str) -> None:
+        if self.runtime.rank == 0:
+            self.runtime.emit({"type": "warning", "trial": self.plan.trial, "text": text})
+
+    def begin(self, arm: str) -> None:
+        """Stand before the first phase of a control arm."""
+        self.arm, self.state, self.previous = arm, None, None
+
+    def pass_over(self, phase: PhasePlan) -> None:
+        """Stand behind a phase that is in the store."""
+        self.state, self.previous = None, phase.key
+
+    def record_of(self, phase: PhasePlan, judged: Judged | None = None) -> PhaseRecord:
+        """Return a phase's record; run the phase if no one has.
+
+        Raises:
+            Interrupted: the sweep says so, before the phase or within.
+        """
+        started = time.perf_counter()
+        self.judged = judged
+        outcome = self._found(phase)
+        if outcome is None:
+            obey(self.runtime.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
+            outcome = self._run_once(phase, started)
+        else:
+            self.state = None  # the store is ahead of it
+        self.previous = phase.key
+        record = {
+            **outcome.record,
+            "trial": self.plan.trial,
+            "arm": self.arm,
+            "reused": outcome.trial != self.plan.trial,
+            "seconds": round(time.perf_counter() - started, 4),
+        }
+        return PhaseRecord.from_dict(record)
+
+    def _found(self, phase: PhasePlan) -> Outcome | None:
+        found: Outcome | None = self.runtime.from_rank_0(
+            self.store.find(phase.key) if self.runtime.rank == 0 else None
+        )  # fmt: skip
+        return found
+
+    def _run_once(self, phase: PhasePlan, started: float) -> Outcome:
+        """Run a phase, unless someone else has done so while its lease was waited for."""
+        with self.store.lease(phase.key) if self.runtime.rank == 0 else nullcontext():
+            outcome = self._found(phase)
+            if outcome is None:
+                outcome = self._run(phase, started)
+                self._save(phase, outcome)
+            else:
+                self.state = None
+            self.runtime.barrier()
+        return outcome
+
+    def _run(self, phase: PhasePlan, started: float) -> Outcome:
+        state = self._state()
+        found = getattr(self, f"_{phase.kind}")(state, phase)
+        state.history.append(phase.key)
+        state = self._state()  # a small model has taken the place of the one before
+        measures = self.measures
+        measured = measures.shape(state) if phase.kind == "infer" else measures.common(state)
+        if phase.kind in ("baseline", "measure", "learn") and measures.task.causal:
+            found["samples"] = measures.samples(state)
+        record = PhaseRecord(
+            trial=self.plan.trial,
+            phase=phase.kind,
+            cycle=phase.cycle,
+            key=phase.key,
+            reused=False,
+            steps=phase.steps,
+            tokens=phase.steps * self.plan.training["batch_size"] * measures.tokens_of_an_example(state),
+            seconds=time.perf_counter() - started,
+            data_sha256=measures.data.content_sha256,
+            held_out_sha256=trial_held_out_sha256(self.plan),
+            **measured,
+            **found,
+        )
+        return state.outcome(self.plan.trial, record.to_dict())
+
+    def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
+        state = self._state()
+        trained = phase.kind in TRAINING_PHASES and phase.steps
+        slices = state.changed_slices() if phase.kind in ("prune", "grow") else None
+        self.runtime.write(lambda: self.store.save(phase.key, outcome, state.tensors() if trained else None, slices))
+
+    def _state(self) -> TrialState:
+        if self.state is None:
+            if self.previous is None:
+                self.state = TrialState.first(self.plan, self.measures.data.facts, self.runtime)
+            else:
+                while (lost := self._missing(self.previous)) is not None:
+                    self._run_again(lost)
+                self.state = TrialState.restored(
+                    self.plan, self.previous, self.store, self.measures.data.facts, self.runtime
+                )
+        return self.state
+
+    def _missing(self, key: str) -> str | None:
+        found: str | None = self.runtime.from_rank_0(self.store.missing(key) if self.runtime.rank == 0 else None)
+        return found
+
+    def _run_again(self, key: str) -> None:
+        """Run a phase once more whose weights the store does not hold any more.
+
+        Leases are taken from a phase to those before it only, so nobody waits in a circle.
+        """
+        leads, before, judged = self.runtime.rank == 0, self.previous, self.judged
+        self.judged = None  # its evaluations were reported when it ran first
+        chains = (self.plan.phases, *self.plan.controls.values())
+        chain, at = next((chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key)
+        with self.store.lease(key) if leads else nullcontext():
+            if self._missing(key) == key:  # nobody else has run it meanwhile
+                self.warn(f"phase {chain[at].label} ({key}) is run again: its weights are no longer in the store.")
+                self.previous = chain[at - 1].key if at else None
+                outcome = self._run(chain[at], time.perf_counter())
+                earlier = self.store.find(key)
+                self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
+            self.runtime.barrier()
+        self.state, self.previous, self.judged = None, before, judged
+
+    # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
+
+    def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        if "shaped_by" in phase.params:
+            state = self.state = self._small_model(phase.params["shaped_by"])
+        task, first_examples = self.measures.task, self.measures.data.train[: 2 * self.runtime.world_size]
+        (batch,) = shared_batches(first_examples, 2, task, self.runtime)
+        check_parity(state.model, batch, causal=task.causal)
+        if not phase.steps:
+            return {}
+        return self._train(state, phase)
+
+    def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        found = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        state.refresh()
+        return found
+
+    def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        return measure(state, self.measures.examiner(), contribution=phase.params["contribution"])
+
+    def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        found = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        state.refresh()
+        before = [self._stored(key).record for key in state.history]
+        return {**found, "regrown": regrown(found["decision"], phase.cycle, phase.params["init"], before)}
+
+    def _small_model(self, shaped_by: str) -> TrialState:
+        """Build the model with new weights and, in each layer, as many heads as an earlier phase left there."""
+        shape = self._stored(shaped_by)
+        state = TrialState.first(self.plan, self.measures.data.facts, self.runtime, new_weights=True)
+        counts = [sum(grown >= 0 for grown in row) for row in shape.record["head_map"]]
+        _, heads = state.model.shape
+        state.remove_heads([(layer, head) for layer, kept in enumerate(counts) for head in range(kept, heads)], None)
+        state.refresh()
+        return state
+
+    def _learn(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        events = Events(
+            state=state,
+            planned=phase.params.get("events", []),
+            examiner=self.measures.examiner(),
+            measure=lambda: self.measures.common(state),
+            seed_second_moments=phase.params["seed_second_moments"],
+        )
+        if phase.params["seed_second_moments"]:
+            state.seed_second_moments()
+        return {**self._train(state, phase, events), "events": events.done or None}
+
+    def _infer(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
+        return self.measures.inference(state, InferSpec(**phase.params))
+
+    def _train(self, state: TrialState, phase: PhasePlan, events: Events | None = None) -> dict[str, Any]:
+        training = PhaseTraining(
+            phase=phase, arm=self.arm, state=state, measures=self.measures, store=self.store, judged=self.judged,
+            events=events,
+        )  # fmt: skip
+        return training.run()
+
+    def _stored(self, key: str) -> Outcome:
+        outcome = self.store.find(key)
+        assert outcome is not None, f"phase {key} is not in the store"
+        return outcome

@@ -1,0 +1,1 @@
+"""The phase store: outcomes of phases on disk, by key."""

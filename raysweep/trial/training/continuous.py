@@ -1,0 +1,85 @@
+"""Prune and grow while training: the same acts as the discrete phases, between two steps of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysweep.networks.plasticity.head_map import HeadMap
+from raysweep.networks.plasticity.surgery import slice_name, slice_named
+from raysweep.trial.acts import Examiner, grow, measure, prune, regrown
+from raysweep.trial.state import TrialState
+
+PREFIX = "events/"
+
+
+@dataclass(kw_only=True)
+class Events:
+    """The events of one learn phase. The data-parallel wrapper and the optimizer stay as they are."""
+
+    state: TrialState
+    planned: Sequence[dict[str, Any]]
+    """Each a step, and the prune, measure and grow that happen before it."""
+    examiner: Examiner
+    measure: Callable[[], dict[str, Any]]
+    """Held-out numbers, as in every phase record: every present head's gate is open."""
+    seed_second_moments: bool
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    def happen(self, step: int) -> None:
+        """Carry out what is planned before a step, if anything is."""
+        for event in self.planned:
+            if event["step"] == step:
+                for phase in event["phases"]:
+                    self.done.append({"step": step, **self._act(phase, step)})
+                if self.seed_second_moments:
+                    self.state.seed_second_moments(step)
+
+    def structure(self) -> dict[str, Any]:
+        """Return what a checkpoint inside the phase must hold beside the tensors."""
+        state, entropy = self.state, self.state.reference_entropy
+        return {
+            "done": self.done,
+            "head_map": state.head_map.to_lists(),
+            "removed": state.removed_heads,
+            "new_heads": [[*slot, born] for slot, born in state.new_heads.items()],
+            "new_slices": {slice_name(part): born for part, born in state.new_slices.items()},
+            "reference_entropy": None if entropy is None else np.where(np.isnan(entropy), -1.0, entropy).tolist(),
+        }
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the weights of what events removed so far, which a later one may bring back."""
+        return {f"{PREFIX}{slice_name(part)}": weights for part, weights in self.state.stored.items()}
+
+    def load(self, structure: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `structure` and `tensors` returned, before the next event happens."""
+        state, entropy = self.state, structure["reference_entropy"]
+        state.head_map = HeadMap.from_lists(structure["head_map"])
+        state.removed_heads = [(layer, head) for layer, head in structure["removed"]]
+        state.new_heads = {(layer, head): born for layer, head, born in structure["new_heads"]}
+        state.new_slices = {slice_named(name): born for name, born in structure["new_slices"].items()}
+        known = np.array(entropy, dtype=np.float64)
+        state.reference_entropy = None if entropy is None else np.where(known < 0, np.nan, known)
+        state.stored = {
+            slice_named(name.removeprefix(PREFIX)): weights
+            for name, weights in tensors.items()
+            if name.startswith(PREFIX)
+        }
+        self.done = structure["done"]
+        state.refresh()
+
+    def _act(self, phase: dict[str, Any], step: int) -> dict[str, Any]:
+        kind, cycle, key, params = (phase[name] for name in ("kind", "cycle", "key", "params"))
+        if kind == "measure":
+            found = measure(self.state, self.examiner, contribution=params["contribution"])
+        elif kind == "prune":
+            found = prune(self.state, params, cycle=cycle, key=key, examiner=self.examiner)
+        else:
+            found = grow(self.state, params, cycle=cycle, key=key, examiner=self.examiner, born=step)
+            found["regrown"] = regrown(found["decision"], cycle, params["init"], self.done)
+        self.state.refresh()
+        return {"phase": kind, "cycle": cycle, "key": key, **self.measure(), **found}

@@ -1,0 +1,84 @@
+"""Everything that can be named in a job is listed with a line about it, and so is every sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.sweeps import contents, finished_sweep, job_mapping, make_sweep
+
+from raysweep.cli.listing import STRATEGIES, first_line, listing
+from raysweep.errors import UsageError
+from raysweep.job import registry
+from raysweep.job.registry import scratch_sizes
+
+KINDS = [*STRATEGIES, "models", "data", "sweeps"]
+
+
+def names(kind: str, results: Path) -> list[str]:
+    return [entry["name"] for entry in listing(kind, results)[kind]]
+
+
+def about(results: Path) -> dict[str, str]:
+    return {entry["name"]: entry["about"] for entry in listing("sweeps", results)["sweeps"]}
+
+
+def test_without_a_kind_every_kind_is_listed(tmp_path: Path) -> None:
+    found = listing(None, tmp_path)
+    assert list(found) == KINDS
+    assert found["sweeps"] == []
+    assert all(set(entry) == {"name", "about"} and entry["about"] for entries in found.values() for entry in entries)
+
+
+@pytest.mark.parametrize("kind", STRATEGIES)
+def test_every_file_of_a_kind_is_listed(kind: str, tmp_path: Path) -> None:
+    assert list(listing(kind, tmp_path)) == [kind]
+    assert names(kind, tmp_path) == registry.available(kind)
+
+
+def test_models_are_the_sizes_from_scratch_and_the_families(tmp_path: Path) -> None:
+    families = [f"<any {family}>" for family in registry.available("models")]
+    assert names("models", tmp_path) == [*sorted(scratch_sizes()), *families]
+
+
+def test_data_are_the_embedded_corpus_and_those_of_the_hub(tmp_path: Path) -> None:
+    assert names("data", tmp_path)[:2] == ["python-docs", "digits"]
+    assert {"wikitext-2", "tiny_shakespeare", "c4"} <= set(names("data", tmp_path))
+
+
+def test_a_line_about_a_strategy_is_the_first_of_its_file() -> None:
+    first = "Fill the layers with the smallest present fraction first, until layers differ by one head at most."
+    assert first_line("grow", "balanced") == first
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no .prunes.\. Did you mean .prune.\? Known: analyses, data, exits, grow"):
+        listing("prunes", tmp_path)
+
+
+def test_sweeps_are_listed_oldest_first_with_how_far_they_came(tmp_path: Path) -> None:
+    finished_sweep(tmp_path, "z")
+    make_sweep(tmp_path, "a", job_mapping(trials=8, minimize="perplexity"))
+    assert about(tmp_path) == {
+        "z": "gpt2-nano on python-docs: 3 of 3 trials, best loss 3.7197",
+        "a": "gpt2-nano on python-docs: 0 of 8 trials",
+    }
+    assert list(about(tmp_path)) == ["z", "a"]
+
+
+def test_a_sweep_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    finished_sweep(tmp_path, "good")
+    (make_sweep(tmp_path, "old").path / "job.yaml").write_text("name: old\nmodle: x\n")
+    (make_sweep(tmp_path, "torn").path / "phases.jsonl").write_text("{}\n")
+    found = about(tmp_path)
+    assert found["good"].startswith("gpt2-nano on")
+    assert found["old"].startswith("cannot be read: ")
+    assert "'modle'" in found["old"]
+    assert found["torn"].startswith("cannot be read: ")
+
+
+def test_listing_writes_nothing(tmp_path: Path) -> None:
+    finished_sweep(tmp_path)
+    before = contents(tmp_path)
+    listing(None, tmp_path)
+    assert contents(tmp_path) == before

@@ -1,0 +1,471 @@
+"""Each invariant holds of a sound sweep, and breaking it is found: that one, and no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support.sweeps import DECISIONS, ENTROPY, TAYLOR, job_mapping, make_sweep, phase_record, trial_record
+
+from raysweep.job.plan import LOG_EVERY
+from raysweep.records import atomic_folders as entries
+from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, TrialRecord
+from raysweep.sweep.invariants import INVARIANTS, check, examine
+
+STATES = {"COMPLETE": 1, "STOPPED": 2, "DIVERGED": 3, "FAILED": 3}
+LABELS = ("baseline", "prune", "measure", "grow", "learn")
+
+
+def curve(steps: int) -> list[dict[str, float]]:
+    points = [*range(LOG_EVERY, steps, LOG_EVERY), steps] if steps else []
+    return [{"step": float(step), "loss": 3.0 - step / 1000, "lr": 0.1, "gradient_norm": 1.0} for step in points]
+
+
+def phase(trial: int, label: str, key: str | None = None, **changes: Any) -> PhaseRecord:
+    record = phase_record(trial, label, 40.0)
+    key = key or ("baseline" if label == "baseline" else record.key)  # all trials share their baseline
+    return replace(record, key=key, curve=curve(record.steps), **changes)
+
+
+def propose(folder: SweepFolder, trial: int, values: Any = TAYLOR, attempt: int = 1, proposer: str = "tpe") -> None:
+    folder.add_proposal(Proposal(trial=trial, values=dict(values), proposer=proposer, attempt=attempt, seed=0))
+
+
+def tell(folder: SweepFolder, trial: int | None, state: int) -> None:
+    line: dict[str, Any] = {"op_code": 4, "worker_id": "w", "study_id": 0, "datetime_start": "2026-01-01T00:00:00"}
+    if trial is not None:
+        line |= {"state": state, "values": None, "user_attrs": {"trial": trial}}
+    with (folder.path / "study.journal").open("a") as journal:
+        journal.write(json.dumps(line) + "\n")
+
+
+def end(folder: SweepFolder, trial: int, phases: list[PhaseRecord], status: str = "COMPLETE", **about: Any) -> None:
+    for record in phases:
+        folder.add_phase(record)
+    record = trial_record(trial, status, phases, **about)
+    goals = {} if record.objective is None else {"loss": record.objective}
+    folder.add_trial(replace(record, objectives=goals))
+    tell(folder, trial, STATES[status])
+
+
+def store(folder: SweepFolder, phases: list[PhaseRecord]) -> None:
+    folder.store.mkdir(exist_ok=True)
+    for number, record in enumerate(phases):
+        history = [earlier.key for earlier in phases[: number + 1]]
+        outcome = {"trial": record.trial, "record": record.to_dict(), "reference_entropy": None, "history": history}
+        with entries.appearing(folder.store / record.key, folder.store) as entry:
+            (entry / "outcome.json").write_text(json.dumps(outcome))
+            for name in ("tensors",) * bool(record.steps) + ("slices",) * bool(record.decision):
+                save_file({"weights": np.arange(10.0)}, entry / f"{name}.safetensors")
+
+
+def whole(trial: int) -> list[PhaseRecord]:
+    return [phase(trial, label) for label in LABELS]
+
+
+def sound(results: Path, **search: Any) -> SweepFolder:
+    """Return a finished sweep: its best trial, one that took two attempts, one that diverged, and one stopped."""
+    folder = make_sweep(results, job={**job_mapping(trials=4, **search), "scale": {"checkpoint_every_steps": 20}})
+    (folder.path / "study.journal").write_text('{"op_code": 0, "study_name": "raysweep", "directions": [1]}\n')
+    for trial in range(1, 5):
+        propose(folder, trial, ENTROPY if trial == 2 else TAYLOR)
+    end(folder, 1, whole(1), objective=3.0)
+    end(folder, 2, whole(2), values=ENTROPY, attempts=2, objective=3.5)
+    end(folder, 3, [phase(3, "baseline")], "DIVERGED", error="loss is nan")
+    end(folder, 4, [phase(4, "baseline"), phase(4, "prune")], "STOPPED")
+    folder.add_retry(Retry(trial=2, attempt=2, phase="learn", cycle=1, reached=30, resumed_at=20, interval=20))
+    folder.add_lane({"lane": "lane-0", "group": "g", "pids": [os.getpid()]})  # alive, but no worker of Ray
+    store(folder, whole(1))
+    return folder
+
+
+def broken(folder: SweepFolder) -> dict[str, list[str]]:
+    return {name: faults for name, faults in examine(folder)["invariants"].items() if faults}
+
+
+def rewrite(folder: SweepFolder, file: str, change: Callable[[list[dict[str, Any]]], Any]) -> None:
+    lines = [json.loads(line) for line in (folder.path / file).read_text().splitlines()]
+    change(lines)
+    (folder.path / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def only(folder: SweepFolder, invariant: str) -> str:
+    """Return the one fault found, which is of the invariant."""
+    found = broken(folder)
+    assert list(found) == [invariant]
+    assert check(folder) == found[invariant]
+    [fault] = found[invariant]
+    return fault
+
+
+def test_a_sound_sweep_breaks_nothing(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    assert check(folder) == []
+    found = examine(folder)
+    assert (found["planned"], found["ended"], found["open"], found["running"]) == (4, 4, [], False)
+    assert list(found["invariants"]) == list(INVARIANTS)
+
+
+def test_what_is_open_breaks_nothing(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    assert check(folder) == []
+    propose(folder, 1)
+    for record in whole(1)[:3]:
+        folder.add_phase(record)
+    assert check(folder) == []
+    assert examine(folder)["open"] == [1]
+
+
+COUNTED = "planned = finished + stopped + diverged + failed"
+
+
+def test_more_trials_than_planned(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    propose(folder, 5)
+    assert only(folder, COUNTED) == "the search proposed 5 trials, but 4 were planned"
+
+
+def test_forks_are_planned_by_being_made(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    propose(folder, 5, proposer="fork")
+    assert check(folder) == []
+    assert examine(folder)["planned"] == 5
+
+
+def test_a_trial_that_was_passed_over(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    for file in ("plans.jsonl", "phases.jsonl", "trials.jsonl"):
+        rewrite(folder, file, lambda lines: lines.__setitem__(slice(None), [x for x in lines if x["trial"] != 3]))
+    rewrite(folder, "study.journal", lambda lines: lines.pop(3))
+    assert only(folder, COUNTED) == "trials 3 were passed over"
+
+
+def test_a_cancelled_trial_is_no_end_of_a_sweep(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "trials.jsonl", lambda lines: lines[2].update(status="CANCELLED"))
+    assert only(folder, COUNTED) == "trials 3 were cancelled, and the sweep ended without them"
+
+
+def test_a_trial_counted_twice(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "trials.jsonl", lambda lines: lines.append(lines[0]))
+    assert only(folder, "no trial is counted twice") == "trial 1 was counted again, as COMPLETE, after it had ended"
+
+
+def test_a_trial_that_was_opened_again_may_end_again(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    folder.reopen(3)
+    assert check(folder) == []
+    assert examine(folder)["open"] == [3]
+    propose(folder, 3, attempt=2)
+    end(folder, 3, whole(3), attempts=2)
+    assert check(folder) == []
+
+
+def test_records_of_a_trial_that_nobody_proposed(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    folder.add_phase(phase(9, "baseline"))
+    assert only(folder, "every record belongs to a proposed trial") == "trials 9 have phases, but were never proposed"
+
+
+def test_a_trial_that_ended_with_other_values(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "plans.jsonl", lambda lines: lines[1].update(values=TAYLOR))
+    assert "trial 2 ended with other values" in only(folder, "every record belongs to a proposed trial")
+
+
+def test_a_complete_trial_that_lacks_a_phase(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "phases.jsonl", lambda lines: lines.pop(7))
+    assert lines_of(folder, "phases.jsonl", 2) == ["baseline", "prune", "grow", "learn"]
+    found = only(folder, "a completed trial has all its phases")
+    assert found == "trial 2 is complete, but 1 of its 5 phases are missing"
+
+
+def lines_of(folder: SweepFolder, file: str, trial: int) -> list[str]:
+    return [line["phase"] for line in folder.lines(file) if line["trial"] == trial]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda points: points.pop(1), "point 2 of its curve is step 30, not step 20"),
+        (lambda points: points.insert(1, points[0]), "point 2 of its curve is step 10, not step 20"),
+        (lambda points: points.pop(), "point 4 of its curve is nothing, not step 40"),
+        (lambda points: points.append({"step": 50.0}), "point 5 of its curve is step 50, not nothing"),
+        (lambda points: points.reverse(), "point 1 of its curve is step 40, not step 10"),
+    ],
+)
+def test_steps_that_were_lost_or_repeated(tmp_path: Path, change: Callable[[Any], Any], said: str) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "phases.jsonl", lambda lines: change(lines[9]["curve"]))
+    found = only(folder, "the steps of every training phase run from 1 to its last")
+    assert found == f"trial 2, learn: {said}"
+
+
+def test_evaluations_that_do_not_ascend(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    points = [{"step": step, "loss": 3.0, "training_flops": 1.0} for step in (10, 20, 20)]
+    rewrite(folder, "phases.jsonl", lambda lines: lines[9].update(evaluations=points))
+    found = only(folder, "the steps of every training phase run from 1 to its last")
+    assert found.endswith("its held-out evaluations at steps 10, 20, 20 do not ascend")
+
+
+def test_more_attempts_than_allowed_in_a_session(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "trials.jsonl", lambda lines: lines[1].update(attempts=4))
+    found = only(folder, "no trial took more attempts than allowed")
+    assert found == "trial 2 took 4 attempts, but scale.max_attempts is 3"
+    propose(folder, 2, ENTROPY, attempt=2)  # by a later session, which may try three times more
+    assert check(folder) == []
+
+
+TOLD = "the sampler was told each result once"
+
+
+def test_a_result_told_twice(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    tell(folder, 2, 1)
+    assert only(folder, TOLD) == "the sampler was told 2 times of trial 2"
+
+
+def test_a_result_told_as_another(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "study.journal", lambda lines: lines[4].update(state=1))
+    assert only(folder, TOLD) == "the sampler was told COMPLETE of trial 4, which is STOPPED"
+
+
+def test_a_trial_left_running_in_the_study(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    tell(folder, None, 0)
+    assert only(folder, TOLD) == "the sampler knows a trial as RUNNING that is no result of its search: None"
+
+
+def test_a_result_never_told(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "study.journal", lambda lines: lines.pop())
+    assert only(folder, TOLD) == "the sampler was never told of trials 4"
+
+
+def test_only_the_last_results_of_a_sweep_under_way_may_still_be_told(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "study.journal", lambda lines: lines.pop())
+    with folder.lock():
+        assert check(folder) == []
+        assert examine(folder)["running"]
+        rewrite(folder, "study.journal", lambda lines: lines.pop(1))
+        assert only(folder, TOLD) == "the sampler was never told of trials 1"
+
+
+def test_replicates_are_no_results_of_the_search(tmp_path: Path) -> None:
+    folder = sound(tmp_path, seeds=2, top=1)
+    assert examine(folder)["planned"] == 4 + 1 + 2
+    propose(folder, 5, proposer="replicate")
+    for record in whole(5):
+        folder.add_phase(record)
+    folder.add_trial(replace(trial_record(5, phases=whole(5)), proposer="replicate", objectives={"loss": 3.0}))
+    assert check(folder) == []
+    tell(folder, 5, 1)
+    assert only(folder, TOLD) == "the sampler knows a trial as COMPLETE that is no result of its search: 5"
+
+
+HEADS = "heads come and go by decisions alone"
+
+
+def change_phase(folder: SweepFolder, number: int, **fields: Any) -> None:
+    rewrite(folder, "phases.jsonl", lambda lines: lines[number].update(fields))
+
+
+def test_a_head_that_goes_without_a_decision(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    change_phase(folder, 9, head_map=[[0, -1, 1, 0], [-1, 0, 0, -1]])
+    assert only(folder, HEADS) == "trial 2, learn: heads 0.1 are not what its decisions made them"
+
+
+def test_a_head_that_comes_with_the_wrong_history(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    for number in (8, 9):
+        change_phase(folder, number, head_map=[[0, 0, 2, 0], [-1, 0, 0, -1]])
+    assert only(folder, HEADS) == "trial 2, grow: heads 0.2 are not what its decisions made them"
+
+
+def test_a_removed_head_that_stays(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    for number in (6, 7):
+        change_phase(folder, number, head_map=[[0, 0, -1, 0], [0, 0, 0, -1]])
+    change_phase(folder, 8, head_map=[[0, 0, 1, 0], [0, 0, 0, -1]])
+    change_phase(folder, 9, head_map=[[0, 0, 1, 0], [0, 0, 0, -1]])
+    assert only(folder, HEADS) == "trial 2, prune: heads 1.0 are not what its decisions made them"
+
+
+def test_a_head_that_is_removed_twice(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    change_phase(folder, 7, decision={**DECISIONS["prune"], "heads": [[0, 2]]})
+    rewrite(folder, "phases.jsonl", lambda lines: lines[7].update(phase="prune", cycle=1))
+    assert only(folder, HEADS) == "trial 2, prune: removed head 0.2, which was absent"
+
+
+def test_events_inside_a_phase_change_heads_too(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    events = [
+        {"step": 0, "phase": "prune", "cycle": 2, "decision": {"heads": [[0, 0], [0, 1]]}},
+        {"step": 0, "phase": "measure", "cycle": 2, "loss": 1.0},
+        {"step": 0, "phase": "grow", "cycle": 2, "decision": {"heads": [[0, 1], [1, 3]]}},
+    ]
+    change_phase(folder, 9, events=events, head_map=[[-1, 2, 1, 0], [-1, 0, 0, 2]])
+    assert check(folder) == []
+    change_phase(folder, 9, events=events[:2])
+    assert "heads 0.1, 1.3 are not" in only(folder, HEADS)
+
+
+def test_control_arms_are_followed_from_what_they_share(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    full = [[0, 0, 0, 0], [0, 0, 0, 0]]
+    dense = replace(phase(1, "learn", key="dense-learn", arm="dense"), head_map=full)
+    regrown = phase(1, "prune@2", key="other-prune", arm="random_random", decision=DECISIONS["prune"])
+    for record in (dense, regrown):
+        folder.add_phase(record)
+    arms = {"dense": ["baseline", "dense-learn"], "random_random": ["baseline", "other-prune"]}
+    rewrite(folder, "trials.jsonl", lambda lines: lines[0].update(controls=arms))
+    assert check(folder) == []
+    rewrite(folder, "phases.jsonl", lambda lines: lines[-2].update(head_map=[[0, 0, 0, 0], [0, 0, 0, -1]]))
+    assert only(folder, HEADS) == "trial 1, dense: learn: heads 1.3 are not what its decisions made them"
+
+
+def test_equal_keys_with_other_outcomes(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    change_phase(folder, 5, loss=2.0)
+    found = only(folder, "equal phases have equal outcomes")
+    assert found == "baseline of trials 1 and 2 has one key, but two outcomes"
+
+
+def test_equal_keys_with_other_curves(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "phases.jsonl", lambda lines: lines[5]["curve"][3].update(loss=9.0))
+    assert "two outcomes" in only(folder, "equal phases have equal outcomes")
+
+
+BEST = "the best trial's checkpoint is on disk"
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("learn-of-1/tensors.safetensors", "learn-of-1/tensors.safetensors"),
+        ("learn-of-1/outcome.json", "learn-of-1/outcome.json"),
+        ("prune-of-1/slices.safetensors", "prune-of-1/slices.safetensors"),
+        ("measure-of-1/outcome.json", "measure-of-1/outcome.json"),
+        ("grow-of-1/manifest.json", "grow-of-1"),
+    ],
+)
+def test_a_best_trial_that_cannot_be_restored(tmp_path: Path, gone: str, said: str) -> None:
+    folder = sound(tmp_path)
+    (folder.store / gone).unlink()
+    assert only(folder, BEST) == f"of the best trial, 1, the store lacks {said}"
+
+
+def test_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    tensors = folder.store / "learn-of-1" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    assert "learn-of-1/tensors.safetensors" in only(folder, BEST)
+
+
+def test_a_checkpoint_that_was_collected(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    entries.collect(folder.store / "baseline", "tensors.safetensors")
+    assert check(folder) == []  # the best trial's own come later
+    entries.collect(folder.store / "learn-of-1", "tensors.safetensors")
+    assert "learn-of-1/tensors.safetensors" in only(folder, BEST)
+
+
+def test_older_tensors_than_the_last_may_go(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    (folder.store / "baseline" / "tensors.safetensors").unlink()
+    assert check(folder) == []
+
+
+def test_a_halted_trial_is_restored_from_the_phase_it_went_back_to(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    halted = {"rule": "regression", "cycle": 1, "kept": "baseline", "reason": "worse"}
+    rewrite(folder, "trials.jsonl", lambda lines: lines[0].update(halted=halted))
+    (folder.store / "learn-of-1" / "tensors.safetensors").unlink()
+    assert check(folder) == []
+    (folder.store / "baseline" / "tensors.safetensors").unlink()
+    assert "baseline/tensors.safetensors" in only(folder, BEST)
+
+
+def test_a_trial_that_misses_a_constraint_is_not_the_best(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "trials.jsonl", lambda lines: lines[0].update(violations={"perplexity <= 30": 0.5}))
+    assert "of the best trial, 2, the store lacks learn-of-2" in only(folder, BEST)
+
+
+def test_more_steps_wasted_than_between_two_checkpoints(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "retries.jsonl", lambda lines: lines[0].update(resumed_at=0))
+    found = only(folder, "a lost worker costs at most a checkpoint interval")
+    assert found == (
+        "trial 2 lost its workers in learn at step 30 and went on from step 0: "
+        "30 steps were wasted, with a checkpoint every 20"
+    )
+
+
+@contextmanager
+def process_called(title: str) -> Iterator[int]:
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [title, "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield process.pid
+    finally:
+        process.communicate()
+
+
+LEFT_OVER = "no process is left over"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look in")
+def test_a_worker_that_outlives_its_sweep(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    with process_called("ray::Worker.work") as pid:
+        folder.add_lane({"lane": "lane-0", "group": "g", "pids": [2**22 + 1, pid]})
+        assert only(folder, LEFT_OVER) == f"nobody runs the sweep, but its workers are alive: processes {pid}"
+        with folder.lock():
+            assert check(folder) == []
+        for host in ("another-machine", socket.gethostname()):
+            folder.add_session(Session(session=host, host=host, pid=1, started=0.0))
+            assert bool(check(folder)) == (host == socket.gethostname())  # there, the numbers name other processes
+        lanes = folder.path / "lanes.jsonl"
+        earlier = lanes.stat().st_mtime - 60
+        os.utime(lanes, (earlier, earlier))
+        assert check(folder) == []  # it began after the last group was started: only the number is the same
+    assert check(folder) == []
+
+
+def test_reading_leaves_no_trace(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    assert not (folder.path / ".lock").exists()
+    check(folder)
+    assert not (folder.path / ".lock").exists()
+
+
+def test_records_read_back_as_what_they_are(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    assert all(isinstance(record, TrialRecord) for record in folder.trials().values())
+    assert [retry.resumed_at for retry in folder.retries()] == [20]
