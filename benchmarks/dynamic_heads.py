@@ -12,7 +12,7 @@ from benchmarks.reference import Figure, figure, write
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import TrialPlan, make_plan
 from raysweep.job.spec import DataSpec
-from raysweep.science.dynamic_heads import Curve, Question, curve
+from raysweep.science.dynamic_heads import Curve, RouterOptions, curve
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.forecast.preflight import preflight
 from raysweep.trial.phases import run_trial
@@ -27,7 +27,7 @@ JOB: dict[str, Any] = {
     "training": {"batch_size": 8},
     "cycle": {"baseline": {"steps": 300, "lr": 5.0e-3}},
 }
-QUESTION = Question(penalties=(0.1, 0.3, 1.0), steps=60)
+QUESTION = RouterOptions(penalties=(0.1, 0.3, 1.0), steps=60)
 
 
 def main() -> None:

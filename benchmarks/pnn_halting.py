@@ -17,7 +17,7 @@ from benchmarks.reference import Figure, figure, write
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import make_plan
 from raysweep.reports.plots.exit_curves import draw_exit_curves
-from raysweep.science.pnn.exit_curves import ExitCurves, Saving, exit_curves
+from raysweep.science.pnn.exit_curves import ExitCurves, ExitSaving, exit_curves
 from raysweep.trial.data.trial_data import trial_data, trial_task
 from raysweep.trial.forecast.preflight import preflight
 from raysweep.trial.measures.inference import halves_of, seeded_batches
@@ -68,14 +68,14 @@ def figures(how: str, curves: ExitCurves) -> list[Figure]:
     return [one for saving in curves.savings for one in _figures(f"{_name(saving)}, {how}", saving, curves)]
 
 
-def _name(saving: Saving) -> str:
+def _name(saving: ExitSaving) -> str:
     if saving.exit == "none":
         return f"fixed depth {saving.chosen['steps']:g}"
     option, value = next(iter(saving.chosen.items()))
     return f"{saving.exit} ({option} {value:g})"
 
 
-def _figures(name: str, saving: Saving, curves: ExitCurves) -> list[Figure]:
+def _figures(name: str, saving: ExitSaving, curves: ExitCurves) -> list[Figure]:
     beside = f"all {curves.trained_steps} steps, batch {curves.batch_size}; accuracy {100 * saving.accuracy:+.2f} pp"
     if saving.over_chance is not None:
         beside += f", {100 * saving.over_chance:+.2f} pp over leaving by chance after as many steps"

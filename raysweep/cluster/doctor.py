@@ -17,96 +17,96 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     what: str
     status: Literal["ok", "note", "bad"]
     found: str
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Check]:
     """Return findings; `bad` ones keep the quickstart from running."""
     checks = (_python, _packages, _processors, _gpus, _memory, _cache, _disk, _loopback, _hub)
     return [_carry_out(check) for check in checks]
 
 
-def _carry_out(check: Callable[[], Finding]) -> Finding:
+def _carry_out(check: Callable[[], Check]) -> Check:
     """Return what a check finds; one that breaks down, as on a package that cannot be imported, has found enough."""
     try:
         return check()
     except Exception as error:
-        return Finding(check.__name__.strip("_"), "bad", f"{type(error).__name__}: {error}")
+        return Check(check.__name__.strip("_"), "bad", f"{type(error).__name__}: {error}")
 
 
-def _python() -> Finding:
+def _python() -> Check:
     good = sys.version_info >= (3, 11)
-    return Finding(
+    return Check(
         "python", "ok" if good else "bad", sys.version.split()[0] + ("" if good else "; 3.11 or newer is needed")
     )
 
 
-def _packages() -> Finding:
+def _packages() -> Check:
     found = {name: package_version(name) for name in PACKAGES}
     missing = [name for name, number in found.items() if number is None]
     if missing:
-        return Finding("packages", "bad", f"not installed: {', '.join(missing)}. Run 'make install'.")
-    return Finding("packages", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+        return Check("packages", "bad", f"not installed: {', '.join(missing)}. Run 'make install'.")
+    return Check("packages", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
 
 
-def _processors() -> Finding:
+def _processors() -> Check:
     cores = usable_cores()
     note = "" if cores >= 2 else "; the quickstart wants 2: run it with --set scale.workers=1"
-    return Finding("processors", "ok" if cores >= 2 else "note", f"{cores} usable, {cpu_name()}{note}")
+    return Check("processors", "ok" if cores >= 2 else "note", f"{cores} usable, {cpu_name()}{note}")
 
 
-def _gpus() -> Finding:
+def _gpus() -> Check:
     import torch
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Finding("gpus", "ok" if names else "note", ", ".join(names) or "none; trials train on processors")
+    return Check("gpus", "ok" if names else "note", ", ".join(names) or "none; trials train on processors")
 
 
-def _memory() -> Finding:
+def _memory() -> Check:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return Finding("memory", "note", "unknown on this system")
+        return Check("memory", "note", "unknown on this system")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     enough = total >= 4 * GIB
-    return Finding("memory", "ok" if enough else "bad", f"{total / GIB:.1f} GiB" + ("" if enough else "; 4 are needed"))
+    return Check("memory", "ok" if enough else "bad", f"{total / GIB:.1f} GiB" + ("" if enough else "; 4 are needed"))
 
 
-def _cache() -> Finding:
+def _cache() -> Check:
     from raysweep.trial.data.cache import cache_folder
 
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return Finding("cache", "bad", f"{folder} cannot be made ({error.strerror}); set RAYSWEEP_CACHE")
+        return Check("cache", "bad", f"{folder} cannot be made ({error.strerror}); set RAYSWEEP_CACHE")
     good = os.access(folder, os.W_OK)
-    return Finding(
+    return Check(
         "cache", "ok" if good else "bad", f"{folder}" + ("" if good else " cannot be written; set RAYSWEEP_CACHE")
     )
 
 
-def _disk() -> Finding:
+def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free
-    return Finding("disk", "ok" if free >= 5 * GIB else "note", f"{free / GIB:.0f} GiB free here")
+    return Check("disk", "ok" if free >= 5 * GIB else "note", f"{free / GIB:.0f} GiB free here")
 
 
-def _loopback() -> Finding:
+def _loopback() -> Check:
     address = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
     try:
         with socket.socket() as probe:
             probe.bind((address, 0))
     except OSError as error:
-        return Finding("loopback", "bad", f"{address} cannot be used ({error.strerror}); Ray is started on it")
-    return Finding("loopback", "ok", address)
+        return Check("loopback", "bad", f"{address} cannot be used ({error.strerror}); Ray is started on it")
+    return Check("loopback", "ok", address)
 
 
-def _hub() -> Finding:
+def _hub() -> Check:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return Finding("hub", "note", "HF_HUB_OFFLINE is set: hub names work only from the local cache")
+        return Check("hub", "note", "HF_HUB_OFFLINE is set: hub names work only from the local cache")
     try:
         socket.create_connection(("huggingface.co", 443), timeout=3).close()
     except OSError:
-        return Finding("hub", "note", "huggingface.co cannot be reached: hub names work only from the local cache")
-    return Finding("hub", "ok", "huggingface.co answers")
+        return Check("hub", "note", "huggingface.co cannot be reached: hub names work only from the local cache")
+    return Check("hub", "ok", "huggingface.co answers")

@@ -211,7 +211,7 @@ class _Session:
 
     # On the listener's thread.
 
-    def take(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Record an event, and tell the agenda what follows from it."""
         with self.news:
             self.recorder.handle(event)
@@ -255,7 +255,7 @@ class _Listener(threading.Thread):
         try:
             while not self._done.is_set():
                 for event in ray.get(self._mailbox.events.remote(POLL_S)):
-                    self._session.take(event)
+                    self._session.record(event)
                 if self._session.stopped is None and (reason := self._session.limits.reached()):
                     self._session.stopped = reason
                     ray.get(self._mailbox.interrupt.remote(reason))

@@ -2,11 +2,20 @@
 
 from raysweep.contracts.arrays import Array, Examples, Mask, Slot
 from raysweep.contracts.data import Batch, Facts, Task
-from raysweep.contracts.exits import Exit, Look
+from raysweep.contracts.exits import Exit, ExitLook
 from raysweep.contracts.families import AttentionSite, Family, HeadSlice, Place, Role
 from raysweep.contracts.heads import Grower, HeadStatistics, Initializer, NewSlice, Pruner, SensitivityForm
 from raysweep.contracts.search import DIVERGED, TOLD, Draw, Sampler, SearchFeature
-from raysweep.contracts.stopping import GO, Decision, Interrupted, Report, Scheduler, StoppingRule, foremost, obey
+from raysweep.contracts.stopping import (
+    GO,
+    Decision,
+    Interrupted,
+    Report,
+    Scheduler,
+    StoppingRule,
+    first_not_go,
+    raise_unless_go,
+)
 
 __all__ = [
     "Array",
@@ -25,7 +34,7 @@ __all__ = [
     "HeadStatistics",
     "Initializer",
     "Interrupted",
-    "Look",
+    "ExitLook",
     "Mask",
     "NewSlice",
     "Place",
@@ -40,6 +49,6 @@ __all__ = [
     "StoppingRule",
     "TOLD",
     "Task",
-    "foremost",
-    "obey",
+    "first_not_go",
+    "raise_unless_go",
 ]

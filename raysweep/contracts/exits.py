@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class ExitLook:
     """What an exit rule may know, after a step, of the tokens that it is asked about: a row for each token."""
 
     step: int
@@ -43,5 +43,5 @@ class Exit(Protocol):
     looks_back: float
     """How many steps before the first possible exit it begins to look."""
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which tokens leave, and what to remember of each; (tokens,) both."""

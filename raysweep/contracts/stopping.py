@@ -71,7 +71,7 @@ class Interrupted(Exception):
         self.decision = decision
 
 
-def obey(decision: Decision) -> None:
+def raise_unless_go(decision: Decision) -> None:
     """Go on, or not.
 
     Raises:
@@ -81,6 +81,6 @@ def obey(decision: Decision) -> None:
         raise Interrupted(decision)
 
 
-def foremost(decisions: Iterable[Decision]) -> Decision:
+def first_not_go(decisions: Iterable[Decision]) -> Decision:
     """Return the first decision that is not to go on, if any."""
     return next((decision for decision in decisions if decision.action != "go"), GO)

@@ -38,7 +38,7 @@ COMPARISONS: dict[type[ast.AST], str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ParsedComparison:
     """One parsed rule; two are equal if they were written alike."""
 
     text: str
@@ -76,7 +76,7 @@ class Comparison:
         return float((left == right) != (self.sign == "=="))
 
 
-def parse(text: str) -> Comparison:
+def parse(text: str) -> ParsedComparison:
     """Parse one rule.
 
     Raises:
@@ -104,7 +104,7 @@ def parse(text: str) -> Comparison:
         raise ValueError(f"{text!r} names nothing that could change")
     if sign not in ("==", "!=") and any(map(_is_text, (left, right))):
         raise ValueError(f"{text!r}: text can only be compared by == or !=")
-    return Comparison(text=text, names=names, sign=sign, left=left, right=right)
+    return ParsedComparison(text=text, names=names, sign=sign, left=left, right=right)
 
 
 def _names(side: ast.expr) -> Iterator[str]:

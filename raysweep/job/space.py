@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.errors import Fault, SpecError
-from raysweep.job.expressions import Comparison, parse
+from raysweep.job.expressions import ParsedComparison, parse
 from raysweep.job.parameter import (
     DEFAULT_VALUES,
     EARLY,
@@ -58,7 +58,7 @@ class Space:
 
     parameters: tuple[Parameter, ...]
     constants: Mapping[str, Scalar] = field(default_factory=dict)
-    rules: tuple[Comparison, ...] = ()
+    rules: tuple[ParsedComparison, ...] = ()
     source: str = "search space"
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """The file of each path that does not stand in `source` itself."""
@@ -78,7 +78,7 @@ class Space:
             condition.holds(self._look(condition.path, values, job, MISSING)) for condition in parameter.conditions
         )
 
-    def missed(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> list[Comparison]:
+    def missed(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> list[ParsedComparison]:
         """Return the rules that a point breaks. One about a parameter that does not exist there does not apply.
 
         Raises:
@@ -231,7 +231,7 @@ def _a_mapping(body: Any) -> Mapping[str, Any]:
     return body
 
 
-def _parse_rules(written: Any, space: Space) -> tuple[list[Comparison], list[Fault]]:
+def _parse_rules(written: Any, space: Space) -> tuple[list[ParsedComparison], list[Fault]]:
     if not isinstance(written, list):
         return [], [space.fault(REQUIRE, "needs a list of rules, such as ['cycle.learn.steps <= 100'].", written)]
     rules, faults = [], []

@@ -28,7 +28,7 @@ class DamagedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class FolderManifest:
     """What a folder holds."""
 
     sha256: dict[str, str]
@@ -50,7 +50,7 @@ def appearing(target: Path, within: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=within, prefix=UNFINISHED))
         try:
             yield temporary
-            _write(temporary, Manifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
+            _write(temporary, FolderManifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
             os.chmod(temporary, 0o755)  # mkdtemp makes it private; a sweep's folder is read by others
             if not is_complete(target):
                 remove(target)
@@ -59,14 +59,14 @@ def appearing(target: Path, within: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def manifest(folder: Path) -> Manifest:
+def manifest(folder: Path) -> FolderManifest:
     """Return what a folder should hold.
 
     Raises:
         DamagedError: it does not say.
     """
     try:
-        return Manifest(**json.loads((folder / MANIFEST).read_bytes()))
+        return FolderManifest(**json.loads((folder / MANIFEST).read_bytes()))
     except (OSError, TypeError, ValueError) as error:
         raise DamagedError(f"{MANIFEST} cannot be read ({error})") from error
 
@@ -99,7 +99,7 @@ def collect(folder: Path, name: str) -> None:
     """Remove a file for good; the manifest says so first, so that a kill in between is no damage."""
     found = manifest(folder)
     if name not in found.collected:
-        _write(folder, Manifest(sha256=found.sha256, collected=[*found.collected, name]))
+        _write(folder, FolderManifest(sha256=found.sha256, collected=[*found.collected, name]))
     (folder / name).unlink(missing_ok=True)
 
 
@@ -118,7 +118,7 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{UNFINISHED}*"))
 
 
-def _write(folder: Path, content: Manifest) -> None:
+def _write(folder: Path, content: FolderManifest) -> None:
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(asdict(content), sort_keys=True), encoding="utf-8")
     os.replace(temporary, folder / MANIFEST)

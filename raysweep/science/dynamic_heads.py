@@ -44,7 +44,7 @@ TIMED = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class RouterOptions:
     """What to try."""
 
     penalties: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
@@ -66,7 +66,7 @@ class Static:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class CostPoint:
     """The routers of one penalty on the held-out windows."""
 
     penalty: float
@@ -88,10 +88,10 @@ class Curve:
     data: str
     data_sha256: str
     seq_len: int
-    question: Question
+    question: RouterOptions
     full: Static
     """The model as it is: its present heads open for every token."""
-    points: list[Point]
+    points: list[CostPoint]
     seconds_per_token: dict[str, float]
     """Measured: `plain`, and `gated` with the last point's routers; closed heads are multiplied by 0, not skipped."""
 
@@ -104,7 +104,7 @@ def here() -> Runtime:
     return Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def dynamic_heads(name: str, data: DataSpec, question: Question, runtime: Runtime) -> Curve:
+def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: Runtime) -> Curve:
     """Measure a model, given by hub name, folder or export, on a corpus.
 
     Raises:
@@ -122,7 +122,7 @@ def dynamic_heads(name: str, data: DataSpec, question: Question, runtime: Runtim
 
 
 def curve(
-    model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, question: Question,
+    model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, question: RouterOptions,
     runtime: Runtime, *, name: str, sha256: str,
 ) -> Curve:  # fmt: skip
     """Measure a loaded model; its weights and gates stay as they are.
@@ -146,7 +146,7 @@ def curve(
             flops = routers.flops_per_token(seq_len)
             beside = pruned.at_most(flops)
             points.append(
-                Point(
+                CostPoint(
                     penalty=penalty, open_share=routers.open_share(), flops_per_token=flops, loss=loss,
                     perplexity=perplexity(loss),
                     static=None if beside is None else _static(model, beside, batches, seq_len, runtime),
@@ -161,7 +161,7 @@ def curve(
 
 
 def train_routers(
-    model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, question: Question, runtime: Runtime
+    model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, question: RouterOptions, runtime: Runtime
 ) -> HeadRouters:
     """Return routers trained on windows (count, seq_len) of tokens; the model is left as it is."""
     task = registry.build("tasks", TASK)

@@ -43,7 +43,7 @@ FEWEST_KEYS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class LayerSimilarity:
     """How alike what two networks hold is: row 0 after the embedding, row l after layer l."""
 
     cosine: float
@@ -70,7 +70,7 @@ class Preservation:
     """Nats per prediction."""
     difference: Interval
     """OTHER's loss minus MODEL's, paired, with its 95% bootstrap interval over windows."""
-    layers: list[Layer]
+    layers: list[LayerSimilarity]
     divergence: list[list[float | None]]
     """[layer][head], by original position: Jensen-Shannon divergence of attention in nats, in [0, ln 2], mean over
     queries; None where the head is absent in one of the two."""
@@ -264,7 +264,7 @@ class _Sums:
                 numbers[:, 4] - numbers[:, 3], numbers[:, 5].astype(np.int64), np.random.default_rng(0)
             ),
             layers=[
-                Layer(cosine=float(alike), cka=_or_none(cka))
+                LayerSimilarity(cosine=float(alike), cka=_or_none(cka))
                 for alike, cka in zip(self.cosines / self.tokens, aligned, strict=True)
             ],
             divergence=[[_or_none(value) for value in row] for row in divergences],

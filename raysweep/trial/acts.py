@@ -33,7 +33,7 @@ MEASURED_ON_DEMAND = ("contribution",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examiner:
+class HeadMeter:
     """Measures heads on the same batches every time."""
 
     batches: Sequence[Batch]
@@ -74,7 +74,7 @@ class Examiner:
         )  # fmt: skip
 
 
-def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner) -> dict[str, Any]:
+def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: HeadMeter) -> dict[str, Any]:
     """Make heads absent as `cycle.prune` says. Gates and slices follow with `state.refresh`.
 
     Every round scores the heads that are left anew; the decision holds each head's last score.
@@ -109,7 +109,7 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
 
 
 def grow(
-    state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: Examiner, born: int = 0
+    state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: HeadMeter, born: int = 0
 ) -> dict[str, Any]:
     """Make absent heads present as `cycle.grow` says. `state.refresh` opens their gates.
 
@@ -173,7 +173,7 @@ def _sensitivity(
     initializer: Initializer,
     key: str,
     sources: Sources,
-    examiner: Examiner,
+    examiner: HeadMeter,
 ) -> Array:
     """Return how much each absent slot would help. Proposals stay until growth or `refresh` overwrites them."""
     if form == "gradmax":
@@ -184,13 +184,13 @@ def _sensitivity(
     return found
 
 
-def _check_alive(state: TrialState, heads: Sequence[Slot], init: str, examiner: Examiner) -> None:
+def _check_alive(state: TrialState, heads: Sequence[Slot], init: str, examiner: HeadMeter) -> None:
     dead = dead_heads(state.model, examiner.batches, state.head_map, heads, examiner.runtime.all_reduce)
     if dead:
         raise TrialError(f"init {init!r} makes heads {dead} that have no gradient at all: they could never learn.")
 
 
-def measure(state: TrialState, examiner: Examiner, *, contribution: bool) -> dict[str, Any]:
+def measure(state: TrialState, examiner: HeadMeter, *, contribution: bool) -> dict[str, Any]:
     """Return every statistic of every present head, [layer][head]; and with contributions, how they agree with it."""
     return _described(examiner.statistics(state, requires=MEASURED_ON_DEMAND if contribution else ()))
 

@@ -12,7 +12,7 @@ from raysweep.records.schema import PhaseRecord
 
 
 @dataclass(kw_only=True)
-class Judged:
+class JudgedProgress:
     """Reports held-out losses of a trial's learn phases; of its baseline, where there are none; if its plan says so."""
 
     plan: TrialPlan

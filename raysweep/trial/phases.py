@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysweep.contracts import obey
+from raysweep.contracts import raise_unless_go
 from raysweep.errors import TrialError
 from raysweep.job.plan import TRAINING_PHASES, PhasePlan, TrialPlan
 from raysweep.job.spec import InferSpec
@@ -17,12 +17,12 @@ from raysweep.records.halting import reached, result, verdict
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.acts import grow, measure, prune, regrown
 from raysweep.trial.data.trial_data import trial_held_out_sha256
-from raysweep.trial.judged import Judged
+from raysweep.trial.judged import JudgedProgress
 from raysweep.trial.measures.evaluation import shared_batches
 from raysweep.trial.measures.measures import Measures
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
-from raysweep.trial.store.phase_store import Outcome, PhaseStore
+from raysweep.trial.store.phase_store import PhaseOutcome, PhaseStore
 from raysweep.trial.training.continuous import Events
 from raysweep.trial.training.phase_training import PhaseTraining
 
@@ -39,7 +39,7 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
         DiskFullError: the store cannot be written; what is in it is whole.
     """
     trial = _Trial.of(plan, runtime, store)
-    judged = Judged(plan=plan, ask=runtime.ask)
+    judged = JudgedProgress(plan=plan, ask=runtime.ask)
     own: list[PhaseRecord] = []
     for phase in plan.phases:
         own.append(trial.record_of(phase, judged))
@@ -47,15 +47,15 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[
         decision = judged.finished(phase, own[-1])
         if verdict(own, plan.halting) or phase is plan.phases[-1]:
             break
-        obey(decision)
+        raise_unless_go(decision)
     kept, _ = result(own, plan.halting)
     seen = {record.key for record in own}
     for arm, phases in plan.controls.items():
-        trial.begin(arm)
+        trial.begin_arm(arm)
         try:
             for phase in reached(arm, phases, kept.cycle):
                 if phase.key in seen:
-                    trial.pass_over(phase)
+                    trial.skip(phase)
                 else:
                     yield trial.record_of(phase)
         except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
@@ -75,7 +75,7 @@ class _Trial:
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
     arm: str = "main"
-    judged: Judged | None = None
+    judged: JudgedProgress | None = None
     """Reports the present phase's evaluations; None in control arms."""
 
     @staticmethod
@@ -88,15 +88,15 @@ class _Trial:
         if self.runtime.rank == 0:
             self.runtime.emit({"type": "warning", "trial": self.plan.trial, "text": text})
 
-    def begin(self, arm: str) -> None:
+    def begin_arm(self, arm: str) -> None:
         """Stand before the first phase of a control arm."""
         self.arm, self.state, self.previous = arm, None, None
 
-    def pass_over(self, phase: PhasePlan) -> None:
+    def skip(self, phase: PhasePlan) -> None:
         """Stand behind a phase that is in the store."""
         self.state, self.previous = None, phase.key
 
-    def record_of(self, phase: PhasePlan, judged: Judged | None = None) -> PhaseRecord:
+    def record_of(self, phase: PhasePlan, judged: JudgedProgress | None = None) -> PhaseRecord:
         """Return a phase's record; run the phase if no one has.
 
         Raises:
@@ -106,7 +106,7 @@ class _Trial:
         self.judged = judged
         outcome = self._found(phase)
         if outcome is None:
-            obey(self.runtime.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
+            raise_unless_go(self.runtime.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
             outcome = self._run_once(phase, started)
         else:
             self.state = None  # the store is ahead of it
@@ -120,13 +120,13 @@ class _Trial:
         }
         return PhaseRecord.from_dict(record)
 
-    def _found(self, phase: PhasePlan) -> Outcome | None:
-        found: Outcome | None = self.runtime.from_rank_0(
+    def _found(self, phase: PhasePlan) -> PhaseOutcome | None:
+        found: PhaseOutcome | None = self.runtime.from_rank_0(
             self.store.find(phase.key) if self.runtime.rank == 0 else None
         )  # fmt: skip
         return found
 
-    def _run_once(self, phase: PhasePlan, started: float) -> Outcome:
+    def _run_once(self, phase: PhasePlan, started: float) -> PhaseOutcome:
         """Run a phase, unless someone else has done so while its lease was waited for."""
         with self.store.lease(phase.key) if self.runtime.rank == 0 else nullcontext():
             outcome = self._found(phase)
@@ -138,7 +138,7 @@ class _Trial:
             self.runtime.barrier()
         return outcome
 
-    def _run(self, phase: PhasePlan, started: float) -> Outcome:
+    def _run(self, phase: PhasePlan, started: float) -> PhaseOutcome:
         state = self._state()
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
@@ -163,7 +163,7 @@ class _Trial:
         )
         return state.outcome(self.plan.trial, record.to_dict())
 
-    def _save(self, phase: PhasePlan, outcome: Outcome) -> None:
+    def _save(self, phase: PhasePlan, outcome: PhaseOutcome) -> None:
         state = self._state()
         trained = phase.kind in TRAINING_PHASES and phase.steps
         slices = state.changed_slices() if phase.kind in ("prune", "grow") else None
@@ -262,7 +262,7 @@ class _Trial:
         )  # fmt: skip
         return training.run()
 
-    def _stored(self, key: str) -> Outcome:
+    def _stored(self, key: str) -> PhaseOutcome:
         outcome = self.store.find(key)
         assert outcome is not None, f"phase {key} is not in the store"
         return outcome

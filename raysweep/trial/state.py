@@ -27,7 +27,7 @@ from raysweep.networks.plasticity.surgery import (
     write_back,
 )
 from raysweep.trial.runtime import Runtime
-from raysweep.trial.store.phase_store import Outcome, PhaseStore
+from raysweep.trial.store.phase_store import PhaseOutcome, PhaseStore
 
 
 @dataclass(kw_only=True)
@@ -88,7 +88,7 @@ class TrialState:
         state.history = list(final.history)
         return state
 
-    def replay(self, outcome: Outcome, store: PhaseStore, weights_too: bool) -> None:
+    def replay(self, outcome: PhaseOutcome, store: PhaseStore, weights_too: bool) -> None:
         """Repeat what a stored prune or grow decided; its effect on weights only where no later tensors hold it.
 
         Initializers do not run again: the slices that they wrote are in the store.
@@ -180,9 +180,9 @@ class TrialState:
             {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         )
 
-    def outcome(self, trial: int, record: dict[str, Any]) -> Outcome:
+    def outcome(self, trial: int, record: dict[str, Any]) -> PhaseOutcome:
         entropy = self.reference_entropy
-        return Outcome(
+        return PhaseOutcome(
             trial=trial,
             record=record,
             reference_entropy=None if entropy is None else _to_nullable(entropy),
@@ -199,7 +199,7 @@ def _last_tensors(store: PhaseStore, history: Sequence[str]) -> tuple[dict[str, 
     return None, -1
 
 
-def _slices(store: PhaseStore, outcome: Outcome) -> dict[HeadSlice, torch.Tensor]:
+def _slices(store: PhaseStore, outcome: PhaseOutcome) -> dict[HeadSlice, torch.Tensor]:
     return {slice_named(name): weights for name, weights in store.slices(outcome.record["key"]).items()}
 
 

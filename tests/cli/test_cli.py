@@ -32,7 +32,7 @@ from support.sweeps import (
 from raysweep import api
 from raysweep.cli import main
 from raysweep.cli.listing import STRATEGIES
-from raysweep.cluster.doctor import Finding
+from raysweep.cluster.doctor import Check
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.job.yamlfile import dump_mapping
@@ -651,7 +651,7 @@ def test_the_doctor_is_content_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_doctor_exits_with_1_where_something_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = [Finding("python", "ok", "3.11"), Finding("memory", "bad", "1.0 GiB; 4 are needed")]
+    findings = [Check("python", "ok", "3.11"), Check("memory", "bad", "1.0 GiB; 4 are needed")]
     monkeypatch.setattr("raysweep.cluster.doctor.examine", lambda: findings)
     result = invoke("doctor")
     assert (result.exit_code, result.stderr) == (1, "")

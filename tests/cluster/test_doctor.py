@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from raysweep.cluster import doctor
-from raysweep.cluster.doctor import Finding, examine
+from raysweep.cluster.doctor import Check, examine
 
 CHECKS = ["python", "packages", "processors", "gpus", "memory", "cache", "disk", "loopback", "hub"]
 Disk = namedtuple("Disk", ("total", "used", "free"))
@@ -24,7 +24,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def finding(what: str) -> Finding:
+def finding(what: str) -> Check:
     return next(found for found in examine() if found.what == what)
 
 
@@ -43,7 +43,7 @@ def test_packages_are_named_with_their_versions() -> None:
 def test_a_missing_package_is_bad_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = doctor.package_version
     monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "optuna" else installed(name))
-    assert finding("packages") == Finding("packages", "bad", "not installed: optuna. Run 'make install'.")
+    assert finding("packages") == Check("packages", "bad", "not installed: optuna. Run 'make install'.")
 
 
 def test_a_package_that_cannot_be_imported_is_bad_and_the_rest_is_still_examined(
@@ -61,7 +61,7 @@ def test_a_package_that_cannot_be_imported_is_bad_and_the_rest_is_still_examined
     findings = examine()
     assert [found.what for found in findings] == CHECKS
     bad = [found for found in findings if found.status == "bad"]
-    assert bad == [Finding("gpus", "bad", "ImportError: libcudart.so.12: cannot open shared object file")]
+    assert bad == [Check("gpus", "bad", "ImportError: libcudart.so.12: cannot open shared object file")]
 
 
 def test_an_old_python_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_one_processor_is_noted_with_the_way_out(monkeypatch: pytest.MonkeyPatch
 
 def test_too_little_memory_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 2**18)
-    assert finding("memory") == Finding("memory", "bad", "1.0 GiB; 4 are needed")
+    assert finding("memory") == Check("memory", "bad", "1.0 GiB; 4 are needed")
 
 
 def test_a_cache_that_cannot_be_made_is_bad_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_cache_that_cannot_be_made_is_bad_with_the_way_out(monkeypatch: pytest
 
 def test_little_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Disk(10**10, 9 * 10**9, 10**9))
-    assert finding("disk") == Finding("disk", "note", "1 GiB free here")
+    assert finding("disk") == Check("disk", "note", "1 GiB free here")
 
 
 def test_a_loopback_that_cannot_be_used_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:

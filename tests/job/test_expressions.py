@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raysweep.job.expressions import Comparison, parse
+from raysweep.job.expressions import ParsedComparison, parse
 
 VALUES: dict[str, Any] = {
     "cycle.learn.steps": 300,
@@ -156,5 +156,5 @@ def test_a_name_must_stand_for_what_the_rule_needs(text: str, said: str) -> None
 def test_rules_that_are_written_alike_are_equal_and_travel() -> None:
     rule = parse("a.b  <=\n 2")
     assert rule == parse("a.b <= 2") and rule != parse("a.b <= 3") and hash(rule) == hash(parse("a.b <= 2"))
-    copied: Comparison = pickle.loads(pickle.dumps(rule))
+    copied: ParsedComparison = pickle.loads(pickle.dumps(rule))
     assert copied.violation({"a.b": 5}.get) == 3

@@ -27,7 +27,7 @@ from support.sweeps import (
     trial_record,
 )
 
-from raysweep.cluster.doctor import Finding
+from raysweep.cluster.doctor import Check
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.reports.tables.listing import print_examination, print_listing
 from raysweep.reports.tables.sweep import last_cycle, print_sweep, show_perplexity, show_value
@@ -280,7 +280,7 @@ def test_a_listing_wraps_and_says_where_nothing_is() -> None:
 
 
 def test_findings_are_marked() -> None:
-    findings = [Finding("a", "ok", "[x]"), Finding("b", "note", "y"), Finding("c", "bad", "z")]
+    findings = [Check("a", "ok", "[x]"), Check("b", "note", "y"), Check("c", "bad", "z")]
     assert printed(print_examination, findings).splitlines() == ["✓ a: [x]", "! b: y", "✗ c: z"]
 
 

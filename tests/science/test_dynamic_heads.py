@@ -19,7 +19,7 @@ from raysweep.job.spec import DataSpec
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
-from raysweep.science.dynamic_heads import Curve, Question, curve, dynamic_heads
+from raysweep.science.dynamic_heads import Curve, RouterOptions, curve, dynamic_heads
 from raysweep.trial.exports.write import export
 
 DATA = DataSpec(name="tokens", seq_len=12, probe_windows=4)
@@ -30,7 +30,7 @@ def windows(count: int, seed: int) -> np.ndarray:
 
 
 def curve_of(model: PlasticModel, head_map: HeadMap, **question: Any) -> Curve:
-    asked = Question(**{"steps": 30, "batch_size": 4, **question})
+    asked = RouterOptions(**{"steps": 30, "batch_size": 4, **question})
     return curve(model, head_map, windows(16, 1), windows(6, 2), DATA, asked, cpu(), name="tiny", sha256="x")
 
 
@@ -114,7 +114,7 @@ SMALL = DataSpec(name="python-docs", seq_len=32, eval_tokens=256, probe_windows=
 
 
 def test_both_formats_of_an_export_and_a_plain_folder_can_be_asked(exported: dict[str, Path], tmp_path: Path) -> None:
-    question = Question(penalties=(1.0,), steps=2, batch_size=2)
+    question = RouterOptions(penalties=(1.0,), steps=2, batch_size=2)
     answers = [dynamic_heads(str(exported[form]), SMALL, question, cpu()) for form in ("compact", "dense")]
     assert answers[0].points == answers[1].points and answers[0].full.heads < 32
     content = json.loads((exported["dense"] / "raysweep.json").read_text())
@@ -129,13 +129,13 @@ def test_both_formats_of_an_export_and_a_plain_folder_can_be_asked(exported: dic
 
 
 def test_what_cannot_be_asked_is_refused(exported: dict[str, Path]) -> None:
-    question = Question(steps=1)
+    question = RouterOptions(steps=1)
     with pytest.raises(ModelError, match="'gpt2-nano' is a from-scratch size"):
         dynamic_heads("gpt2-nano", SMALL, question, cpu())
     with pytest.raises(ModelError, match="has 32 positions, fewer than"):
         dynamic_heads(str(exported["compact"]), DataSpec(seq_len=64), question, cpu())
     with pytest.raises(DataError, match="too short: .* a batch takes 100000"):
-        dynamic_heads(str(exported["compact"]), SMALL, Question(batch_size=100_000), cpu())
+        dynamic_heads(str(exported["compact"]), SMALL, RouterOptions(batch_size=100_000), cpu())
 
 
 def test_the_command_prints_and_draws(exported: dict[str, Path], tmp_path: Path) -> None:

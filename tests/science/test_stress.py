@@ -31,11 +31,11 @@ from raysweep.science.stress.damage import choices, damage
 from raysweep.science.stress.load import check_question, load_subject
 from raysweep.science.stress.protocols import PROTOCOLS
 from raysweep.science.stress.run import run, stress_of, work_of
-from raysweep.science.stress.subject import Corpus, Losses, Question, Subject, corpus_of
+from raysweep.science.stress.subject import Corpus, Losses, StressOptions, StressSubject, corpus_of
 from raysweep.trial.exports.write import export
 
 LENGTH = 12
-ASKED = Question(steps=6, rounds=4, lr=2e-2, batch_size=8, level=2 / 9)
+ASKED = StressOptions(steps=6, rounds=4, lr=2e-2, batch_size=8, level=2 / 9)
 
 
 def counting(by: int, windows: int, seed: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def counting(by: int, windows: int, seed: int) -> np.ndarray:
     return (starts + by * np.arange(LENGTH)) % (VOCABULARY - 1)
 
 
-def corpus(by: int, question: Question = ASKED, kind: str = "gpt2") -> Corpus:
+def corpus(by: int, question: StressOptions = ASKED, kind: str = "gpt2") -> Corpus:
     task = task_of(kind)
     return corpus_of(f"by {by}", counting(by, 64, by), counting(by, 16, 100 + by), 8, question, task, cpu())
 
@@ -61,8 +61,8 @@ def network_of(kind: str = "gpt2", seed: int = 0) -> Any:
 
 
 def subject_of(
-    network: Any = None, *, a: int = 1, b: int = 3, kind: str = "gpt2", maker: Any = Subject, **changes: Any
-) -> Subject:
+    network: Any = None, *, a: int = 1, b: int = 3, kind: str = "gpt2", maker: Any = StressSubject, **changes: Any
+) -> StressSubject:
     question = replace(ASKED, **changes)
     network = network_of(kind) if network is None else network
     sites = family_of(kind).sites(network)
@@ -206,7 +206,7 @@ def test_an_arm_that_diverges_says_so_and_the_others_go_on() -> None:
 
 
 def test_one_broken_arm_breaks_no_other() -> None:
-    class Breaking(Subject):
+    class Breaking(StressSubject):
         def state(self, without: Any = ()) -> Any:
             state = super().state(without)
             if list(without) == [(2, 0)]:
@@ -216,7 +216,7 @@ def test_one_broken_arm_breaks_no_other() -> None:
     asked = {"strategy": "magnitude", "level": 1 / 9, "steps": 2, "draws": 3}
     arms, whole = (
         {arm.arm: arm for arm in damage(subject_of(planted_network(), maker=maker, **asked))}
-        for maker in (Breaking, Subject)
+        for maker in (Breaking, StressSubject)
     )
     assert arms["lowest"].damaged is None and "is nan" in str(arms["lowest"].error)
     assert {name: arm for name, arm in arms.items() if name != "lowest"} == {
@@ -230,7 +230,7 @@ A_SCORES = np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0, 7.0, 8.0]])
 B_SCORES = np.array([[0.0, 8.0, 7.0], [1.0, 6.0, 5.0], [2.0, 3.0, 4.0]])
 
 
-class Planted(Subject):
+class Planted(StressSubject):
     """Its heads are scored as A_SCORES on one text and B_SCORES on the other."""
 
     def scores(self, corpus: Corpus) -> Array:
@@ -277,7 +277,7 @@ def test_one_task_has_no_conflict_with_itself() -> None:
 # All of them.
 
 
-def everything(subject: Subject) -> dict[str, Any]:
+def everything(subject: StressSubject) -> dict[str, Any]:
     found = stress_of(subject, PROTOCOLS)
     run(subject, found, lambda line: None)
     return found.to_dict()
@@ -302,7 +302,7 @@ def test_every_arm_starts_from_the_same_network_and_answers_are_repeated() -> No
 def test_the_estimate_counts_what_is_done() -> None:
     done = Counter[str]()
 
-    class Counting(Subject):
+    class Counting(StressSubject):
         def train(self, state: Any, examples: Any, purpose: object, steps: int | None = None) -> None:
             done["steps"] += steps or self.question.steps
 
@@ -358,8 +358,8 @@ def asked(model: str, other: Path | str, *options: str) -> Result:
 
 def test_both_texts_are_read_with_the_tokenizer_of_a(text: Path) -> None:
     specs = [DataSpec(name=name, seq_len=16, eval_tokens=64, probe_windows=2) for name in ("python-docs", str(text))]
-    subject = load_subject("gpt2-nano", *specs, Question(baseline=1, batch_size=2), cpu())
-    back = load_subject("gpt2-nano", *reversed(specs), Question(baseline=1, batch_size=2), cpu())
+    subject = load_subject("gpt2-nano", *specs, StressOptions(baseline=1, batch_size=2), cpu())
+    back = load_subject("gpt2-nano", *reversed(specs), StressOptions(baseline=1, batch_size=2), cpu())
     assert subject.network.config.vocab_size != back.network.config.vocab_size
     assert int(subject.b.train.max()) < subject.network.config.vocab_size
     assert not np.array_equal(subject.b.train[:4], back.a.train[:4])
@@ -396,7 +396,7 @@ def test_an_interruption_shows_what_was_measured_and_how_to_go_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def interrupted(subject: Subject) -> Any:
+    def interrupted(subject: StressSubject) -> Any:
         yield next(damage(subject))
         raise KeyboardInterrupt
 
@@ -439,6 +439,6 @@ def test_what_cannot_be_asked_is_refused(text: Path, options: tuple[str, ...], s
 def test_a_model_of_images_is_refused(text: Path) -> None:
     spec = DataSpec(name=str(text), seq_len=16)
     with pytest.raises(ModelError, match="'vit-nano' learns image_classification: it does not predict tokens"):
-        load_subject("vit-nano", spec, spec, Question(baseline=1), cpu())
+        load_subject("vit-nano", spec, spec, StressOptions(baseline=1), cpu())
     with pytest.raises(UsageError, match="--strategy: no 'nothing'"):
-        check_question(Question(strategy="nothing"))
+        check_question(StressOptions(strategy="nothing"))

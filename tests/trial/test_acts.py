@@ -18,7 +18,7 @@ from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.ranking import agreement
 from raysweep.networks.plasticity.surgery import view_of
 from raysweep.records.schema import PhaseRecord
-from raysweep.trial.acts import MEASURED, Examiner, prune
+from raysweep.trial.acts import MEASURED, HeadMeter, prune
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import PhaseStore
@@ -42,13 +42,13 @@ PARAMS = {"strategy": "contribution", "level": 4 / 9, "budget": "global", "norma
 def pruned(kind: str = "gpt2", **changes: Any) -> tuple[State, dict[str, Any]]:
     params = {**PARAMS, **changes}
     state: Any = State(tiny_model(kind))
-    examiner = Examiner(batches=[causal(some_tokens(3))], runtime=cpu())
+    examiner = HeadMeter(batches=[causal(some_tokens(3))], runtime=cpu())
     return state, prune(state, params, cycle=1, key="key", examiner=examiner)["decision"]
 
 
 def test_a_prune_leaves_every_score_of_every_head_that_was_there_before() -> None:
     model, batches, whole = tiny_model("gpt2"), [causal(some_tokens(3))], HeadMap.full(3, 3)
-    examiner = Examiner(batches=batches, runtime=cpu())
+    examiner = HeadMeter(batches=batches, runtime=cpu())
     asked = PARAMS | {"strategy": "taylor", "rounds": 4, "contribution": True}
     state: Any = State(model)
     found = prune(state, asked, cycle=1, key="key", examiner=examiner)

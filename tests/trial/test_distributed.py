@@ -21,7 +21,7 @@ from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.optimizer import SliceAdamW
 from raysweep.networks.plasticity.probe import probe
-from raysweep.trial.acts import Examiner, grow
+from raysweep.trial.acts import HeadMeter, grow
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.measures.evaluation import shared_batches
 from raysweep.trial.phases import _Trial, run_trial
@@ -149,7 +149,7 @@ def grow_by_gradmax(_: Path) -> Any:
             state = TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
             state.remove_heads(slots, None)
             state.refresh()
-            examiner = Examiner(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
+            examiner = HeadMeter(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
             params = {"strategy": "gradient_sensitivity", "init": "gradmax", "count": len(slots) - 1}
             decision = grow(state, params, cycle=1, key="key", examiner=examiner)["decision"]
             found[kind, str(dtype)] = decision["heads"], np.array(decision["scores"]), state.changed_slices()

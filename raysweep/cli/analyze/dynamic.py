@@ -44,13 +44,13 @@ def dynamic(
     from raysweep.errors import UsageError
     from raysweep.job.spec import DataSpec
     from raysweep.reports.plots.curve import draw_curve
-    from raysweep.science.dynamic_heads import Question, dynamic_heads, here
+    from raysweep.science.dynamic_heads import RouterOptions, dynamic_heads, here
 
     if plot is not None and not plot.resolve().parent.is_dir():
         raise UsageError(f"--plot {str(plot)!r}: its folder does not exist. Make it first.")
     if eval_tokens < seq_len:
         raise UsageError(f"--eval-tokens {eval_tokens} is less than one window of --seq-len {seq_len}.")
-    question = Question(penalties=tuple(penalties), steps=steps, batch_size=batch_size, seed=seed)
+    question = RouterOptions(penalties=tuple(penalties), steps=steps, batch_size=batch_size, seed=seed)
     spec = DataSpec(name=data, seq_len=seq_len, eval_tokens=eval_tokens)
     content = dynamic_heads(model, spec, question, here()).to_dict()
     if plot is not None:

@@ -71,12 +71,12 @@ def stress(
     from raysweep.science.dynamic_heads import here
     from raysweep.science.stress.load import load_subject
     from raysweep.science.stress.run import run, stress_of, work_of
-    from raysweep.science.stress.subject import Question
+    from raysweep.science.stress.subject import StressOptions
 
     values, faults = parse_settings(options)
     if faults:
         raise SpecError(faults)
-    question = Question(
+    question = StressOptions(
         steps=steps, rounds=rounds, level=level, strategy=strategy, options=values, draws=draws, lr=lr,
         batch_size=batch_size, baseline=baseline, seed=seed,
     )  # fmt: skip

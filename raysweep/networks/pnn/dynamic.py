@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysweep.contracts import Batch, Exit, Look
+from raysweep.contracts import Batch, Exit, ExitLook
 from raysweep.errors import ModelError
 from raysweep.networks.pnn.network import PnnModel, PnnPredictor
 from raysweep.networks.pnn.parts import Attention
@@ -238,7 +238,7 @@ class _Exits:
             return leaving
         of = self.asked[at] if self.by_prediction else slice(None)
         asked, state = at[of], after[of]
-        look = Look(step=step, steps=self.steps, min_steps=self.min_steps, before=before[of], after=state,
+        look = ExitLook(step=step, steps=self.steps, min_steps=self.min_steps, before=before[of], after=state,
                     memory=self.memory[asked], **self._read(asked, state))  # fmt: skip
         leaves, self.memory[asked] = self.rule(look)
         if step < self.min_steps:

@@ -154,7 +154,7 @@ def first_raw_temperature(width: int) -> float:
     return tau + math.log(-math.expm1(-tau))
 
 
-class Proposal(nn.Module):
+class RefinerProposal(nn.Module):
     """An update as the refiner proposes it: LN(FFN(LN(x + attention))); no residual around the feed-forward part.
 
     Each of its modules is called exactly once a step.
@@ -178,7 +178,7 @@ class Proposal(nn.Module):
         return self.feed_forward_norm(self.feed_forward(mixed))
 
 
-class Refiner(Proposal):
+class Refiner(RefinerProposal):
     """h + gate(h, p) * p, p being proposed from the state that is read (pnn.md, section 1)."""
 
     def __init__(self, config: PnnConfig) -> None:
@@ -201,7 +201,7 @@ class HierarchicalRefiner(nn.Module):
 
     def __init__(self, config: PnnConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Proposal(config, width) for width in config.block_widths)
+        self.blocks = nn.ModuleList(RefinerProposal(config, width) for width in config.block_widths)
         self.block_gates = nn.ModuleList(Gate(config) for _ in config.block_widths)
         self.gate = Gate(config)
 
@@ -213,7 +213,7 @@ class HierarchicalRefiner(nn.Module):
         return hidden + self.gate(hidden, total) * total
 
 
-class Layer(Proposal):
+class Layer(RefinerProposal):
     """BERT's encoder layer, normalised after each residual (Devlin et al. 2019)."""
 
     def __init__(self, config: PnnConfig) -> None:

@@ -35,7 +35,7 @@ TOLERANCE = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ExitPoint:
     """One way of leaving, measured on both halves of the examples."""
 
     exit: str
@@ -53,7 +53,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saving:
+class ExitSaving:
     """What a way of leaving saves against the trained depth, at an accuracy that is at most 0.2 points lower.
 
     Chosen on the searched half, the cheapest one; all numbers are of the reported half.
@@ -78,22 +78,22 @@ class ExitCurves:
 
     trained_steps: int
     batch_size: int
-    points: list[Point] = field(default_factory=list)
+    points: list[ExitPoint] = field(default_factory=list)
 
     @property
-    def savings(self) -> list[Saving]:
+    def savings(self) -> list[ExitSaving]:
         """What each exit saves; one that reaches the accuracy at no threshold is left out."""
         reference = next(p for p in self.points if p.exit == FIXED and p.steps == self.trained_steps)
         found = [self._saving(name, reference) for name in dict.fromkeys(point.exit for point in self.points)]
         return [saving for saving in found if saving is not None]
 
-    def _saving(self, name: str, reference: Point) -> Saving | None:
+    def _saving(self, name: str, reference: ExitPoint) -> ExitSaving | None:
         least = reference.searched["accuracy"] - TOLERANCE
         able = [p for p in self.points if p.exit == name and p.searched["accuracy"] >= least]
         if not able:
             return None
         best = min(able, key=lambda point: point.searched["flops_per_token"])
-        return Saving(
+        return ExitSaving(
             exit=name,
             chosen={**best.options, "steps": best.steps},
             flops=1 - best.reported["flops_per_token"] / reference.reported["flops_per_token"],
@@ -163,14 +163,14 @@ class _Laboratory:
     runtime: Runtime
     precision: str
 
-    def measured(self, way: _Way) -> Point:
+    def measured(self, way: _Way) -> ExitPoint:
         """Measure all but the time."""
         searched, reported = (self._numbers(half, way) for half in self.halves)
         control = None
         if way.exit != FIXED:
             chance = _Way(exit=CONTROL, options={"mean_steps": searched["mean_steps"]}, steps=way.steps)
             control = self._numbers(self.halves[1], chance)
-        return Point(**vars(way), searched=searched, reported=reported, control=control, seconds_per_token=0.0)
+        return ExitPoint(**vars(way), searched=searched, reported=reported, control=control, seconds_per_token=0.0)
 
     def seconds(self, ways: Sequence[_Way], runs: int) -> list[float]:
         """Return wall times per token, in rounds over all ways: what else the machine does meets them all alike."""

@@ -19,7 +19,7 @@ ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effects:
+class NeighbourEffects:
     """One entry for each pair of a target and a neighbour, (pairs,) each."""
 
     effect: Array
@@ -35,7 +35,7 @@ class Effects:
 @torch.no_grad()
 def neighbour_effects(
     network: Any, batches: Sequence[Batch], mask_token: int, targets: Ints, distances: Sequence[int]
-) -> Effects:
+) -> NeighbourEffects:
     """Change each neighbour of each target, one at a time.
 
     Args:
@@ -43,7 +43,7 @@ def neighbour_effects(
         targets: numbers of labelled tokens, counted over all batches.
         distances: signed; a neighbour beyond the ends of a sequence or in its padding is none.
     """
-    found: list[Effects] = []
+    found: list[NeighbourEffects] = []
     before = 0
     for batch in batches:
         assert batch.labelled is not None
@@ -51,12 +51,12 @@ def neighbour_effects(
         found.append(_of_batch(network, batch, mask_token, mine - before, mine, np.asarray(distances)))
         before += len(batch.labelled)
     fields = ("effect", "targets", "distances", "shown")
-    return Effects(**{name: np.concatenate([getattr(one, name) for one in found]) for name in fields})
+    return NeighbourEffects(**{name: np.concatenate([getattr(one, name) for one in found]) for name in fields})
 
 
 def _of_batch(
     network: Any, batch: Batch, mask_token: int, places: Ints, targets: Ints, distances: Ints
-) -> Effects:  # fmt: skip
+) -> NeighbourEffects:  # fmt: skip
     """Args: places, targets: (targets,), numbers among the labelled tokens of this batch and of all."""
     assert batch.labelled is not None
     rows, columns = np.divmod(batch.labelled.cpu().numpy()[places], batch.labels.shape[1])
@@ -70,7 +70,7 @@ def _of_batch(
     none = np.full(len(rows), -1)
     losses = _losses(network, batch, mask_token, np.r_[rows, row], np.r_[columns, column], np.r_[none, neighbour])
     rise = losses[len(rows) :] - losses[: len(rows)][target]
-    return Effects(
+    return NeighbourEffects(
         effect=np.where(shown, -rise, rise), targets=targets[target], distances=distances[which], shown=shown
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from raysweep.errors import DivergedError
 from raysweep.science.statistics.finding import Interval
-from raysweep.science.stress.subject import Losses, Subject
+from raysweep.science.stress.subject import Losses, StressSubject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Turn:
     error: str | None = None
 
 
-def alternation(subject: Subject) -> Iterator[Turn]:
+def alternation(subject: StressSubject) -> Iterator[Turn]:
     """Yield the network as it begins and after each turn; one that diverges is the last."""
     corpora, state = {"a": subject.a, "b": subject.b}, subject.state()
     before = {name: subject.losses(state, corpus) for name, corpus in corpora.items()}

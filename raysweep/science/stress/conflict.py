@@ -11,7 +11,7 @@ from raysweep.contracts import Array, Mask, Slot
 from raysweep.errors import DivergedError
 from raysweep.networks.plasticity.ranking import agreement, average_ranks
 from raysweep.science.statistics.finding import Interval
-from raysweep.science.stress.subject import Losses, Subject
+from raysweep.science.stress.subject import Losses, StressSubject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Conflict:
     pruned: list[Pruned]
 
 
-def conflict(subject: Subject) -> Conflict:
+def conflict(subject: StressSubject) -> Conflict:
     """Score heads on both texts, prune by each ranking, and measure on both.
 
     Raises:
@@ -70,7 +70,7 @@ def summed_ranks(one: Array, other: Array, present: Mask) -> Array:
     return total
 
 
-def _pruned(subject: Subject, name: str, heads: Sequence[Slot], whole: tuple[Losses, Losses]) -> Pruned:
+def _pruned(subject: StressSubject, name: str, heads: Sequence[Slot], whole: tuple[Losses, Losses]) -> Pruned:
     state = subject.state(without=heads)
     try:
         a, b = subject.losses(state, subject.a), subject.losses(state, subject.b)

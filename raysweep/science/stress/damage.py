@@ -18,7 +18,7 @@ from raysweep.contracts import Array, Slot
 from raysweep.errors import DivergedError
 from raysweep.records.schema import recovery
 from raysweep.science.statistics.finding import Interval
-from raysweep.science.stress.subject import Losses, Subject
+from raysweep.science.stress.subject import Losses, StressSubject
 
 DENSE = "dense"
 
@@ -41,7 +41,7 @@ class Arm:
     error: str | None = None
 
 
-def damage(subject: Subject) -> Iterator[Arm]:
+def damage(subject: StressSubject) -> Iterator[Arm]:
     """Yield the dense arm, then the damaged ones; one that diverges says so, and the others go on."""
     whole = subject.losses(subject.state(), subject.a)
     dense = _arm(subject, DENSE, [], whole, None)
@@ -50,7 +50,7 @@ def damage(subject: Subject) -> Iterator[Arm]:
         yield _arm(subject, name, heads, whole, dense.learned)
 
 
-def choices(subject: Subject, scores: Array) -> dict[str, list[Slot]]:
+def choices(subject: StressSubject, scores: Array) -> dict[str, list[Slot]]:
     """Return the heads that each damaged arm loses, by their scores [layers][heads]."""
     highest = subject.lowest(-scores)
     draws = {
@@ -60,7 +60,7 @@ def choices(subject: Subject, scores: Array) -> dict[str, list[Slot]]:
     return {"highest": highest, **draws, "lowest": subject.lowest(scores)}
 
 
-def _drawn(subject: Subject, like: Sequence[Slot], generator: np.random.Generator) -> list[Slot]:
+def _drawn(subject: StressSubject, like: Sequence[Slot], generator: np.random.Generator) -> list[Slot]:
     """Return present heads drawn at random, in every layer as many as there are in `like`."""
     drawn: list[Slot] = []
     for layer, count in sorted(Counter(layer for layer, _ in like).items()):
@@ -69,7 +69,7 @@ def _drawn(subject: Subject, like: Sequence[Slot], generator: np.random.Generato
     return drawn
 
 
-def _arm(subject: Subject, name: str, heads: Sequence[Slot], whole: Losses, dense: float | None) -> Arm:
+def _arm(subject: StressSubject, name: str, heads: Sequence[Slot], whole: Losses, dense: float | None) -> Arm:
     state = subject.state(without=heads)
     at_once: dict[str, Any] = {"arm": name, "heads": list(heads)}
     try:

@@ -16,12 +16,12 @@ from raysweep.job.spec import DataSpec, ModelSpec
 from raysweep.networks.loading import build_network, task_of
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.science.language_models import load_network, trained_task
-from raysweep.science.stress.subject import Question, Subject, corpus_of
+from raysweep.science.stress.subject import StressOptions, StressSubject, corpus_of
 from raysweep.trial.data.examples import Dataset, build_task, check_enough, load_dataset
 from raysweep.trial.runtime import Runtime
 
 
-def check_question(question: Question) -> None:
+def check_question(question: StressOptions) -> None:
     """Check that the strategy exists and takes its options, before anything is loaded.
 
     Raises:
@@ -36,7 +36,7 @@ def check_question(question: Question) -> None:
         raise UsageError(f"--set {option}{given}: {message}")
 
 
-def load_subject(name: str, a: DataSpec, b: DataSpec, question: Question, runtime: Runtime) -> Subject:
+def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, runtime: Runtime) -> StressSubject:
     """Load a model and both texts; `question.baseline` is still to be trained.
 
     A from-scratch size gets a tokenizer trained on A; B is read with the same one.
@@ -64,7 +64,7 @@ def load_subject(name: str, a: DataSpec, b: DataSpec, question: Question, runtim
         corpus_of(data.name, dataset.train, dataset.evaluation, data.probe_windows, question, task, runtime)
         for data, dataset in ((a, first), (b, second))
     ]
-    subject = Subject(
+    subject = StressSubject(
         network=network.to(runtime.device), family=family, head_map=head_map, task=task, a=corpora[0], b=corpora[1],
         question=question, runtime=runtime,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def load_subject(name: str, a: DataSpec, b: DataSpec, question: Question, runtim
     return subject
 
 
-def after_baseline(subject: Subject) -> Subject:
+def after_baseline(subject: StressSubject) -> StressSubject:
     """Return the subject after `question.baseline` steps on as many windows of either text, mixed.
 
     Raises:
@@ -106,7 +106,7 @@ def _check_held_out(dataset: Dataset, data: DataSpec) -> None:
         )
 
 
-def _check_level(subject: Subject) -> None:
+def _check_level(subject: StressSubject) -> None:
     """Check that as many heads may go as are to: one in each layer stays."""
     spare = int((subject.head_map.present.sum(1) - 1).clip(0).sum())
     if not 0 < subject.count <= spare:

@@ -12,7 +12,7 @@ from raysweep.science.stress.conflict import Conflict, conflict
 from raysweep.science.stress.damage import Arm, damage
 from raysweep.science.stress.load import after_baseline
 from raysweep.science.stress.protocols import PROTOCOLS
-from raysweep.science.stress.subject import Question, Subject
+from raysweep.science.stress.subject import StressOptions, StressSubject
 
 TIMED_STEPS = 3
 
@@ -23,7 +23,7 @@ class Stress:
 
     a: str
     b: str
-    question: Question
+    question: StressOptions
     heads: int
     alternation: list[Turn] = field(default_factory=list)
     damage: list[Arm] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Stress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class StressWork:
     """What is to come."""
 
     steps: int
@@ -45,7 +45,7 @@ class Work:
     seconds: float
 
 
-def stress_of(subject: Subject, protocols: Sequence[str]) -> Stress:
+def stress_of(subject: StressSubject, protocols: Sequence[str]) -> Stress:
     """Return a result in which nothing is measured yet."""
     return Stress(
         a=subject.a.name, b=subject.b.name, question=subject.question, heads=subject.head_map.active,
@@ -53,7 +53,7 @@ def stress_of(subject: Subject, protocols: Sequence[str]) -> Stress:
     )  # fmt: skip
 
 
-def work_of(subject: Subject, protocols: Sequence[str]) -> Work:
+def work_of(subject: StressSubject, protocols: Sequence[str]) -> StressWork:
     """Count what the protocols will do, and time a few steps and one evaluation of the network as it is."""
     question = subject.question
     arms = question.draws + len(("dense", "highest", "lowest"))
@@ -67,10 +67,10 @@ def work_of(subject: Subject, protocols: Sequence[str]) -> Work:
     trained = time.perf_counter()
     subject.losses(state, subject.a)
     step, evaluation = (trained - started) / TIMED_STEPS, time.perf_counter() - trained
-    return Work(steps=to_train, evaluations=to_measure, seconds=to_train * step + to_measure * evaluation)
+    return StressWork(steps=to_train, evaluations=to_measure, seconds=to_train * step + to_measure * evaluation)
 
 
-def run(subject: Subject, found: Stress, say: Callable[[str], None]) -> None:
+def run(subject: StressSubject, found: Stress, say: Callable[[str], None]) -> None:
     """Measure what is unfinished, into `found`.
 
     Args:

@@ -21,7 +21,7 @@ from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.objective import NO_LABEL, losses_of
 from raysweep.science.statistics.finding import Interval
 from raysweep.science.statistics.resampling import Ints, interval
-from raysweep.trial.acts import Examiner
+from raysweep.trial.acts import HeadMeter
 from raysweep.trial.data.tokens import BatchOrder
 from raysweep.trial.measures.evaluation import shared_batches
 from raysweep.trial.measures.measures import PROBE_BATCH
@@ -31,7 +31,7 @@ from raysweep.trial.training.loop import Schedule, Training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class StressOptions:
     """What to try."""
 
     steps: int = 100
@@ -83,7 +83,7 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class StressSubject:
     """A network that is never changed: what is trained or damaged is a copy."""
 
     network: Any
@@ -92,7 +92,7 @@ class Subject:
     task: Task
     a: Corpus
     b: Corpus
-    question: Question
+    question: StressOptions
     runtime: Runtime
 
     @property
@@ -155,7 +155,7 @@ class Subject:
     def scores(self, corpus: Corpus) -> Array:
         """Return how important each head is for a text by the strategy, [layers][heads]; see `contracts.Pruner`."""
         pruner = registry.build("prune", self.question.strategy, self.question.options)
-        examiner = Examiner(batches=corpus.probed, runtime=self.runtime, causal=self.task.causal)
+        examiner = HeadMeter(batches=corpus.probed, runtime=self.runtime, causal=self.task.causal)
         statistics: HeadStatistics = examiner.statistics(self.state(), requires=getattr(pruner, "requires", ()))
         found: Array = pruner(statistics, self.generator("scores"))
         return found
@@ -171,7 +171,13 @@ class Subject:
 
 
 def corpus_of(
-    name: str, train: Examples, held_out: Examples, probe_windows: int, question: Question, task: Task, runtime: Runtime
+    name: str,
+    train: Examples,
+    held_out: Examples,
+    probe_windows: int,
+    question: StressOptions,
+    task: Task,
+    runtime: Runtime,
 ) -> Corpus:
     """Return a text as windows (count, tokens) to train on, and batches to measure and to score heads on."""
     return Corpus(

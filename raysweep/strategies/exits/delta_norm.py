@@ -10,7 +10,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.contracts import Look
+    from raysweep.contracts import ExitLook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,6 @@ class Exit:
     reads: ClassVar[Literal["states"]] = "states"
     looks_back: ClassVar[float] = 0
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         change = (look.after - look.before).norm(dim=1) / look.before.norm(dim=1)
         return change < self.threshold, look.memory

@@ -10,7 +10,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.contracts import Look
+    from raysweep.contracts import ExitLook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Exit:
     reads: ClassVar[Literal["predictions"]] = "predictions"
     looks_back: ClassVar[float] = 1
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         assert look.logits is not None
         if look.logits_before is None:
             return look.memory.bool(), look.memory

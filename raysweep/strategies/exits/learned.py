@@ -15,7 +15,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.contracts import Look
+    from raysweep.contracts import ExitLook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Exit:
     reads: ClassVar[Literal["exit_head"]] = "exit_head"
     looks_back: ClassVar[float] = math.inf
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         """Remember the log-probability of being there still."""
         assert look.leave is not None
         still_there = look.memory + (-look.leave.to(look.memory.dtype)).sigmoid().log()

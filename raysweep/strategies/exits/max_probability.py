@@ -10,7 +10,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.contracts import Look
+    from raysweep.contracts import ExitLook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,6 @@ class Exit:
     reads: ClassVar[Literal["predictions"]] = "predictions"
     looks_back: ClassVar[float] = 0
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         assert look.logits is not None
         return look.logits.float().softmax(-1).amax(-1) >= self.probability, look.memory

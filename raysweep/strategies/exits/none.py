@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.contracts import Look
+    from raysweep.contracts import ExitLook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,5 +16,5 @@ class Exit:
     reads: ClassVar[Literal["states"]] = "states"
     looks_back: ClassVar[float] = 0
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         return look.memory.new_zeros(len(look.memory)).bool(), look.memory

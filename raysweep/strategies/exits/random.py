@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.contracts import Look
+    from raysweep.contracts import ExitLook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Exit:
     reads: ClassVar[Literal["chance"]] = "chance"
     looks_back: ClassVar[float] = 0
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         """Leave with the same probability after each step, so that nothing but their mean says when."""
         assert look.chance is not None
         possible = look.steps - look.min_steps + 1

@@ -18,7 +18,7 @@ from raysweep.contracts import Array, Report
 from raysweep.strategies.stopping import PromptRule
 
 
-class Curves:
+class AveragedLosses:
     """Running averages of all trials' losses; a row a trial, a column a report, shares infinite where there is none."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Rule(PromptRule):
         super().__init__()
         self._min_trials = min_trials
         self._grace = grace
-        self._curves = Curves()
+        self._curves = AveragedLosses()
         self._best: dict[int, float] = {}
 
     def judge(self, report: Report) -> str | None:

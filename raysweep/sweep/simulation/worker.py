@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raysweep.contracts import GO, Decision, Interrupted, foremost, obey
+from raysweep.contracts import GO, Decision, Interrupted, first_not_go, raise_unless_go
 from raysweep.errors import DivergedError, TrialError
 from raysweep.job.plan import LOG_EVERY, PhasePlan, TrialPlan, derived_seed
 from raysweep.records.halting import reached, result, verdict
@@ -21,7 +21,7 @@ from raysweep.records.schema import PhaseRecord
 from raysweep.sweep.dispatcher import Assignment, Dispatcher, Event
 from raysweep.sweep.simulation.acts import Change, Trace, change, density, record, step_flops
 from raysweep.sweep.simulation.curves import Curves, Model
-from raysweep.trial.judged import Judged
+from raysweep.trial.judged import JudgedProgress
 
 Time = Iterator[float | None]
 FETCH_SECONDS = 0.1
@@ -133,14 +133,14 @@ class _Trial:
     arm: str = "main"
 
     def run(self) -> Time:
-        plan, judged = self.plan, Judged(plan=self.plan, ask=self.worker.dispatcher.ask)
+        plan, judged = self.plan, JudgedProgress(plan=self.plan, ask=self.worker.dispatcher.ask)
         own: list[PhaseRecord] = []
         for phase in plan.phases:
             own.append((yield from self._record_of(phase, judged)))
             decision = judged.finished(phase, own[-1])
             if verdict(own, plan.halting) or phase is plan.phases[-1]:
                 break
-            obey(decision)
+            raise_unless_go(decision)
         kept, _ = result(own, plan.halting)
         for arm, phases in plan.controls.items():
             self.arm, self.model = arm, None
@@ -157,13 +157,13 @@ class _Trial:
             event = {"type": "control_failed", "trial": self.plan.trial, "arm": self.arm, "error": str(error)}
             self.worker.dispatcher.post(event)
 
-    def _record_of(self, phase: PhasePlan, judged: Judged | None) -> Generator[float | None, None, PhaseRecord]:
+    def _record_of(self, phase: PhasePlan, judged: JudgedProgress | None) -> Generator[float | None, None, PhaseRecord]:
         """Take a phase from the store, or run it."""
         worker, reused = self.worker, phase.key in self.worker.store.outcomes
         if reused:
             yield from worker.passes(FETCH_SECONDS)
         else:
-            obey(worker.dispatcher.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
+            raise_unless_go(worker.dispatcher.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
             yield from _Phase(trial=self, phase=phase, judged=judged).run()
         known, self.model = worker.store.outcomes[phase.key]
         record = replace(known, trial=self.plan.trial, arm=self.arm, reused=reused)
@@ -177,7 +177,7 @@ class _Phase:
 
     trial: _Trial
     phase: PhasePlan
-    judged: Judged | None
+    judged: JudgedProgress | None
     before: Model = field(init=False)
     changed: Change = field(init=False)
     trace: Trace = field(init=False)
@@ -249,10 +249,10 @@ class _Phase:
             return
         if params["evaluate_every"] and step % params["evaluate_every"] == 0:
             decisions.append(self._evaluate(step))
-        decision = foremost(decisions)
+        decision = first_not_go(decisions)
         if decision.action in ("pause", "leave") or step % self.trial.plan.checkpoint_every_steps == 0:
             worker.store.partial[self.phase.key] = self.trace.copy()
-        obey(decision)
+        raise_unless_go(decision)
 
     def _evaluate(self, step: int) -> Decision:
         plan = self.trial.plan

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from raysweep.job.plan import TrialPlan
-from raysweep.trial.acts import Examiner
+from raysweep.trial.acts import HeadMeter
 from raysweep.trial.data.tokens import BatchOrder
 from raysweep.trial.data.trial_data import trial_data, trial_task
 from raysweep.trial.measures.evaluation import evaluate, shared_batches
@@ -65,7 +65,7 @@ def _measure(plan: TrialPlan, workers: int, runtime: Runtime) -> Calibration:
     evaluation = shared_batches(data.evaluation, share, task, runtime)
     evaluate(state.model, evaluation, runtime, plan.training["precision"])
     probed = shared_batches(data.train[: plan.data["probe_windows"]], PROBE_BATCH, task, runtime)
-    Examiner(batches=probed, runtime=runtime, causal=task.causal).statistics(state)
+    HeadMeter(batches=probed, runtime=runtime, causal=task.causal).statistics(state)
     return Calibration(step=median(per_step[WARMUP:]), rest=(_now(runtime) - started) / workers, steps=STEPS)
 
 

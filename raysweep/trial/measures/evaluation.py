@@ -25,7 +25,7 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS, NGRAM = 3, 16, 32, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class HeldOut:
     """Held-out numbers over all labels, all ranks together."""
 
     loss: float
@@ -39,7 +39,7 @@ class Measured:
 @torch.no_grad()
 def evaluate(
     model: PlasticModel, batches: Sequence[Batch], runtime: Runtime, precision: str, num_classes: int = 0
-) -> Measured:
+) -> HeldOut:
     """Measure a model on this rank's share of the held-out batches (any number).
 
     Args:
@@ -69,7 +69,7 @@ def evaluate(
     if not math.isfinite(loss):
         raise DivergedError(f"the held-out loss is {loss}.")
     metrics = classification_metrics(np.reshape(counts, (num_classes, num_classes))) if num_classes else {}
-    return Measured(loss=loss, accuracy=hits / count, metrics=metrics)
+    return HeldOut(loss=loss, accuracy=hits / count, metrics=metrics)
 
 
 def held_out_sha256(examples: Examples, task: Task) -> str:

@@ -28,7 +28,7 @@ Seeded = tuple[Batch, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class ExitNumbers:
     """Numbers over all labels, all ranks together."""
 
     loss: float
@@ -92,7 +92,7 @@ def seeded_batches(
 def measure_inference(
     network: Any, batches: Sequence[Seeded], rule: Exit,
     *, steps: int, min_steps: int = 1, runtime: Runtime, precision: str,
-) -> Measured:  # fmt: skip
+) -> ExitNumbers:  # fmt: skip
     """Measure a network on this rank's share of held-out batches (any number), with tokens leaving by a rule.
 
     Raises:
@@ -115,4 +115,4 @@ def measure_inference(
     loss = loss_sum / count
     if not math.isfinite(loss):
         raise DivergedError(f"the held-out loss is {loss}.")
-    return Measured(loss=loss, accuracy=hits / count, flops_per_token=flops / places, mean_steps=taken / real)
+    return ExitNumbers(loss=loss, accuracy=hits / count, flops_per_token=flops / places, mean_steps=taken / real)

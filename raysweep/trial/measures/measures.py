@@ -16,10 +16,10 @@ from raysweep.networks.plasticity.accounting import (
 )
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.records.schema import perplexity
-from raysweep.trial.acts import Examiner
+from raysweep.trial.acts import HeadMeter
 from raysweep.trial.data.examples import Dataset
 from raysweep.trial.data.trial_data import trial_data, trial_task
-from raysweep.trial.measures.evaluation import Measured, evaluate, shared_batches, write_samples
+from raysweep.trial.measures.evaluation import HeldOut, evaluate, shared_batches, write_samples
 from raysweep.trial.measures.inference import halves_of, measure_inference, present_network, rule_of, seeded_batches
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
@@ -61,7 +61,7 @@ class Measures:
             "params": active_parameters(state.model, state.head_map),
         }
 
-    def held_out(self, state: TrialState) -> Measured:
+    def held_out(self, state: TrialState) -> HeldOut:
         batches = shared_batches(self.data.evaluation, self.plan.training["batch_size"], self.task, self.runtime)
         classes = self.data.facts.num_classes or 0
         return evaluate(state.model, batches, self.runtime, self.plan.training["precision"], classes)
@@ -88,11 +88,11 @@ class Measures:
         found: list[dict[str, Any]] = self.runtime.from_rank_0(self._written(state) if self.runtime.rank == 0 else None)
         return found
 
-    def examiner(self) -> Examiner:
+    def examiner(self) -> HeadMeter:
         """Return what measures heads, on the probe: the first training examples."""
         probed = self.data.train[: self.plan.data["probe_windows"]]
         batches = shared_batches(probed, PROBE_BATCH, self.task, self.runtime)
-        return Examiner(batches=batches, runtime=self.runtime, causal=self.task.causal)
+        return HeadMeter(batches=batches, runtime=self.runtime, causal=self.task.causal)
 
     def step_flops(self, state: TrialState, head_map: HeadMap) -> float:
         """Return what a training step takes on some heads."""

@@ -37,7 +37,7 @@ SLICES = "slices.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class PhaseOutcome:
     """What a phase left behind, tensors aside."""
 
     trial: int
@@ -82,14 +82,14 @@ class PhaseStore:
         self.warn = warn
         folder.mkdir(parents=True, exist_ok=True)
 
-    def find(self, key: str) -> Outcome | None:
+    def find(self, key: str) -> PhaseOutcome | None:
         """Return a phase's outcome; None where there is none, or only a damaged one, which is set aside."""
         folder = self.folder / key
         if not folder.is_dir():
             return None
         if not self._as_written(folder, [OUTCOME]):
             return None
-        return Outcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
+        return PhaseOutcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
 
     def missing(self, key: str) -> str | None:
         """Return the last phase that must be run again before the state after a phase can be restored; None: it can.
@@ -113,7 +113,7 @@ class PhaseStore:
     def save(
         self,
         key: str,
-        outcome: Outcome,
+        outcome: PhaseOutcome,
         tensors: Mapping[str, torch.Tensor] | None,
         slices: Mapping[str, torch.Tensor] | None = None,
     ) -> None:

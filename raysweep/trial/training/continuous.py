@@ -11,7 +11,7 @@ import torch
 
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.surgery import slice_name, slice_named
-from raysweep.trial.acts import Examiner, grow, measure, prune, regrown
+from raysweep.trial.acts import HeadMeter, grow, measure, prune, regrown
 from raysweep.trial.state import TrialState
 
 PREFIX = "events/"
@@ -24,7 +24,7 @@ class Events:
     state: TrialState
     planned: Sequence[dict[str, Any]]
     """Each a step, and the prune, measure and grow that happen before it."""
-    examiner: Examiner
+    examiner: HeadMeter
     measure: Callable[[], dict[str, Any]]
     """Held-out numbers, as in every phase record: every present head's gate is open."""
     seed_second_moments: bool

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysweep.contracts import GO, Decision, foremost, obey
+from raysweep.contracts import GO, Decision, first_not_go, raise_unless_go
 from raysweep.job.plan import PhasePlan, derived_seed
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.trial.data.tokens import BatchOrder
-from raysweep.trial.judged import Judged
+from raysweep.trial.judged import JudgedProgress
 from raysweep.trial.measures.measures import Measures
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import Partial, PhaseStore
@@ -29,7 +29,7 @@ class PhaseTraining:
     state: TrialState
     measures: Measures
     store: PhaseStore
-    judged: Judged | None
+    judged: JudgedProgress | None
     """Told of the held-out losses on the way, where they count."""
     events: Events | None = None
     """What happens to heads between two steps."""
@@ -110,15 +110,15 @@ class PhaseTraining:
         return start
 
     def _between_steps(self, step: int) -> None:
-        """Report an evaluation of this step; leave a checkpoint where one is due or the trial goes; obey the sweep."""
+        """Report an evaluation of this step, and write a checkpoint where one is due or the sweep ends the trial."""
         training = self._training
         if training.evaluations and training.evaluations[-1]["step"] == step:
             self._answers.append(self._report(training.evaluations[-1]))
-        decision = foremost(self._answers)
+        decision = first_not_go(self._answers)
         self._answers.clear()
         if decision.action in ("pause", "leave") or step % self.measures.plan.checkpoint_every_steps == 0:
             self._checkpoint(step)
-        obey(decision)
+        raise_unless_go(decision)
 
     def _checkpoint(self, step: int) -> None:
         training, events = self._training, self.events

@@ -10,7 +10,7 @@ import torch
 
 from raysweep.contracts import HeadSlice, Slot
 from raysweep.networks.plasticity.surgery import slice_name, snapshot
-from raysweep.trial.acts import Examiner
+from raysweep.trial.acts import HeadMeter
 from raysweep.trial.state import TrialState
 
 PREFIX = "trajectory/"
@@ -27,7 +27,7 @@ class Trajectory:
     """
 
     state: TrialState
-    examiner: Examiner
+    examiner: HeadMeter
     gate: Callable[[int, int], float]
     steps: int
     every: int

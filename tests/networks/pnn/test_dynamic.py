@@ -9,7 +9,7 @@ import torch
 from support.recurrent import LENGTH, RULES, VARIANTS, batch_of, network_of, rule_of, tokens_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysweep.contracts import Batch, Look
+from raysweep.contracts import Batch, ExitLook
 from raysweep.errors import ModelError
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.config import PnnVisionConfig
@@ -132,7 +132,7 @@ class Planned:
     def __init__(self, stays: torch.Tensor) -> None:
         self.stays = stays
 
-    def __call__(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         return ~self.stays[-len(look.after) :] if len(look.after) == 21 else look.memory.bool(), look.memory
 
 

@@ -10,7 +10,7 @@ import torch
 from support.subjects import FACTS, LENGTH, tiny_pnn, tiny_subject
 
 from raysweep.science.pnn.analyses.neighbour_visibility import DECAY, Analysis, choose, conclude, slopes
-from raysweep.science.pnn.neighbours import Effects, neighbour_effects
+from raysweep.science.pnn.neighbours import NeighbourEffects, neighbour_effects
 
 MASK = FACTS.mask_token
 
@@ -60,7 +60,7 @@ def planted(near: float, far: float, noise: float = 0.05) -> Any:
     generator = np.random.default_rng(0)
     targets, distances = np.repeat(np.arange(40), 8), np.tile([-8, -4, -2, -1, 1, 2, 4, 8], 40)
     worth = np.where(np.abs(distances) <= 2, near, far)
-    effects = Effects(
+    effects = NeighbourEffects(
         effect=worth + noise * generator.normal(size=320), targets=targets, distances=distances,
         shown=np.arange(320) % 3 == 0,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_the_verdict_follows_from_the_effects(near: float, far: float, verdict: 
 
 
 def test_the_slope_is_within_each_target() -> None:
-    effects = Effects(
+    effects = NeighbourEffects(
         effect=np.array([3.0, 2.0, 1.0, 5.0, 9.0, 9.0]), targets=np.array([0, 0, 0, 4, 7, 7]),
         distances=np.array([1, -2, 4, 1, 3, -3]), shown=np.zeros(6, bool),
     )  # fmt: skip

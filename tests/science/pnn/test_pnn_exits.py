@@ -16,7 +16,7 @@ from support.recurrent import network_of
 from raysweep.contracts import Facts
 from raysweep.job import registry
 from raysweep.reports.plots.exit_curves import draw_exit_curves
-from raysweep.science.pnn.exit_curves import ExitCurves, Point, exit_curves
+from raysweep.science.pnn.exit_curves import ExitCurves, ExitPoint, exit_curves
 from raysweep.trial.measures.inference import halves_of, seeded_batches
 
 THRESHOLDS = {"delta_norm": ("threshold", (0.2, 0.4)), "patience": ("patience", (1,)), "learned": ("quantile", (0.5,))}
@@ -52,10 +52,10 @@ def test_without_an_exit_head_nothing_is_learned() -> None:
     assert "learned" not in {point.exit for point in curves_of(step_weights="linear").points}
 
 
-def point(exit: str, accuracy: float, flops: float, seconds: float = 1.0, **more: Any) -> Point:
+def point(exit: str, accuracy: float, flops: float, seconds: float = 1.0, **more: Any) -> ExitPoint:
     numbers = {"accuracy": accuracy, "flops_per_token": flops, "mean_steps": 2.0}
     about: dict[str, Any] = {"options": {}, "steps": 2, "searched": numbers, "reported": numbers} | more
-    return Point(exit=exit, seconds_per_token=seconds, **about)
+    return ExitPoint(exit=exit, seconds_per_token=seconds, **about)
 
 
 def test_savings_are_chosen_on_one_half_and_told_of_the_other() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.recurrent import RULES, batch_of, network_of, rule_of, tokens_of
 
-from raysweep.contracts import Batch, Look
+from raysweep.contracts import Batch, ExitLook
 from raysweep.job import registry
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.dynamic import infer
@@ -18,10 +18,10 @@ from raysweep.networks.pnn.supervision import exit_probabilities
 from raysweep.strategies.exits.random import leaving_probability
 
 
-def look(step: int = 1, tokens: int = 2, steps: int = 4, min_steps: int = 1, **seen: Any) -> Look:
+def look(step: int = 1, tokens: int = 2, steps: int = 4, min_steps: int = 1, **seen: Any) -> ExitLook:
     zeros = torch.zeros(tokens, 3)
     about = {"before": zeros, "after": zeros, "memory": torch.zeros(tokens, dtype=torch.float64)} | seen
-    return Look(step=step, steps=steps, min_steps=min_steps, **about)
+    return ExitLook(step=step, steps=steps, min_steps=min_steps, **about)
 
 
 def test_every_rule_is_tried_here() -> None:

@@ -29,7 +29,7 @@ from raysweep.records.schema import PhaseRecord
 from raysweep.reports.summary import sweep_state
 from raysweep.reports.tensorboard.writer import TrialWriter
 from raysweep.trial.forecast.preflight import preflight
-from raysweep.trial.measures.inference import Measured, check_inference, measure_inference, seeded_batches
+from raysweep.trial.measures.inference import ExitNumbers, check_inference, measure_inference, seeded_batches
 
 PNN: dict[str, Any] = {"model__name": "pnn-nano", "cycle__prune": None, "cycle__grow": None, "cycle__learn": None,
                        "cycle__cycles": 1}  # fmt: skip
@@ -96,7 +96,7 @@ def test_it_is_the_same_in_any_batches_and_changes_nothing(tmp_path: Path) -> No
     task = registry.load("tasks", "masked_lm")(facts=Facts(vocab_size=1024, mask_token=2))
     examples = torch.randint(3, 1024, (7, 32), generator=torch.Generator().manual_seed(0)).numpy()
 
-    def measured(batch_size: int) -> Measured:
+    def measured(batch_size: int) -> ExitNumbers:
         return measure_inference(
             network.double(), seeded_batches(examples, range(7), batch_size, task, cpu()),
             registry.build("exits", "delta_norm", {"threshold": 0.42}), steps=4, runtime=cpu(), precision="fp32",

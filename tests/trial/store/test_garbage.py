@@ -26,7 +26,7 @@ from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, Proposal
 from raysweep.trial.exports.load import load_model
 from raysweep.trial.store.garbage import Keep, Survey, collect, survey
-from raysweep.trial.store.phase_store import TENSORS, Outcome, PhaseStore
+from raysweep.trial.store.phase_store import TENSORS, PhaseOutcome, PhaseStore
 
 WEIGHTS = {"w": torch.zeros(100)}
 LABELS = ("baseline", "prune", "measure", "grow", "learn", "prune@2", "measure@2", "grow@2", "learn@2")
@@ -57,7 +57,7 @@ def add(
         folder.add_phase(record)
         if owner == trial:
             history = [earlier.key for earlier in records]
-            outcome = Outcome(trial=trial, record=record.to_dict(), reference_entropy=None, history=history)
+            outcome = PhaseOutcome(trial=trial, record=record.to_dict(), reference_entropy=None, history=history)
             trained, changed = record.phase in ("baseline", "learn"), record.phase in ("prune", "grow")
             store.save(record.key, outcome, WEIGHTS if trained else None, WEIGHTS if changed else None)
     if status is not None:
@@ -191,7 +191,7 @@ def test_baselines_stay_while_the_search_goes_on(tmp_path: Path) -> None:
 def test_nothing_goes_that_no_record_knows(tmp_path: Path) -> None:
     folder = empty_sweep(tmp_path, trials=1)
     add(folder, 1, {"baseline": 3.0, "learn": 2.0})
-    outcome = Outcome(trial=1, record={"phase": "learn"}, reference_entropy=None, history=["strange"])
+    outcome = PhaseOutcome(trial=1, record={"phase": "learn"}, reference_entropy=None, history=["strange"])
     PhaseStore(folder.store).save("strange", outcome, WEIGHTS)
     assert collected(folder) == ["baseline-of-1"]
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from raysweep.errors import DiskFullError
 from raysweep.records import atomic_folders as entries
-from raysweep.trial.store.phase_store import Outcome, Partial, PhaseStore, sweep_up
+from raysweep.trial.store.phase_store import Partial, PhaseOutcome, PhaseStore, sweep_up
 
 KEY = "0123456789abcdef0123"
 
@@ -32,8 +32,8 @@ def store(tmp_path: Path) -> PhaseStore:
     return PhaseStore(tmp_path / "not" / "yet" / "there")
 
 
-def outcome(**record: Any) -> Outcome:
-    return Outcome(
+def outcome(**record: Any) -> PhaseOutcome:
+    return PhaseOutcome(
         trial=3, record={"phase": "prune", "loss": 1.5} | record, reference_entropy=[[0.1, None], [1 / 3, 0.0]],
         history=["a", KEY],
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_the_lease_of_a_dead_process_is_free(store: PhaseStore) -> None:
 
 
 def saved(store: PhaseStore, key: str = KEY, history: list[str] | None = None, **content: Any) -> Path:
-    done = Outcome(trial=3, record={"phase": "learn"}, reference_entropy=None, history=history or [key])
+    done = PhaseOutcome(trial=3, record={"phase": "learn"}, reference_entropy=None, history=history or [key])
     store.save(key, done, content.get("tensors"), content.get("slices"))
     return store.folder / key
 
@@ -328,9 +328,9 @@ def test_a_damaged_checkpoint_is_passed_over(store: PhaseStore, name: str, damag
 WRITER = """
 import sys, torch
 from pathlib import Path
-from raysweep.trial.store.phase_store import Outcome, PhaseStore
+from raysweep.trial.store.phase_store import PhaseOutcome, PhaseStore
 store, number = PhaseStore(Path(sys.argv[1])), int(sys.argv[2])
-outcome = Outcome(trial=number, record={"phase": "learn"}, reference_entropy=None, history=["k"])
+outcome = PhaseOutcome(trial=number, record={"phase": "learn"}, reference_entropy=None, history=["k"])
 tensors = {f"w{index}": torch.full((100_000,), float(number)) for index in range(20)}
 print("ready", flush=True)
 sys.stdin.readline()

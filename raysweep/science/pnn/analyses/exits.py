@@ -14,7 +14,7 @@ from raysweep.errors import NotApplicableError
 from raysweep.job import registry
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.dynamic import infer
-from raysweep.science.pnn.exit_curves import CONTROL, FIXED, ExitCurves, Point, exit_curves
+from raysweep.science.pnn.exit_curves import CONTROL, FIXED, ExitCurves, ExitPoint, exit_curves
 from raysweep.science.pnn.subject import Subject
 from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
 from raysweep.science.statistics.resampling import Ints, paired
@@ -89,7 +89,7 @@ def _compared(curves: ExitCurves, subject: Subject, half: Sequence[Seeded]) -> l
     return adjusted(found)
 
 
-def _chosen(curves: ExitCurves) -> list[Point]:
+def _chosen(curves: ExitCurves) -> list[ExitPoint]:
     kept = [(saving.exit, saving.chosen) for saving in curves.savings if saving.exit != FIXED]
     return [point for point in curves.points if (point.exit, {**point.options, "steps": point.steps}) in kept]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from raysweep.contracts import Array
-from raysweep.science.pnn.neighbours import Effects, neighbour_effects
+from raysweep.science.pnn.neighbours import NeighbourEffects, neighbour_effects
 from raysweep.science.pnn.subject import Subject
 from raysweep.science.pnn.trace import labelled_places
 from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
@@ -53,7 +53,9 @@ def choose(sequences: Ints, generator: np.random.Generator) -> Ints:
     return np.sort(np.concatenate(drawn))
 
 
-def conclude(effects: Effects, null: Effects, sequences: Ints, generator: np.random.Generator) -> Finding:
+def conclude(
+    effects: NeighbourEffects, null: NeighbourEffects, sequences: Ints, generator: np.random.Generator
+) -> Finding:
     """Judge the effects of neighbours; `null` are those of the untrained network, `sequences` each masked token's."""
     tested = {**_by_distance(effects, sequences), DECAY: slopes(effects, sequences)}
     comparisons = adjusted([
@@ -70,7 +72,7 @@ def conclude(effects: Effects, null: Effects, sequences: Ints, generator: np.ran
     )  # fmt: skip
 
 
-def slopes(effects: Effects, sequences: Ints) -> tuple[Array, Ints]:
+def slopes(effects: NeighbourEffects, sequences: Ints) -> tuple[Array, Ints]:
     """Return each target's least-squares slope of the effect over log2 of the distance, and its sequence.
 
     Only targets with neighbours at two distances or more have one.
@@ -104,7 +106,7 @@ def _distances(subject: Subject) -> list[int]:
     return [distance for distance in DISTANCES if distance < length]
 
 
-def _by_distance(effects: Effects, sequences: Ints) -> dict[str, tuple[Array, Ints]]:
+def _by_distance(effects: NeighbourEffects, sequences: Ints) -> dict[str, tuple[Array, Ints]]:
     """Return the effects and their sequences at each distance: all, those of neighbours shown, those of hidden."""
     found = {}
     far = np.abs(effects.distances)
@@ -116,7 +118,7 @@ def _by_distance(effects: Effects, sequences: Ints) -> dict[str, tuple[Array, In
     return found
 
 
-def _sides(effects: Effects) -> dict[str, Any]:
+def _sides(effects: NeighbourEffects) -> dict[str, Any]:
     """Return the mean effect and the number of pairs at each signed distance."""
     return {
         str(distance): {"mean": float(effects.effect[effects.distances == distance].mean()),
@@ -125,8 +127,8 @@ def _sides(effects: Effects) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _panel(effects: Effects, null: Effects, sequences: Ints, generator: np.random.Generator) -> Panel:
-    both: Mapping[str, Effects] = {"trained": effects, "untrained": null}
+def _panel(effects: NeighbourEffects, null: NeighbourEffects, sequences: Ints, generator: np.random.Generator) -> Panel:
+    both: Mapping[str, NeighbourEffects] = {"trained": effects, "untrained": null}
     return Panel(
         title="Worth of one neighbour in sight", kind="lines", x_label="distance", y_label="gain of log p (nats)",
         level=0.0,
@@ -134,7 +136,7 @@ def _panel(effects: Effects, null: Effects, sequences: Ints, generator: np.rando
     )  # fmt: skip
 
 
-def _line(name: str, effects: Effects, sequences: Ints, generator: np.random.Generator) -> Series:
+def _line(name: str, effects: NeighbourEffects, sequences: Ints, generator: np.random.Generator) -> Series:
     far = np.abs(effects.distances)
     distances = np.unique(far)
     means = [
