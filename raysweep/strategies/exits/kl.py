@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
+
+from raysweep import contracts
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exit:
+class Exit(contracts.Exit):
     divergence: Annotated[float, Field(gt=0)]
     """Nats below which it leaves; the first comparison is after step 2."""
-    reads: ClassVar[Literal["predictions"]] = "predictions"
-    looks_back: ClassVar[float] = 1
+    reads = "predictions"
+    looks_back = 1
 
     def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         assert look.logits is not None

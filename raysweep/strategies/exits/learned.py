@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
+
+from raysweep import contracts
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exit:
+class Exit(contracts.Exit):
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Probability of having left, beyond which it leaves."""
-    reads: ClassVar[Literal["exit_head"]] = "exit_head"
-    looks_back: ClassVar[float] = math.inf
+    reads = "exit_head"
+    looks_back = math.inf
 
     def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         """Remember the log-probability of being there still."""

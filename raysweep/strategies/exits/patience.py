@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
+
+from raysweep import contracts
 
 if TYPE_CHECKING:
     import torch
@@ -14,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exit:
+class Exit(contracts.Exit):
     patience: Annotated[int, Field(ge=1)] = 1
     """Times in a row that the largest logit must repeat itself; first looked at after step 1."""
-    reads: ClassVar[Literal["predictions"]] = "predictions"
+    reads = "predictions"
 
     @property
     def looks_back(self) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from scipy.optimize import brentq
+
+from raysweep import contracts
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exit:
+class Exit(contracts.Exit):
     mean_steps: Annotated[float, Field(ge=1)]
     """Expected steps of a token, between the fewest and the most."""
-    reads: ClassVar[Literal["chance"]] = "chance"
-    looks_back: ClassVar[float] = 0
+    reads = "chance"
+    looks_back = 0
 
     def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
         """Leave with the same probability after each step, so that nothing but their mean says when."""

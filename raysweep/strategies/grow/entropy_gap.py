@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysweep import contracts
 from raysweep.contracts import HeadStatistics, Slot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grower:
+class Grower(contracts.Grower):
     def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
         before = statistics.reference_entropy
         assert before is not None

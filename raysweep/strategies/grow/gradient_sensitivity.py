@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysweep import contracts
 from raysweep.contracts import HeadStatistics, SensitivityForm, Slot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grower:
+class Grower(contracts.Grower):
     form: SensitivityForm | None = None
     """Default: the first one that fits the initialisation in use."""
 

@@ -10,16 +10,16 @@ j-th block of head_dim directions. Where a key/value group lives, its value is n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep import contracts
+from raysweep.contracts import NewSlice
 from raysweep.networks.plasticity.draws import fill_normal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initializer:
-    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gradmax",)
-    needs: ClassVar[Literal["directions"]] = "directions"
+class Initializer(contracts.Initializer):
+    forms = ("gradmax",)
+    needs = "directions"
 
     def __call__(self, new: NewSlice) -> None:
         if new.given is not None:

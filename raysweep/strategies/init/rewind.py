@@ -8,15 +8,15 @@ al. 2020, arXiv 2003.02389, section 3, which rewinds to an earlier step instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep import contracts
+from raysweep.contracts import NewSlice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initializer:
-    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gate",)
-    needs: ClassVar[Literal["stored"]] = "stored"
+class Initializer(contracts.Initializer):
+    forms = ("gate",)
+    needs = "stored"
 
     def __call__(self, new: NewSlice) -> None:
         assert new.given is not None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep import contracts
+from raysweep.contracts import NewSlice
 from raysweep.networks.plasticity.draws import fill_normal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initializer:
-    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gate",)
-    needs: ClassVar[Literal["nothing"]] = "nothing"
+class Initializer(contracts.Initializer):
+    forms = ("gate",)
+    needs = "nothing"
 
     def __call__(self, new: NewSlice) -> None:
         if new.weights.dim() == 1:

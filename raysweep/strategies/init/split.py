@@ -12,18 +12,19 @@ moments begin as those of every new head.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep import contracts
+from raysweep.contracts import NewSlice
 from raysweep.networks.plasticity.draws import fill_normal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initializer:
-    forms: ClassVar[tuple[SensitivityForm, ...]] = ("gate",)
-    needs: ClassVar[Literal["donor"]] = "donor"
+class Initializer(contracts.Initializer):
+    forms = ("gate",)
+    needs = "donor"
 
     noise: Annotated[float, Field(gt=0)] = 0.5
     """Standard deviation of e, in units of the model's initializer range."""

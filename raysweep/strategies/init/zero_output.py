@@ -7,16 +7,16 @@ arXiv 2308.06103, head addition).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep import contracts
+from raysweep.contracts import NewSlice
 from raysweep.networks.plasticity.draws import fill_normal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initializer:
-    forms: ClassVar[tuple[SensitivityForm, ...]] = ("output", "gradmax")
-    needs: ClassVar[Literal["nothing"]] = "nothing"
+class Initializer(contracts.Initializer):
+    forms = ("output", "gradmax")
+    needs = "nothing"
 
     def __call__(self, new: NewSlice) -> None:
         if new.role == "output" or new.weights.dim() == 1:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator
 
+from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics, Mask
 from raysweep.errors import known_names_hint
 from raysweep.job import registry
@@ -46,7 +47,7 @@ def _checked(weights: dict[str, float]) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner:
+class Pruner(contracts.Pruner):
     weights: Annotated[dict[str, float], AfterValidator(_checked)] = field(
         metadata={
             "help": "say what each score weighs, such as {taylor: 1.0, magnitude: 0.5}",

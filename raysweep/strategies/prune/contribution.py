@@ -6,16 +6,16 @@ The truth that the other scores estimate, one head at a time; with `rounds`, gre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
+from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner:
-    requires: ClassVar[tuple[str, ...]] = ("contribution",)
+class Pruner(contracts.Pruner):
+    requires = ("contribution",)
 
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
         assert statistics.contribution is not None

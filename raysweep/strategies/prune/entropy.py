@@ -12,11 +12,12 @@ from typing import Literal
 
 import numpy as np
 
+from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner:
+class Pruner(contracts.Pruner):
     direction: Literal["high", "low"] = field(metadata={"help": "say which heads go first, 'high' or 'low' entropy"})
     sink_free: bool = False
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner:
+class Pruner(contracts.Pruner):
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
         return statistics.fisher

@@ -7,11 +7,12 @@ from typing import Literal
 
 import numpy as np
 
+from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner:
+class Pruner(contracts.Pruner):
     form: Literal["raw", "ov", "qk"] = "raw"
 
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from raysweep.contracts import Draw, SearchFeature
+from raysweep import contracts
+from raysweep.contracts import Draw
 
 BELOW_ONE = 1 - 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     population: Annotated[int, Field(ge=2)] | None = None
     """Completed trials that make a step. Default: 4 + 3 ln(parameters), rounded down."""
     sigma: Annotated[float, Field(gt=0, le=1)] = 1 / 6
     """Standard deviation at the start, as a share of each range; the mean is in the middle."""
 
-    cannot: ClassVar[tuple[SearchFeature, ...]] = ("choice", "condition", "objectives", "constraints")
+    cannot = ("choice", "condition", "objectives", "constraints")
 
     def propose(self, draw: Draw) -> Mapping[str, Any]:
         import cmaes

@@ -6,8 +6,9 @@ It learns from completed trials only, and waits for none: running ones count as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+from raysweep import contracts
 from raysweep.contracts import Draw
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     startup_trials: int = 10
     """Trials drawn at random before the model is used."""
 
-    whole: ClassVar[bool] = True
+    whole = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         import optuna

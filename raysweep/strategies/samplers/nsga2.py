@@ -7,10 +7,11 @@ Generation g is the g-th `population` of completed trials, in the order in which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import TOLD, Draw
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     population: Annotated[int, Field(ge=2)] = 20
     """Completed trials of a generation."""
     crossover: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Probability that a point has two parents."""
 
-    whole: ClassVar[bool] = True
+    whole = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         return _by_order_of_results()(population_size=self.population, crossover_prob=self.crossover, seed=draw.seed)

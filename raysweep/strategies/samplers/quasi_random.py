@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raysweep import contracts
 from raysweep.contracts import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     sequence: Literal["sobol", "halton"] = "sobol"
     """Sobol is most even after 2, 4, 8, ... trials; Halton has no such numbers."""
 

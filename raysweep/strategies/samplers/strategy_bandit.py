@@ -15,12 +15,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from raysweep.contracts import DIVERGED, Draw, SearchFeature
+from raysweep import contracts
+from raysweep.contracts import DIVERGED, Draw
 from raysweep.job.checks.samplers import strategies_of
 from raysweep.job.parameter import Parameter
 from raysweep.meta.effects import Effects, normal_scores, posterior, top_two
@@ -37,7 +38,7 @@ Arm = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     exploration: Annotated[float, Field(ge=0.1, le=1)] = 0.1
     """Share of points drawn as `random` would, to the end: none is ever given up, and some trials are always fair."""
     leader: Annotated[float, Field(gt=0, le=1)] = 0.7
@@ -45,7 +46,7 @@ class Sampler:
     startup_trials: int = 10
     """Ended trials before settings are drawn by TPE."""
 
-    cannot: ClassVar[tuple[SearchFeature, ...]] = ("strategies", "objectives")
+    cannot = ("strategies", "objectives")
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         return _told_by_the_study()(self, draw)

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raysweep import contracts
 from raysweep.contracts import Draw
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     startup_trials: int = 10
     """Trials drawn at random before the model is used."""
 

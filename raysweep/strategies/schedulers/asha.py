@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raysweep import contracts
 from raysweep.contracts import Report
 from raysweep.strategies.stopping import PromptRule, Reduction, Share, is_reached, num_best, rungs_from
 
@@ -44,7 +45,7 @@ class Rule(PromptRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     reduction: Reduction = 3.0
     """1/reduction of the trials go on from each rung to the next, which lies at reduction times the compute."""
     first: Share | None = None

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import Decision, Report
 from raysweep.strategies.schedulers import asha
 from raysweep.strategies.stopping import ROUNDING, Reduction, rungs_from
@@ -52,7 +53,7 @@ def evenly_mixed(counts: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     reduction: Reduction = 3.0
     """1/reduction of a bracket's trials go on from each rung to the next, which lies at reduction times the compute."""
     brackets: Annotated[int, Field(ge=1)] = 3

@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import Array, Report
 from raysweep.strategies.stopping import PromptRule
 
@@ -75,7 +76,7 @@ class Rule(PromptRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     min_trials: Annotated[int, Field(ge=1)] = 5
     """Others that must have come as far before a trial is judged."""
     grace: Annotated[float, Field(ge=0, lt=1)] = 0.1

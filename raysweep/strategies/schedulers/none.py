@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raysweep import contracts
 from raysweep.contracts import Report
 from raysweep.strategies.stopping import PromptRule
 
@@ -13,6 +14,6 @@ class Rule(PromptRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     def build(self, trials: int) -> Rule:
         return Rule()

@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import Report
 from raysweep.strategies.stopping import PromptRule
 
@@ -53,7 +54,7 @@ def slope(x: list[float], y: list[float]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     min_slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
     """Nats by which the loss would have to fall over a trial's whole judged compute, at the present slope."""
     reports: Annotated[int, Field(ge=2)] = 4

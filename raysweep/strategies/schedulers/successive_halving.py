@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import GO, Decision, Report
 from raysweep.strategies.stopping import Reduction, Share, is_reached, num_best, rungs_from
 
@@ -125,7 +126,7 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     reduction: Reduction = 3.0
     """1/reduction of a cohort go on from each rung to the next, which lies at reduction times the compute."""
     first: Share | None = None
