@@ -1,5 +1,7 @@
 """The contracts between rooms, one file a subject; import them from here: `from raysweep.contracts import Array`."""
 
+# The one __init__ of the package that hands on names. Code outside raysweep imports them from here, so a
+# contract can move to another file of this folder without breaking it.
 from raysweep.contracts.arrays import Array, Examples, Mask, Slot
 from raysweep.contracts.data import Batch, Facts, Task
 from raysweep.contracts.exits import Exit, ExitLook

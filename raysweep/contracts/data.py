@@ -20,6 +20,7 @@ class Batch:
 
     inputs: torch.Tensor
     """The network's main input: token ids (batch, tokens), or pixels (batch, channels, height, width)."""
+    # -100 is the label that torch's cross-entropy ignores by default.
     labels: torch.Tensor
     """The class to predict at each position of the logits, (batch, positions) or (batch,); -100 where there is none."""
     attention_mask: torch.Tensor | None = None
@@ -75,8 +76,8 @@ class Task(Protocol):
     facts: Facts
     """Its one field: the facts about the data at hand."""
 
-    # Seeds belong to examples, not to batches: a masked token is then the same whatever the batch size and whichever
-    # rank an example goes to, so held-out numbers depend on neither.
+    # Seeds belong to examples, not to batches: a masked token is then the same whatever the batch size and
+    # whichever rank an example goes to, so held-out numbers depend on neither.
     @abstractmethod
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
         """Return examples as a batch, on the CPU; random choices follow from each example's seed."""

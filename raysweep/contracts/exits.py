@@ -39,8 +39,8 @@ class ExitLook:
 class Exit(Protocol):
     """strategies/exits/<name>.py: when a token leaves a network that applies one module again and again."""
 
-    # A rule that reads predictions is given only the tokens that are predicted from, since each of its looks costs as
-    # much as a prediction; any other rule is given every token.
+    # A rule that reads predictions is given only the tokens that are predicted from, since each of its
+    # looks costs as much as a prediction; any other rule is given every token.
     reads: ClassVar[Literal["states", "predictions", "exit_head", "chance"]]
     """Which part of the look it reads."""
 

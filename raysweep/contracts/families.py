@@ -44,6 +44,9 @@ class Family(Protocol):
 Role = Literal["query", "key", "value", "output"]
 
 
+# A fused projection holds query, key and value of all heads in one parameter, a separate one each in its
+# own, and weights lie in rows or columns by family. A triple describes all of these, so that surgery needs
+# no case by family.
 Place = tuple[str, int, int]
 """(parameter, dim, offset): the heads lie one after the other along `dim` of that parameter, from `offset` on."""
 
@@ -73,6 +76,7 @@ class AttentionSite:
     num_heads: int
     num_key_value_heads: int
     head_dim: int
+    # A place for the weight and, where there is one, a place for the bias. The output bias is no head's: it stays.
     query: Sequence[Place]
     key: Sequence[Place]
     value: Sequence[Place]
@@ -84,8 +88,8 @@ class AttentionSite:
 
     def head_slices(self, head: int) -> list[HeadSlice]:
         """Return the slices of a query head that no other head shares."""
-        # Grouped query heads share their key and value, which must stay as long as one head of the group is present:
-        # `group_slices` has them. Where every head has its own key and value, they go with the head.
+        # Grouped query heads share their key and value, which must stay as long as one head of the group is
+        # present: `group_slices` has them. Where every head has its own key and value, they go with the head.
         slices = self._slices("query", self.query, head) + self._slices("output", self.output, head)
         return slices if self.grouped else slices + self.group_slices(head)
 
@@ -103,8 +107,8 @@ class AttentionSite:
         return head * self.num_key_value_heads // self.num_heads
 
     def _slices(self, role: Role, where: Sequence[Place], index: int) -> list[HeadSlice]:
-        # Fused projections may interleave: [q0 k0 v0 q1 k1 v1 ...]. From one head's query to the next are then three
-        # head widths. The output projection has no key and value beside it, so it is never interleaved.
+        # Fused projections may interleave: [q0 k0 v0 q1 k1 v1 ...]. From one head's query to the next are then
+        # three head widths. The output projection has no key and value beside it, so it is never interleaved.
         step = self.head_dim * (1 if role == "output" else self.interleaved)
         return [
             HeadSlice(parameter=name, role=role, dim=dim, start=offset + index * step, length=self.head_dim)

@@ -56,8 +56,8 @@ class HeadStatistics:
     strategies/grow/gradient_sensitivity."""
 
 
-# The fields without a default are those that every probe fills; `present` is no measurement. Their order is the order
-# of the statistics in a phase record, so a new statistic goes last.
+# The fields without a default are those that every probe fills; `present` is no measurement. Their order is
+# the order of the statistics in a phase record, so a new statistic goes last.
 HEAD_STATISTICS = tuple(
     entry.name for entry in fields(HeadStatistics) if entry.default is MISSING and entry.name != "present"
 )
@@ -100,6 +100,7 @@ class NewSlice:
     role: Role
     weights: torch.Tensor
     """To be filled in place: a view of shape (head_dim, width), or (head_dim,) for a bias."""
+    # A mean-zero normal distribution of this width is how the model's own weights began.
     std: float
     """The model's own initializer range."""
     generator: torch.Generator

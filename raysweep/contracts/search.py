@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import optuna
 
 
-# Everything that a proposal depends on is in the draw, and a sampler keeps nothing between two of them. So a sweep that
-# is resumed in a new process goes on with the points that it would have had.
+# Everything that a proposal depends on is in the draw, and a sampler keeps nothing between two of them. So
+# a sweep that is resumed in a new process goes on with the points that it would have had.
 @dataclass(frozen=True, kw_only=True)
 class Draw:
     """What a sampler may know when it proposes a point. A sampler keeps no state from one draw to the next."""

@@ -24,6 +24,8 @@ class Report:
     flops: float
     """Training FLOPs that the trial has spent in its judged phases: three forward passes a token (one forward, and a
     backward that costs two), without absent heads."""
+    # Rules compare trials at equal shares, not at equal steps: the steps of a pruned model are cheaper, and
+    # two trials of a sweep may have different numbers of them.
     share: float
     """`flops` as a share of what all judged phases of the trial would take with every head present; a pruned model's
     steps are cheaper, so its share is below 1 even at the end."""
@@ -46,8 +48,8 @@ class Decision:
 GO = Decision(action="go")
 
 
-# A resumed sweep rebuilds its rule by giving it all recorded reports again, so a rule may depend on nothing else: no
-# clock, no random numbers without a fixed seed.
+# A resumed sweep rebuilds its rule by giving it all recorded reports again, so a rule may depend on nothing
+# else: no clock, no random numbers without a fixed seed.
 class StoppingRule(Protocol):
     """Decides which trials of one sweep go on. The same calls in the same order lead to the same decisions."""
 
@@ -72,6 +74,8 @@ class Scheduler(Protocol):
         """Return a new rule for a sweep of so many trials."""
 
 
+# An exception, because it has to end a trial from inside a
+# phase. It is no error: the worker then takes its next trial.
 class Interrupted(Exception):
     """A trial does not go on in this worker; its finished steps are in the phase store. Raised on all ranks alike."""
 
@@ -90,6 +94,7 @@ def raise_unless_go(decision: Decision) -> None:
         raise Interrupted(decision)
 
 
+# A step can both log its progress and report an evaluation, and each of these messages is answered.
 def first_not_go(decisions: Iterable[Decision]) -> Decision:
     """Return the first decision that is not `go`, or GO if there is none."""
     return next((decision for decision in decisions if decision.action != "go"), GO)

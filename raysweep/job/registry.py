@@ -32,8 +32,8 @@ KINDS = {
 """Kind as `raysweep list` names it: (package below raysweep that holds it, name of the class in each file)."""
 
 
-# The contracts say the same, but lie above this room, which must not import them: tests/job/test_registry.py holds
-# both to each other.
+# The contracts say the same, but lie above this room, which must not import them:
+# tests/job/test_registry.py holds both to each other.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "prune": {"requires": ()},
     "samplers": {"cannot": (), "whole": False},
@@ -94,8 +94,8 @@ def load(kind: str, name: str) -> Any:
     found = getattr(module, KINDS[kind][1], None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UnknownNameError(f"module {module_name!r} has no dataclass {KINDS[kind][1]!r}.")
-    # Set on the class itself: a subclass would be another class than the one that its module holds, so it could not be
-    # pickled. Nothing is set on a class that derives from its contract, since that has the attribute already.
+    # Set on the class itself: a subclass would be another class than the one that its module holds, so it could not
+    # be pickled. Nothing is set on a class that derives from its contract, since that has the attribute already.
     for attribute, default in DEFAULTS.get(kind, {}).items():
         if not hasattr(found, attribute):
             setattr(found, attribute, default)
@@ -130,7 +130,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
     """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
     strategy = load(kind, name)
-    # Pydantic ignores options that a dataclass does not have, and the constructor does not convert those it has. So the
-    # constructor refuses unknown ones first, then pydantic reads the values.
+    # Pydantic ignores options that a dataclass does not have, and the constructor does not convert those it
+    # has. So the constructor refuses unknown ones first, then pydantic reads the values.
     written = strategy(**(options or {}))
     return _adapter(strategy).validate_python(dataclasses.asdict(written))

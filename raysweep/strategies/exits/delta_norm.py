@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Exit(contracts.Exit):
     threshold: Annotated[float, Field(gt=0)]
-    """Relative change below which it leaves."""
+    """Relative change below which a token leaves."""
     reads = "states"
     looks_back = 0
 
     def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
+        # Norms over the width, one a token. A relative change means the same whatever the scale of the states.
         change = (look.after - look.before).norm(dim=1) / look.before.norm(dim=1)
         return change < self.threshold, look.memory

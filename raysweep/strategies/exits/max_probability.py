@@ -1,4 +1,7 @@
-"""A token leaves when its likeliest class is likely enough (CALM, Schuster et al. 2022)."""
+"""A token leaves when its likeliest class is likely enough (CALM, Schuster et al. 2022).
+
+Their softmax-based confidence takes the difference of the two largest probabilities; this is the plain maximum.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Exit(contracts.Exit):
     probability: Annotated[float, Field(gt=0, lt=1)]
-    """Of the likeliest class, from which on it leaves."""
+    """Probability of the likeliest class from which on a token leaves."""
     reads = "predictions"
     looks_back = 0
 

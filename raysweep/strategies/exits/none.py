@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Exit(contracts.Exit):
+    # States cost nothing to look at: the network has them at every step.
     reads = "states"
     looks_back = 0
 

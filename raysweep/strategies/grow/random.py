@@ -14,5 +14,6 @@ from raysweep.contracts import HeadStatistics, Slot
 class Grower(contracts.Grower):
     def __call__(self, statistics: HeadStatistics, count: int, generator: np.random.Generator) -> list[Slot]:
         absent = np.argwhere(~statistics.present)
+        # Drawn at once and without replacement, so no slot is grown twice.
         chosen = generator.choice(len(absent), size=count, replace=False)
         return [(int(layer), int(head)) for layer, head in absent[chosen]]

@@ -1,4 +1,7 @@
-"""All four matrices small and random: perturbs the function a little, gradients flow everywhere at once."""
+"""All four matrices small and random: perturbs the function a little, gradients flow everywhere at once.
+
+Weights are drawn from N(0, s^2), s the model's own initializer range; biases are zero. So a model begins, too.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ class Initializer(contracts.Initializer):
     needs = "nothing"
 
     def __call__(self, new: NewSlice) -> None:
+        # One dimension: a bias.
         if new.weights.dim() == 1:
             new.weights.zero_()
         else:

@@ -32,7 +32,7 @@ SCORES: dict[str, tuple[str, dict[str, Any]]] = {
     "sink_free_entropy_low": ("entropy", {"direction": "low", "sink_free": True}),
     "taylor": ("taylor", {}),
 }
-"""What a weight can be given to: name -> the strategy behind it and its options."""
+"""The scores that can be weighted: name -> the strategy that computes it, and its options."""
 
 
 def _checked(weights: dict[str, float]) -> dict[str, float]:
@@ -55,14 +55,18 @@ class Pruner(contracts.Pruner):
         }
     )
     scale: Literal["rank", "minmax"] = "rank"
+    """How each score is brought to [0, 1] before it is weighted."""
 
     @property
     def requires(self) -> tuple[str, ...]:
+        # A contribution takes a forward pass a head, so it is measured only where it counts.
         return ("contribution",) if "contribution" in self.weights else ()
 
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
         to_unit = _ranked if self.scale == "rank" else _stretched
         total = np.zeros(statistics.present.shape)
+        # Sorted, because the order of a floating-point sum shows in its last digits: two jobs that list the
+        # same weights in another order must remove the same heads.
         for name, weight in sorted(self.weights.items()):
             scores = registry.build("prune", *SCORES[name])(statistics, generator)
             total += weight * to_unit(scores, statistics.present)
@@ -71,10 +75,12 @@ class Pruner(contracts.Pruner):
 
 def _ranked(scores: Array, present: Mask) -> Array:
     ranks = np.zeros(scores.shape)
+    # The highest rank among n heads is n - 1; a single head has rank 0, and nothing to divide by.
     ranks[present] = average_ranks(scores[present]) / max(1, present.sum() - 1)
     return ranks
 
 
 def _stretched(scores: Array, present: Mask) -> Array:
     low, high = scores[present].min(), scores[present].max()
+    # Where all scores are equal the range is 0: dividing by 1 instead leaves them all at 0.
     return np.where(present, (scores - low) / (high - low or 1.0), 0.0)

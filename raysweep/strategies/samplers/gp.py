@@ -1,6 +1,6 @@
 """Gaussian process with expected improvement: few, expensive trials. A proposal takes seconds.
 
-It learns from completed trials only, and waits for none: running ones count as what it expects of them.
+It learns from completed trials only, and waits for none: for running ones it assumes what its model predicts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Sampler(contracts.Sampler):
     startup_trials: int = 10
     """Trials drawn at random before the model is used."""
 
+    # Optuna models the parameters that every trial has, and would draw all others at random.
     whole = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:

@@ -15,5 +15,7 @@ class Sampler(contracts.Sampler):
     cannot = ("continuous",)
 
     def propose(self, draw: Draw) -> Mapping[str, Any] | None:
-        """Return the first point that no trial has: which one depends on no number of trials, told or not."""
+        """Return the first point that no trial has, whether the trials before it have ended or not."""
+        # Not the point number `draw.trial`: points that the rules of a job exclude are skipped, and a
+        # resumed sweep goes on with those that are left.
         return next((point for point in draw.space.points(draw.job) if draw.is_open(point)), None)

@@ -1,6 +1,8 @@
 """Tree-structured Parzen estimator, multivariate, told of running trials (constant liar) and of stopped ones.
 
 Parameters that exist together are modelled together; those under a condition from the trials that have them.
+(Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011; multivariate as in BOHB, Falkner et
+al., ICML 2018.)
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ class Sampler(contracts.Sampler):
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         import optuna
 
+        # Optuna calls `group` experimental. Without it, only parameters that every trial has would be
+        # modelled together. `constant_liar` counts running trials as bad ones, so that parallel lanes do
+        # not all try the same region.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(
                 n_startup_trials=self.startup_trials, multivariate=True, group=True, constant_liar=True, seed=draw.seed
             )

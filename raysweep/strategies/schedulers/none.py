@@ -10,7 +10,9 @@ from raysweep.strategies.stopping import PromptRule
 
 
 class Rule(PromptRule):
-    def judge(self, report: Report) -> None: ...
+    """Stops no trial."""
+
+    def reason_to_stop(self, report: Report) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
