@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Double precision throughout: a score in single precision could change a ranking between two devices.
+# Double precision, as the sums over batches and ranks that most of these arrays come from.
 Array = npt.NDArray[np.float64]
 
 

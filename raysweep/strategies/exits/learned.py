@@ -1,4 +1,4 @@
-"""A token leaves when it is likely enough to have left by now, as the exit head says.
+"""A token leaves when it is likely enough to have left by now, by the exit head's predictions.
 
 The exit head predicts lambda_t, the probability of leaving at step t if the token is still there. The token leaves at
 the first step with 1 - prod_{s <= t} (1 - lambda_s) > quantile. The head is trained by `model.step_weights: ponder`

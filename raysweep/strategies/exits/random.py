@@ -1,4 +1,7 @@
-"""A token leaves by chance, whatever its state: the control for rules that look."""
+"""A token leaves by chance, whatever its state: the control for all other rules.
+
+The step at which it leaves is geometrically distributed, cut off at the last step, with a given mean.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tree-structured Parzen estimator, multivariate, told of running trials (constant liar) and of stopped ones.
+"""Tree-structured Parzen estimator, multivariate; running trials (constant liar) and stopped ones count, too.
 
 Parameters that exist together are modelled together; those under a condition from the trials that have them.
 (Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011; multivariate as in BOHB, Falkner et

@@ -1,4 +1,4 @@
-"""Brackets of asynchronous successive halving whose first rungs differ, a hedge against judging too early or too late.
+"""Brackets of asynchronous successive halving whose first rungs differ, a hedge against stopping too early or too late.
 
 Li et al., "Hyperband", JMLR 2018: bracket s = brackets - 1, ..., 0 has the rungs reduction^-s, ..., reduction^-1 and
 ceil(brackets / (s + 1) x reduction^s) trials of a round; those of bracket 0 run to their end. Trials belong to brackets
