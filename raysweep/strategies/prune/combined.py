@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator
@@ -16,23 +16,24 @@ from pydantic import AfterValidator
 from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics, Mask
 from raysweep.errors import known_names_hint
-from raysweep.job import registry
 from raysweep.networks.plasticity.ranking import average_ranks
+from raysweep.strategies.prune import activation, contribution, entropy, fisher, magnitude, taylor
 
-SCORES: dict[str, tuple[str, dict[str, Any]]] = {
-    "activation": ("activation", {}),
-    "contribution": ("contribution", {}),
-    "entropy_high": ("entropy", {"direction": "high"}),
-    "entropy_low": ("entropy", {"direction": "low"}),
-    "fisher": ("fisher", {}),
-    "magnitude": ("magnitude", {}),
-    "magnitude_ov": ("magnitude", {"form": "ov"}),
-    "magnitude_qk": ("magnitude", {"form": "qk"}),
-    "sink_free_entropy_high": ("entropy", {"direction": "high", "sink_free": True}),
-    "sink_free_entropy_low": ("entropy", {"direction": "low", "sink_free": True}),
-    "taylor": ("taylor", {}),
+# Imported, not looked up by name: a phase's key holds the code of the strategies that a file imports (job/code.py).
+SCORES: dict[str, contracts.Pruner] = {
+    "activation": activation.Pruner(),
+    "contribution": contribution.Pruner(),
+    "entropy_high": entropy.Pruner(direction="high"),
+    "entropy_low": entropy.Pruner(direction="low"),
+    "fisher": fisher.Pruner(),
+    "magnitude": magnitude.Pruner(),
+    "magnitude_ov": magnitude.Pruner(form="ov"),
+    "magnitude_qk": magnitude.Pruner(form="qk"),
+    "sink_free_entropy_high": entropy.Pruner(direction="high", sink_free=True),
+    "sink_free_entropy_low": entropy.Pruner(direction="low", sink_free=True),
+    "taylor": taylor.Pruner(),
 }
-"""The scores that can be weighted: name -> the strategy that computes it, and its options."""
+"""The scores that can be weighted: name -> the strategy that computes it."""
 
 
 def _checked(weights: dict[str, float]) -> dict[str, float]:
@@ -59,8 +60,7 @@ class Pruner(contracts.Pruner):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        # A contribution takes a forward pass a head, so it is measured only where it counts.
-        return ("contribution",) if "contribution" in self.weights else ()
+        return tuple(sorted({statistic for name in self.weights for statistic in SCORES[name].requires}))
 
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
         to_unit = _ranked if self.scale == "rank" else _stretched
@@ -68,7 +68,7 @@ class Pruner(contracts.Pruner):
         # Sorted, because the order of a floating-point sum shows in its last digits: two jobs that list the
         # same weights in another order must remove the same heads.
         for name, weight in sorted(self.weights.items()):
-            scores = registry.build("prune", *SCORES[name])(statistics, generator)
+            scores = SCORES[name](statistics, generator)
             total += weight * to_unit(scores, statistics.present)
         return total
 
