@@ -26,7 +26,7 @@ class UpdateNorm(nn.LayerNorm):
 
 
 class Attending(Protocol):
-    """The tokens that still take part where others have left; see Remaining in dynamic.py."""
+    """The tokens that still take part where others have left; see Remaining in remaining.py."""
 
     def attended(self, attention: Attention, read: torch.Tensor, head_mask: torch.Tensor | None) -> torch.Tensor:
         """Attend from the remaining tokens, (places, width), to all tokens; (places, width)."""

@@ -22,8 +22,9 @@ from raysweep.networks.plasticity.compaction import compact
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.objective import label_losses
 from raysweep.networks.pnn.config import PnnConfig
-from raysweep.networks.pnn.network import PnnForMaskedLM, step_code
+from raysweep.networks.pnn.network import PnnForMaskedLM
 from raysweep.networks.pnn.supervision import step_weights
+from raysweep.networks.pnn.trunk import step_code
 
 VOCABULARY, WIDTH, HEADS, INNER, POSITIONS = 29, 12, 3, 20, 9
 TRUNKS = ("refiner", "hierarchical", "layers", "shared_layer")
