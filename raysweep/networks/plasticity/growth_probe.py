@@ -125,7 +125,7 @@ def _gradient_sums(
 ) -> tuple[list[torch.Tensor], int]:
     recorders = [_Recorder(model, site, causal) for site in model.sites]
     present = torch.from_numpy(head_map.present)
-    with _evaluating(model), ExitStack() as hooks:
+    with model.measuring(), ExitStack() as hooks:
         for recorder in recorders:
             hooks.enter_context(recorder.attached())
         for batch in batches:
@@ -172,22 +172,6 @@ class _Recorder:
 
     def _add(self, delta: torch.Tensor, seen: torch.Tensor) -> None:
         self.total += delta.double().flatten(0, 1).T @ seen.flatten(0, 1)
-
-
-@contextmanager
-def _evaluating(model: PlasticModel) -> Iterator[None]:
-    """Evaluation mode, no gradients for parameters."""
-    was_training = model.training
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        model.train(was_training)
 
 
 def _value_weights(model: PlasticModel, site: AttentionSite, group: int) -> torch.Tensor:

@@ -29,16 +29,14 @@ def contributions(
     Args:
         progress: told after each of these passes how many are done, and of how many.
     """
-    was_training = model.training
-    model.eval()
     steps = count(1)
     total = len(batches) * head_map.active
 
     def pass_done() -> None:
         progress(next(steps), total)
 
-    found = [_of_batch(model, batch, head_map, pass_done) for batch in batches]
-    model.train(was_training)
+    with model.evaluating():
+        found = [_of_batch(model, batch, head_map, pass_done) for batch in batches]
     return np.concatenate(found) if found else np.zeros((0, *model.shape))
 
 
@@ -52,8 +50,7 @@ def _of_batch(model: PlasticModel, batch: Batch, head_map: HeadMap, pass_done: C
 
 
 def _losses(model: PlasticModel, batch: Batch, head_map: HeadMap) -> Array:
-    gates = torch.from_numpy(head_map.present).to(batch.inputs.device, torch.float32)
-    with model.replaced_gates(list(gates)):
+    with model.masked(head_map):
         return example_losses(losses_of(model, batch), batch.labels).double().cpu().numpy()
 
 

@@ -142,3 +142,34 @@ class PlasticModel(nn.Module):
         finally:
             for gate, value in zip(self.gates, before, strict=True):
                 gate.values = value
+
+    @contextmanager
+    def masked(self, head_map: HeadMap) -> Iterator[None]:
+        """Open the gates of present heads inside the block, and close those of absent heads."""
+        device = next(self.parameters()).device
+        with self.replaced_gates(list(torch.from_numpy(head_map.present).to(device, torch.float32))):
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Use evaluation mode inside the block."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Use evaluation mode inside the block, without gradients for parameters: those of gates and outputs remain."""
+        # Only parameters that are trainable now are restored: a frozen one must stay frozen.
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with self.evaluating():
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            try:
+                yield
+            finally:
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
