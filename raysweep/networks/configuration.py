@@ -96,7 +96,7 @@ def _check_images(config: Any, name: str, shape: tuple[int, int, int]) -> None:
 
 
 def _check_segments(config: Any, name: str) -> None:
-    # Families without segments have no such field. RoBERTa has it, but with 1 segment.
+    # Families without segments have no such field; RoBERTa of the hub has it, with 1 segment.
     segments = getattr(config, "type_vocab_size", 0)
     if segments < 2:
         raise ModelError(

@@ -42,6 +42,9 @@ class Family:
                 num_heads=heads,
                 num_key_value_heads=heads,
                 head_dim=width,
+                # One fused projection whose rows go head by head: head h has its query at h * 3 * width, then
+                # its key and its value. Hence offsets of one head width, and `interleaved=3` for the distance
+                # from one head to the next.
                 query=[(parameter, dim, 0) for parameter, dim, _ in fused],
                 key=[(parameter, dim, width) for parameter, dim, _ in fused],
                 value=[(parameter, dim, 2 * width) for parameter, dim, _ in fused],
@@ -55,4 +58,4 @@ class Family:
         ]
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
-        """Do nothing: its attention counts its heads by the width of what it projects."""
+        """Do nothing: this attention infers its number of heads from the width of its projection."""

@@ -32,7 +32,7 @@ class Predicted(ModelOutput):
 
 
 class PnnPredictor(PnnPreTrainedModel, ABC):
-    """A trunk with a head that predicts from its states, and the loss over steps that it is trained by."""
+    """A trunk with a head that predicts from its states, and the training loss over the steps."""
 
     def __init__(self, config: PnnConfig) -> None:
         super().__init__(config)
@@ -48,14 +48,15 @@ class PnnPredictor(PnnPreTrainedModel, ABC):
         """Return the logits of states, (..., width) to (..., classes)."""
 
     def predicted_from(self, state: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-        """Return what is predicted from: the states at flat positions, all of them, or a classifier's first."""
+        """Return the states that are predicted from, flat: at the given positions, at all, or a classifier's first."""
         return state.flatten(0, -2) if positions is None else state.flatten(0, -2)[positions]
 
     def norm(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.final_norm(hidden) if self.config.final_norm else hidden
 
     def begin_step(self, seed: int) -> None:
-        """Prepare a training step: draw its depth, where depth is random; the same on every rank."""
+        """Prepare a training step: draw its depth if depth is random. Ranks give equal seeds and draw equally."""
+        # Evenly from 1 to 2 T - 1: the mean depth is T. A generator of its own leaves the global one alone.
         most = 2 * self.config.num_steps - 1
         self._depth = random.Random(seed).randint(1, most) if self.config.random_depth else None
 
@@ -73,20 +74,28 @@ class PnnPredictor(PnnPreTrainedModel, ABC):
             labels: (labels,), in the order of what is predicted from.
             positions: flat positions of the labels among (batch, tokens); None: all, or each example's first.
         """
+        # Without the embedding: no loss is taken at step 0.
         states = self.pnn.states(inputs, attention_mask, token_type_ids, self._depth)[1:]
         read = [self.predicted_from(state, positions) for state in states]
         if self.config.step_weights == "ponder":
+            # In float32: products of many probabilities, and their logarithms, need it under autocast.
             leave = torch.stack([self.exit_head(state).squeeze(-1).float() for state in read])
             weights = exit_probabilities(leave)
             losses = torch.stack([label_losses(self.predict(state), labels) for state in read])
             penalty = self.config.ponder_weight * divergence(weights, self.config.ponder_prior)
             return (weights * losses).sum(0) + penalty
         weighted = zip(step_weights(self.config.step_weights, len(read)), read, strict=True)
+        # Steps of weight 0 cost no vocabulary head.
         return torch.stack([w * label_losses(self.predict(state), labels) for w, state in weighted if w]).sum(0)
 
     def uses(self, module: str, *, training: bool) -> int:
-        """Return how often a token passes through a module, by its name: a step's once a step, a head's once for each
-        step that is predicted from, an exit head in training only."""
+        """Return how often a token passes through a module with a name.
+
+        A module of the trunk is used once in each step, a head once for each step that is predicted from, and an exit
+        head in training only.
+        """
+        # Dots around both names: the module "pnn.refiner" itself matches, too, and no other name that only
+        # contains it.
         if ".refiner." in f".{module}.":
             return self.config.num_steps
         if module == "exit_head" and not training:
@@ -115,6 +124,8 @@ class PnnPredictor(PnnPreTrainedModel, ABC):
 
 
 class PnnForMaskedLM(PnnPredictor):
+    """A PNN that predicts hidden tokens."""
+
     _tied_weights_keys = {"decoder.weight": "pnn.embeddings.tokens.weight"}
 
     def __init__(self, config: PnnConfig) -> None:
@@ -133,7 +144,7 @@ class PnnForMaskedLM(PnnPredictor):
 
 
 class PnnClassifier(PnnPredictor):
-    """Predicts from the first token alone."""
+    """A PNN that predicts a class from the state of the first token."""
 
     def __init__(self, config: PnnConfig) -> None:
         super().__init__(config)
@@ -151,14 +162,17 @@ class PnnClassifier(PnnPredictor):
 
 
 class PnnForSequenceClassification(PnnClassifier):
-    pass
+    """A PNN that predicts the class of a sentence or of a pair of sentences."""
 
 
 class PnnForImageClassification(PnnClassifier):
+    """A PNN that predicts the class of an image."""
+
     config_class = PnnVisionConfig
     main_input_name = "pixel_values"
 
 
+# On import, transformers' automatic classes learn to build and load our networks.
 AutoConfig.register("pnn", PnnConfig)
 AutoConfig.register("pnn_vision", PnnVisionConfig)
 AutoModel.register(PnnConfig, PnnModel)

@@ -26,7 +26,7 @@ from raysweep.networks.pnn.parts import (
 
 
 class Embeddings(nn.Module):
-    """Tokens, positions and segments, or the patches of an image behind a class token; normalised."""
+    """Embed tokens, positions and segments, or the patches of an image after a class token; normalise the sum."""
 
     def __init__(self, config: PnnConfig) -> None:
         super().__init__()
@@ -38,6 +38,7 @@ class Embeddings(nn.Module):
             self.patches = nn.Conv2d(config.num_channels or 1, width, config.patch_size or 1, config.patch_size or 1)
             self.class_token = nn.Parameter(torch.zeros(1, 1, width))
             sides = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
+            # One position for each patch and one for the class token.
             count = math.prod(side // (config.patch_size or 1) for side in sides) + 1
         self.positions = nn.Embedding(count, width)
         if config.type_vocab_size:
@@ -46,6 +47,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, inputs: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+        # Tokens or patches: which of the two was built tells the kind of network.
         if hasattr(self, "tokens"):
             embedded = self.tokens(inputs)
         else:
@@ -59,6 +61,8 @@ class Embeddings(nn.Module):
 
 
 class PnnPreTrainedModel(PreTrainedModel):
+    """What all PNN classes share with transformers: configuration, first weights, and which weights decay."""
+
     config_class: type[PnnConfig] = PnnConfig
     base_model_prefix = "pnn"
     _supports_sdpa = True
@@ -67,11 +71,15 @@ class PnnPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """`reference`: N(0, 0.02), but queries, keys and values Xavier-uniform as one fused matrix (pnn.md, section 1).
+        """Draw a module's first weights.
 
-        `zero`: no gain on the norm behind the feed-forward part, so that the first update is exactly 0.
+        `reference` is N(0, initializer_range), but queries, keys and values are Xavier-uniform as one fused matrix
+        (pnn.md, section 1). `zero` starts the gain of a proposal's norm at 0, so that the first update is exactly 0.
         """
-        # transformers asks for modules with parameters of their own alone.
+        # transformers calls this only for modules that hold parameters of their own. Its `initial` functions leave
+        # weights alone that were loaded from a checkpoint.
+        # The published code keeps the three in one (3 width, width) matrix; Xavier's bound sqrt(6 / (in + out))
+        # is that of the fused shape. Subclasses come before nn.Linear, which they are, too.
         if isinstance(module, InProjection):
             bound = math.sqrt(6 / (4 * self.config.hidden_size))
             initial.uniform_(module.weight, -bound, bound)
@@ -81,6 +89,8 @@ class PnnPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 initial.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
+            # Zero in the norm and not in the matrix before it: a zero matrix would put the norm at variance 0,
+            # where it scales gradients by up to 1 / sqrt(eps), about 316 (pnn.md, section 8).
             closed = isinstance(module, UpdateNorm) and self.config.init == "zero"
             initial.constant_(module.weight, 0.0 if closed else 1.0)
             initial.zeros_(module.bias)
@@ -93,13 +103,15 @@ class PnnPreTrainedModel(PreTrainedModel):
 
     def undecayed(self) -> set[str]:
         """Return the names of the matrices without weight decay: the embeddings, and a decoder that is tied to one."""
+        # By the module and not by the decoder: a decoder that is tied to the token embedding is the same
+        # parameter, under the embedding's name.
         tables = [name for name, module in self.named_modules() if isinstance(module, nn.Embedding)]
         class_tokens = [name for name, _ in self.named_parameters() if name.endswith("class_token")]
         return {*(f"{name}.weight" for name in tables), *class_tokens}
 
 
 class PnnModel(PnnPreTrainedModel):
-    """The trunk: from inputs to the states after each step."""
+    """The trunk: embeds its inputs and returns the state after each step."""
 
     def __init__(self, config: PnnConfig) -> None:
         super().__init__(config)
@@ -130,10 +142,10 @@ class PnnModel(PnnPreTrainedModel):
         Args:
             inputs: token ids (batch, tokens), or pixels (batch, channels, height, width).
             attention_mask: (batch, tokens), 0 at padding.
-            steps: T; the configuration's unless given.
+            steps: T; default: the configuration's.
 
         Raises:
-            ModelError: no step at all, or more than a trunk of layers has.
+            ModelError: fewer than 1 step, or more than a trunk of layers has.
         """
         steps = self.config.num_steps if steps is None else steps
         self._check_steps(steps)
@@ -151,17 +163,17 @@ class PnnModel(PnnPreTrainedModel):
             raise ModelError(f"num_steps = {steps}: a trunk of layers takes no more than its {self.config.num_steps}.")
 
     def mask(self, embedded: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Return a mask as the attention interface takes it."""
+        """Return the padding mask in the form that the attention interface takes; None if nothing is padded."""
         return create_bidirectional_mask(config=self.config, inputs_embeds=embedded, attention_mask=attention_mask)
 
     def step(self, step: int, state: torch.Tensor, embedded: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return the state after step `step`, from 0."""
+        """Return the state after step `step`, counted from 0."""
         module = self.refiner if self.config.shared else self.layers[step]
         read = self.read(step, state, embedded)
         return module(state, read, attention_mask=mask, head_mask=self.head_mask(step, state))
 
     def read(self, step: int, state: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        """Return what a step reads: the state, with the embedding and the code of the step where configured."""
+        """Return the input of a step: the state, plus the embedding and the step's code where configured."""
         if self.config.input_injection:
             state = state + embedded
         if self.config.step_embedding:
@@ -170,6 +182,7 @@ class PnnModel(PnnPreTrainedModel):
 
     def head_mask(self, step: int, state: torch.Tensor) -> torch.Tensor | None:
         rows = self.config.step_head_mask
+        # With more steps than rows, the last row serves all later steps.
         return None if rows is None else state.new_tensor(rows[min(step, len(rows) - 1)])
 
     def forward(
@@ -190,5 +203,7 @@ class PnnModel(PnnPreTrainedModel):
 def step_code(step: int, width: int) -> torch.Tensor:
     """Return the sinusoidal code of a step (Universal Transformer, Dehghani et al. 2019, section 2.1), (width,)."""
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    # Steps are counted from 1 there.
     angles = (step + 1) * rates
+    # Sines and cosines interleave; an odd width drops the last cosine.
     return torch.stack([angles.sin(), angles.cos()], dim=1).flatten()[:width]
