@@ -100,7 +100,7 @@ def _check_segments(config: Any, name: str) -> None:
     segments = getattr(config, "type_vocab_size", 0)
     if segments < 2:
         raise ModelError(
-            f"model {name!r} tells {segments} segments apart, but the examples of the data are pairs of sentences. "
+            f"model {name!r} has {segments} segment embeddings, but every example of the data is a pair of sentences. "
             "Choose one with 2, such as a BERT, or a from-scratch PNN with model.type_vocab_size: 2."
         )
 
@@ -187,7 +187,9 @@ def _config_in(folder: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{str(path)!r} is no JSON ({error}). Save the model again with save_pretrained().") from error
+        raise ModelError(
+            f"{str(path)!r} is not valid JSON ({error}). Save the model again with save_pretrained()."
+        ) from error
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str):
         raise ModelError(f"{str(path)!r} names no model_type. Save the model again with save_pretrained().")
@@ -198,7 +200,7 @@ def _config_in(folder: Path) -> Any:
     except Exception as error:
         # Any exception: each family's configuration class raises its own kind on a value that it does not take.
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{str(path)!r} is no configuration of a {kind!r}: {reason}") from error
+        raise ModelError(f"{str(path)!r} is not a valid configuration of a {kind!r}: {reason}") from error
 
 
 def family_of(config: Any, name: str) -> Family:

@@ -101,7 +101,10 @@ class Family:
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
         # The mask has a number for each original head and would not fit the remaining ones.
         if attention.config.step_head_mask is not None:
-            raise ModelError("heads that differ from step to step cannot be taken out: use the dense format.")
+            raise ModelError(
+                "a network with step_head_mask cannot be compacted, as its heads differ from step to step: use the "
+                "dense format."
+            )
         attention.num_attention_heads = heads
 
 

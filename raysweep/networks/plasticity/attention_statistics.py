@@ -86,8 +86,8 @@ def score_blocks(
         scores = block @ keys.transpose(-1, -2)
         if mask is not None:
             rows = mask[:, :, start : start + BLOCK]
-            # Additive masks hide a key by the lowest number of their type, to which a bias may have been added. Half
-            # of it is far below any bias and far above any hidden key.
+            # Additive masks hide a key by the lowest number of their type and may hold biases for visible keys. Half of
+            # that number lies far below any bias.
             hidden = ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
             if rows.dtype != torch.bool:
                 scores += rows

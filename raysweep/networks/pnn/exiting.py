@@ -97,7 +97,7 @@ class ExitDecisions:
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return the predictions from the last states of tokens; those that a rule has looked at are reused."""
         # A token that left by its prediction was looked at in its last state. Predicting it again would cost a
-        # vocabulary head, several refiner steps' worth.
+        # vocabulary head: at the published size, as much as 3.4 steps of the refiner (pnn.md, section 8).
         logits = self.network.predict(states[self.predicted[~self.known]])
         if self.latest is None:
             return logits

@@ -78,9 +78,9 @@ class PnnPreTrainedModel(PreTrainedModel):
         """
         # transformers calls this only for modules that hold parameters of their own. Its `initial` functions leave
         # weights alone that were loaded from a checkpoint.
-        # The published code keeps the three in one (3 width, width) matrix; Xavier's bound sqrt(6 / (in + out))
-        # is that of the fused shape. Subclasses come before nn.Linear, which they are, too.
         if isinstance(module, InProjection):
+            # Before nn.Linear, its base class. The published code keeps queries, keys and values in one
+            # (3 width, width) matrix, and Xavier's bound sqrt(6 / (in + out)) is that of the fused shape.
             bound = math.sqrt(6 / (4 * self.config.hidden_size))
             initial.uniform_(module.weight, -bound, bound)
             initial.zeros_(module.bias)

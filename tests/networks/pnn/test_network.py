@@ -578,10 +578,10 @@ def test_forms_that_do_not_go_together_are_refused_in_a_job_and_in_python() -> N
     pairs: list[tuple[dict[str, Any], str]] = [
         (
             {"trunk": "layers", "gate": "none"},
-            "gate 'none' is a refiner's: a trunk of 'layers' has none. Leave gate out",
+            "gate 'none' needs a refiner: a trunk of 'layers' has no gate. Leave gate out",
         ),
-        ({"trunk": "layers", "init": "zero"}, "init 'zero' is a refiner's"),
-        ({"trunk": "shared_layer", "init": "zero"}, "init 'zero' is a refiner's"),
+        ({"trunk": "layers", "init": "zero"}, "init 'zero' needs a refiner"),
+        ({"trunk": "shared_layer", "init": "zero"}, "init 'zero' needs a refiner"),
         ({"trunk": "layers", "random_depth": True}, "random_depth is for a module that is applied again"),
     ]
     for options, said in pairs:
