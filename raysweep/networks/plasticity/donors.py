@@ -42,7 +42,7 @@ def donors_of(
             raise TrialError(f"layer {layer} has no present head to split; use another cycle.grow.init.")
         # The least used donor first: a split halves output weights, and none should be halved more often than needed.
         # Scores are rounded (see ranking.DIGITS), so that all ranks and world sizes choose alike.
-        donor = min(candidates, key=lambda slot: (uses[slot], -rounded(taylor[slot]), slot))
+        donor = min(candidates, key=lambda slot: (uses[slot], -rounded(float(taylor[slot])), slot))
         copied[layer, group] = site.group_of(donor[1])
         uses[donor] += 1
         donors[layer, head] = donor
