@@ -17,7 +17,8 @@ from raysweep.contracts import Facts
 from raysweep.job import registry
 from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import ModelSpec
-from raysweep.networks.loading import build_network, task_of
+from raysweep.networks.configuration import task_of
+from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.compaction import compact, compact_tensors
 from raysweep.networks.plasticity.head_map import HeadMap

@@ -12,7 +12,8 @@ from raysweep.errors import DataError, ModelError
 from raysweep.job import registry
 from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import ModelSpec
-from raysweep.networks.loading import build_network, positions_of, task_of
+from raysweep.networks.configuration import positions_of, task_of
+from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.trial.data.tokens import windows_of

@@ -19,7 +19,8 @@ from raysweep.errors import ModelError, known_names_hint
 from raysweep.job import registry
 from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import ModelSpec
-from raysweep.networks.loading import build_skeleton, task_of
+from raysweep.networks.configuration import task_of
+from raysweep.networks.loading import build_skeleton
 from raysweep.networks.plasticity.accounting import TRAINING_TO_FORWARD, flops_per_token, positions
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.pnn.forms import GateForm

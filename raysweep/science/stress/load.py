@@ -13,7 +13,8 @@ from raysweep.errors import DataError, ModelError, UsageError
 from raysweep.job import registry
 from raysweep.job.registry import UnknownNameError, scratch_sizes
 from raysweep.job.spec import DataSpec, ModelSpec
-from raysweep.networks.loading import build_network, task_of
+from raysweep.networks.configuration import task_of
+from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.science.language_models import load_network, trained_task
 from raysweep.science.stress.subject import StressOptions, StressSubject, corpus_of

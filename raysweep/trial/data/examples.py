@@ -15,7 +15,7 @@ from raysweep.job import registry
 from raysweep.job.names import DIGITS, EMBEDDED, HUB
 from raysweep.job.plan import content_key
 from raysweep.job.spec import DataSpec, ModelSpec
-from raysweep.networks.loading import task_of
+from raysweep.networks.configuration import task_of
 from raysweep.trial.data.corpora import check_there
 from raysweep.trial.data.images import load_images
 from raysweep.trial.data.sentences import no_sentences, prepare_sentences

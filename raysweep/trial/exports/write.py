@@ -15,7 +15,7 @@ import torch
 
 from raysweep.errors import TrialError, UsageError
 from raysweep.job.spec import DataSpec, ModelSpec
-from raysweep.networks.loading import task_of
+from raysweep.networks.configuration import task_of
 from raysweep.networks.plasticity.compaction import compact, key_value_index
 from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.objective import logits_of

@@ -15,7 +15,8 @@ from raysweep.job import registry
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
 from raysweep.job.stages import Saving, Stage, StageTree, as_dicts
-from raysweep.networks.loading import build_skeleton, task_of
+from raysweep.networks.configuration import task_of
+from raysweep.networks.loading import build_skeleton
 from raysweep.networks.plasticity.accounting import (
     TRAINING_TO_FORWARD,
     active_parameters,

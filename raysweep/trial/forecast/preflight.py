@@ -9,8 +9,8 @@ from raysweep.errors import ArchiveError, DataError, Fault, ModelError, SpecErro
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, content_key
 from raysweep.job.spec import JobSpec
+from raysweep.networks.configuration import is_hub_name
 from raysweep.networks.fit import check_compiles, check_fit, check_model
-from raysweep.networks.loading import is_hub_name
 from raysweep.trial.data.corpora import check_there, is_hub_data
 from raysweep.trial.data.examples import check_enough, check_kind, load_dataset
 from raysweep.trial.forecast.rehearsal import budget_faults

@@ -13,7 +13,7 @@ from raysweep.contracts import Batch, Examples, Exit, Task
 from raysweep.errors import DataError, DivergedError
 from raysweep.job import registry
 from raysweep.job.spec import InferSpec, ModelSpec
-from raysweep.networks.loading import configuration
+from raysweep.networks.configuration import configuration
 from raysweep.networks.plasticity.compaction import compact
 from raysweep.networks.plasticity.objective import flat_labels, label_count, label_losses
 from raysweep.networks.pnn.dynamic import check_exit, infer
