@@ -21,10 +21,7 @@ from raysweep.contracts import Batch
 from raysweep.errors import DataError, ModelError
 from raysweep.job import registry
 from raysweep.job.plan import derived_seed
-from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import DataSpec, ModelSpec
-from raysweep.networks.fit import check_model
-from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.budget import lowest_heads
 from raysweep.networks.plasticity.head_map import HeadMap
@@ -33,8 +30,8 @@ from raysweep.networks.plasticity.objective import logits_of, losses_of, mean_lo
 from raysweep.networks.plasticity.probe import probe
 from raysweep.networks.plasticity.routing import HeadRouters
 from raysweep.records.schema import perplexity
+from raysweep.science.language_models import load_plastic_model, trained_task
 from raysweep.trial.data.tokens import BatchOrder, TokenStore, prepare, windows_of
-from raysweep.trial.exports.load import is_export, load_whole
 from raysweep.trial.measures.evaluation import evaluate, shared_batches
 from raysweep.trial.runtime import Runtime
 
@@ -56,7 +53,7 @@ class RouterOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Static:
+class StaticNetwork:
     """A network with fewer heads for every token."""
 
     heads: int
@@ -76,12 +73,12 @@ class CostPoint:
     """Counted, routers included; see `seconds_per_token` for what they take."""
     loss: float
     perplexity: float
-    static: Static | None
+    static: StaticNetwork | None
     """Taylor pruning at no more FLOPs; None where one head in each layer still costs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class RouterCurve:
     """The answer, with all that is needed to ask again."""
 
     model: str
@@ -89,7 +86,7 @@ class Curve:
     data_sha256: str
     seq_len: int
     question: RouterOptions
-    full: Static
+    full: StaticNetwork
     """The model as it is: its present heads open for every token."""
     points: list[CostPoint]
     seconds_per_token: dict[str, float]
@@ -104,7 +101,7 @@ def here() -> Runtime:
     return Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: Runtime) -> Curve:
+def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: Runtime) -> RouterCurve:
     """Measure a model, given by hub name, folder or export, on a corpus.
 
     Raises:
@@ -118,13 +115,13 @@ def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: R
             f"data.name = {data.name!r} is too short: {len(train)} training windows of {data.seq_len} tokens, but a "
             f"batch takes {question.batch_size} and the probe {data.probe_windows}. Give a longer text."
         )
-    return curve(model, head_map, train, held_out, data, question, runtime, name=name, sha256=tokens.text_sha256)
+    return router_curve(model, head_map, train, held_out, data, question, runtime, name=name, sha256=tokens.text_sha256)
 
 
-def curve(
+def router_curve(
     model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, question: RouterOptions,
     runtime: Runtime, *, name: str, sha256: str,
-) -> Curve:  # fmt: skip
+) -> RouterCurve:  # fmt: skip
     """Measure a loaded model; its weights and gates stay as they are.
 
     Args:
@@ -136,7 +133,7 @@ def curve(
     seq_len = data.seq_len
     with _frozen(model):
         model.set_gates(head_map)
-        full = _static(model, head_map, batches, seq_len, runtime)
+        full = _measured_static(model, head_map, batches, seq_len, runtime)
         pruned = _StaticPruning(model, head_map, probed, seq_len, runtime)
         points, routers = [], HeadRouters(model, head_map)
         for penalty in question.penalties:
@@ -149,12 +146,12 @@ def curve(
                 CostPoint(
                     penalty=penalty, open_share=routers.open_share(), flops_per_token=flops, loss=loss,
                     perplexity=perplexity(loss),
-                    static=None if beside is None else _static(model, beside, batches, seq_len, runtime),
+                    static=None if beside is None else _measured_static(model, beside, batches, seq_len, runtime),
                 )
             )  # fmt: skip
             model.set_gates(head_map)
         seconds = _seconds_per_token(model, routers, batches[0])
-    return Curve(
+    return RouterCurve(
         model=name, data=data.name, data_sha256=sha256, seq_len=seq_len, question=question, full=full, points=points,
         seconds_per_token=seconds,
     )  # fmt: skip
@@ -202,13 +199,13 @@ class _StaticPruning:
         return None
 
 
-def _static(
+def _measured_static(
     model: PlasticModel, head_map: HeadMap, batches: Sequence[Batch], seq_len: int, runtime: Runtime
-) -> Static:  # fmt: skip
+) -> StaticNetwork:  # fmt: skip
     """Measure a network with some of its heads; leaves its gates so."""
     model.set_gates(head_map)
     loss = evaluate(model, batches, runtime, "auto").loss
-    return Static(
+    return StaticNetwork(
         heads=head_map.active, flops_per_token=flops_per_token(model, head_map, seq_len), loss=loss,
         perplexity=perplexity(loss),
     )  # fmt: skip
@@ -248,15 +245,12 @@ def _frozen(model: PlasticModel) -> Iterator[None]:
 
 
 def _load(name: str, data: DataSpec, runtime: Runtime) -> tuple[PlasticModel, HeadMap, TokenStore]:
-    spec = ModelSpec(name=name, task=TASK)
-    if name in scratch_sizes():
-        raise ModelError(f"MODEL = {name!r} is a from-scratch size, which has learned nothing. Name trained weights.")
-    check_model(spec, seq_len=data.seq_len)  # and that it is a language model: gates are for each token
+    """Load a causal language model and a corpus under its tokenizer."""
+    learned = trained_task(name)
+    if learned != TASK:
+        raise ModelError(
+            f"model {name!r} learned {learned}: gates that open for each token need a causal language model."
+        )
     tokens = prepare(data, tokenizer=data.tokenizer or name, vocab_size=None, special_tokens=False)
-    head_map: HeadMap | None = None
-    if is_export(name):
-        network, family, head_map = load_whole(name)
-    else:
-        network, family = build_network(spec, tokens.facts, seq_len=data.seq_len, seed=0)
-    model = PlasticModel(network.to(runtime.device), family.sites(network))
-    return model, head_map or HeadMap.full(*model.shape), tokens
+    model, head_map = load_plastic_model(ModelSpec(name=name, task=TASK), tokens.facts, data.seq_len)
+    return model.to(runtime.device), head_map, tokens

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,13 @@ import torch
 from raysweep.contracts import Array, Batch, Examples, Mask
 from raysweep.errors import DivergedError, ModelError
 from raysweep.job.spec import ModelSpec
-from raysweep.networks.plasticity.attention_divergence import Attended, attention_divergence
-from raysweep.networks.plasticity.attention_statistics import watched_attention
+from raysweep.networks.plasticity.attention_divergence import attention_divergence
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
-from raysweep.networks.plasticity.objective import NO_LABEL, label_losses, predictions
-from raysweep.science.language_models import load_model, text_windows, trained_task
+from raysweep.networks.plasticity.objective import NO_LABEL
+from raysweep.reports.wording import duration
+from raysweep.science.language_models import load_plastic_model, text_windows, trained_task
+from raysweep.science.observation import Outputs, observed
 from raysweep.science.pnn.activity import real_tokens
 from raysweep.science.statistics.finding import Interval
 from raysweep.science.statistics.resampling import interval
@@ -107,7 +106,7 @@ def preservation(
     if tokenizer is None:
         _check_tokenizers(name, other, encoder, examples, data)
     spec, other_spec = (ModelSpec(name=model, task=learned) for model in (name, other))
-    ours, theirs = load_model(spec, facts, seq_len), load_model(other_spec, facts, seq_len)
+    ours, theirs = (load_plastic_model(each, facts, seq_len) for each in (spec, other_spec))
     _check_alike(name, other, ours[0], theirs[0])
     batches = shared_batches(examples, BATCH, build_task(spec, facts), Runtime(device=torch.device("cpu")))
     return compare(ours, theirs, batches, say)
@@ -127,79 +126,13 @@ def compare(
     """
     sums = _Sums(ours[1].present & theirs[1].present)
     started = time.perf_counter()
-    with torch.no_grad(), _observed(*ours) as one, _observed(*theirs) as other:
+    with torch.no_grad(), observed(*ours) as one, observed(*theirs) as other:
         for number, batch in enumerate(batches, 1):
             sums.add(batch, one(batch), other(batch))
             if number == 1:
                 seconds = len(batches) * (time.perf_counter() - started)
-                say(f"{len(batches)} batches through both models: about {seconds:.0f} s")
+                say(f"{len(batches)} batches through both models: about {duration(seconds)}")
     return sums.result(ours[1].active, theirs[1].active)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What one network showed of a batch."""
-
-    logits: torch.Tensor
-    """(predictions, vocabulary), fp64"""
-    losses: torch.Tensor
-    """(predictions,)"""
-    states: Sequence[torch.Tensor]
-    """(batch, tokens, width) after the embedding and after each layer."""
-    attended: Sequence[Attended]
-    """Of each layer."""
-
-
-class _Observer:
-    """Runs batches through a network and keeps what it shows of the last one."""
-
-    def __init__(self, model: PlasticModel) -> None:
-        self.model = model
-        self.states: Sequence[torch.Tensor] = ()
-        self.attended: dict[int, Attended] = {}
-
-    def __call__(self, batch: Batch) -> _Seen:
-        self.states, self.attended = (), {}
-        logits, labels = predictions(self.model, batch)
-        layers = len(self.model.sites)
-        if len(self.states) != layers + 1 or len(self.attended) != layers:
-            kind = self.model.network.config.model_type
-            raise ModelError(
-                f"a network of {kind!r} does not show the hidden states and the attention of its layers, each once. "
-                "Compare networks of pnn with 'raysweep analyze pnn MODEL --compare OTHER'."
-            )
-        asked = labels != NO_LABEL
-        return _Seen(
-            logits=logits[asked].double(),
-            losses=label_losses(logits[asked], labels[asked]),
-            states=self.states,
-            attended=[self.attended[layer] for layer in range(layers)],
-        )
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float,
-        causal: bool,
-    ) -> None:  # fmt: skip
-        self.attended[layer] = Attended(query=query, key=key, mask=mask, scaling=scaling, causal=causal)
-
-    def keep_states(self, network: Any, inputs: Any, output: Any) -> None:
-        self.states = getattr(output, "hidden_states", None) or ()
-
-
-@contextmanager
-def _observed(model: PlasticModel, head_map: HeadMap) -> Iterator[_Observer]:
-    network: Any = model.eval().to(torch.promote_types(next(model.parameters()).dtype, torch.float32)).network
-    model.set_gates(head_map)
-    observer = _Observer(model)
-    before = network.config.output_hidden_states
-    network.config.output_hidden_states = True
-    handle = network.register_forward_hook(observer.keep_states)
-    try:
-        with watched_attention(network, {site.attention: partial(observer.attend, site.layer) for site in model.sites}):
-            yield observer
-    finally:
-        handle.remove()
-        network.config.output_hidden_states = before
 
 
 class _Sums:
@@ -215,7 +148,7 @@ class _Sums:
         self.alignments, self.aligned = np.zeros(layers + 1), 0
         self.divergences, self.queries = np.zeros(present.shape), np.zeros((layers, 1))
 
-    def add(self, batch: Batch, one: _Seen, other: _Seen) -> None:
+    def add(self, batch: Batch, one: Outputs, other: Outputs) -> None:
         real = real_tokens(batch)
         self._add_predictions(batch, one, other)
         for layer, states in enumerate(zip(one.states, other.states, strict=True)):
@@ -230,7 +163,7 @@ class _Sums:
             self.queries[layer] += int(counted[:, 0].sum())
         self.windows += len(batch.labels)
 
-    def _add_predictions(self, batch: Batch, one: _Seen, other: _Seen) -> None:
+    def _add_predictions(self, batch: Batch, one: Outputs, other: Outputs) -> None:
         log, other_log = one.logits.log_softmax(-1), other.logits.log_softmax(-1)
         columns = [
             torch.cosine_similarity(one.logits, other.logits, dim=-1),

@@ -12,8 +12,9 @@ import torch
 
 from raysweep.contracts import Array, Batch, Mask
 from raysweep.networks.plasticity.objective import NO_LABEL
-from raysweep.science.pnn.interventions import has_gate, observed
+from raysweep.science.pnn.interventions import has_gate, observed, step_states
 from raysweep.science.statistics.resampling import Ints
+from raysweep.science.statistics.similarity import FEWEST_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Activity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One batch as it runs through a network, its padding left out."""
+class BatchStates:
+    """The states and gates of one batch, its padding left out."""
 
     states: torch.Tensor
     """(steps + 1, tokens, width)"""
@@ -61,7 +62,7 @@ class Seen:
 
 
 @torch.no_grad()
-def seen(network: Any, batches: Sequence[Batch], steps: int | None = None) -> Iterator[Seen]:
+def batch_states(network: Any, batches: Sequence[Batch], steps: int | None = None) -> Iterator[BatchStates]:
     """Yield the states and gates of each batch; `steps` is T, the network's own unless given."""
     before = 0
     for batch in batches:
@@ -69,12 +70,26 @@ def seen(network: Any, batches: Sequence[Batch], steps: int | None = None) -> It
         real = real_tokens(batch)
         rows = torch.nonzero(real)[:, 0].cpu().numpy() + before
         before += len(batch.labels)
-        yield Seen(
+        yield BatchStates(
             states=torch.stack([state[real] for state in states]).double(),
             gates=torch.stack([gate[real] for gate in gates]).double() if gates else None,
             masked=(batch.labels[real] != NO_LABEL).cpu().numpy(),
             sequences=rows,
         )
+
+
+def states_by_sequence(network: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
+    """Return the states of each sequence, (steps + 1, tokens, width) in fp64, padding left out.
+
+    Sequences of fewer than `FEWEST_TOKENS` tokens are left out: their alignments do not exist.
+    """
+    found = []
+    for batch in batch_states(network, batches):
+        for sequence in np.unique(batch.sequences):
+            members = torch.from_numpy(batch.sequences == sequence)
+            if int(members.sum()) >= FEWEST_TOKENS:
+                found.append(batch.states[:, members.to(batch.states.device)].cpu())
+    return found
 
 
 def _run(network: Any, batch: Batch, steps: int | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -84,7 +99,7 @@ def _run(network: Any, batch: Batch, steps: int | None) -> tuple[list[torch.Tens
         gates.append(gate)
 
     with observed(network, "gate", keep) if has_gate(network) else nullcontext():
-        return network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps), gates
+        return step_states(network, batch, steps), gates
 
 
 def real_tokens(batch: Batch) -> torch.Tensor:
@@ -98,31 +113,31 @@ def activity(network: Any, batches: Sequence[Batch], steps: int | None = None) -
     """Measure how a network's states move; `steps` is T, the network's own unless given."""
     parts: dict[str, list[Any]] = {}
     moments = _GateMoments()
-    for one in seen(network, batches, steps):
-        for name, values in _measured(one).items():
+    for batch in batch_states(network, batches, steps):
+        for name, values in _measured(batch).items():
             parts.setdefault(name, []).append(values.cpu().numpy())
-        for name, places in (("masked", one.masked), ("sequences", one.sequences)):
+        for name, places in (("masked", batch.masked), ("sequences", batch.sequences)):
             parts.setdefault(name, []).append(places)
-        if one.gates is not None:
-            moments.add(one.gates)
+        if batch.gates is not None:
+            moments.add(batch.gates)
     whole: dict[str, Any] = {name: np.concatenate(arrays, -1) for name, arrays in parts.items()}
     for name in ("gate_mean", "gate_square", "gate_open"):
         whole.setdefault(name, None)
     return Activity(**whole, gate_variance=moments.variance())
 
 
-def _measured(one: Seen) -> dict[str, torch.Tensor]:
-    updates = one.states.diff(dim=0)
+def _measured(batch: BatchStates) -> dict[str, torch.Tensor]:
+    updates = batch.states.diff(dim=0)
     measured = {
-        "state_norm": one.states.norm(dim=-1),
+        "state_norm": batch.states.norm(dim=-1),
         "update_norm": updates.norm(dim=-1),
         "update_cosine": torch.cosine_similarity(updates[1:], updates[:-1], dim=-1),
         "participation": participation(updates),
     }
-    if one.gates is not None:
-        measured["gate_mean"] = one.gates.mean(-1)
-        measured["gate_square"] = one.gates.square().mean(-1)
-        measured["gate_open"] = (one.gates > 0.5).double().mean(-1)
+    if batch.gates is not None:
+        measured["gate_mean"] = batch.gates.mean(-1)
+        measured["gate_square"] = batch.gates.square().mean(-1)
+        measured["gate_open"] = (batch.gates > 0.5).double().mean(-1)
     return measured
 
 

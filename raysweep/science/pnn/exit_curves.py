@@ -18,6 +18,7 @@ import torch
 from raysweep.contracts import Batch, Exit
 from raysweep.job import registry
 from raysweep.networks.pnn.dynamic import infer
+from raysweep.science.pnn.interventions import step_states
 from raysweep.trial.measures.inference import Seeded, measure_inference
 from raysweep.trial.runtime import Runtime
 
@@ -128,20 +129,20 @@ def exit_curves(
         ModelError: a network of separate layers.
     """
     runtime = runtime or Runtime(device=torch.device("cpu"))
-    lab = _Laboratory(network=network.eval(), halves=halves, runtime=runtime, precision=precision)
+    meter = _ExitMeter(network=network.eval(), halves=halves, runtime=runtime, precision=precision)
     trained = int(network.config.num_steps)
-    ways = [_Way(exit=FIXED, options={}, steps=steps) for steps in range(1, 2 * trained + 1)]
+    ways = [_ExitSetting(exit=FIXED, options={}, steps=steps) for steps in range(1, 2 * trained + 1)]
     for name, (option, values) in thresholds.items():
         if name != "learned" or network.config.step_weights == "ponder":
-            ways += [_Way(exit=name, options={option: value}, steps=trained) for value in values]
-    found = [lab.measured(way) for way in ways]
-    seconds = lab.seconds(ways, runs)
+            ways += [_ExitSetting(exit=name, options={option: value}, steps=trained) for value in values]
+    found = [meter.measured(way) for way in ways]
+    seconds = meter.seconds(ways, runs)
     points = [replace(point, seconds_per_token=own) for point, own in zip(found, seconds, strict=True)]
     return ExitCurves(trained_steps=trained, batch_size=len(halves[1][0][1]), points=points)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Way:
+class _ExitSetting:
     """A way of leaving."""
 
     exit: str
@@ -155,7 +156,7 @@ class _Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Laboratory:
+class _ExitMeter:
     """A network on two halves of examples."""
 
     network: Any
@@ -163,27 +164,27 @@ class _Laboratory:
     runtime: Runtime
     precision: str
 
-    def measured(self, way: _Way) -> ExitPoint:
+    def measured(self, way: _ExitSetting) -> ExitPoint:
         """Measure all but the time."""
         searched, reported = (self._numbers(half, way) for half in self.halves)
         control = None
         if way.exit != FIXED:
-            chance = _Way(exit=CONTROL, options={"mean_steps": searched["mean_steps"]}, steps=way.steps)
+            chance = _ExitSetting(exit=CONTROL, options={"mean_steps": searched["mean_steps"]}, steps=way.steps)
             control = self._numbers(self.halves[1], chance)
         return ExitPoint(**vars(way), searched=searched, reported=reported, control=control, seconds_per_token=0.0)
 
-    def seconds(self, ways: Sequence[_Way], runs: int) -> list[float]:
+    def seconds(self, ways: Sequence[_ExitSetting], runs: int) -> list[float]:
         """Return wall times per token, in rounds over all ways: what else the machine does meets them all alike."""
         places = sum(_places(batch) for batch, _ in self.halves[1])
         rounds = [[self._once(way) / places for way in ways] for _ in range(runs)]
         return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
-    def _numbers(self, half: Sequence[Seeded], way: _Way) -> dict[str, float]:
+    def _numbers(self, half: Sequence[Seeded], way: _ExitSetting) -> dict[str, float]:
         return measure_inference(
             self.network, half, way.rule, steps=way.steps, runtime=self.runtime, precision=self.precision
         ).numbers  # fmt: skip
 
-    def _once(self, way: _Way) -> float:
+    def _once(self, way: _ExitSetting) -> float:
         rule = way.rule
         self._wait()
         started = time.perf_counter()
@@ -198,7 +199,7 @@ class _Laboratory:
 
     @torch.no_grad()
     def _as_it_is(self, batch: Batch, steps: int) -> torch.Tensor:
-        state = self.network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps)[-1]
+        state = step_states(self.network, batch, steps)[-1]
         logits: torch.Tensor = self.network.predict(self.network.predicted_from(state, batch.labelled))
         return logits
 

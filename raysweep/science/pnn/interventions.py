@@ -1,4 +1,4 @@
-"""Look at, or change, what a part of the network puts out at each step."""
+"""Run a network step by step, and read or replace what a part of it puts out at each step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from raysweep.contracts import Batch
+
 Part = Literal["attention", "heads", "proposal", "gate"]
 """`attention`: what all heads together write, (batch, tokens, width); `heads`: what each head hands to the output
 projection, (batch, tokens, heads, head_dim); `proposal`: the update behind its last LayerNorm, before the gate; `gate`:
 the gate's values, in (0, 1)."""
 Change = Callable[[int, torch.Tensor], torch.Tensor]
 """(step from 0, output) -> the output to go on with."""
+
+
+def step_states(network: Any, batch: Batch, steps: int | None = None) -> list[torch.Tensor]:
+    """Return the embedding of a batch and its state after each step, (batch, tokens, width) each.
+
+    Args:
+        steps: T; the network's own unless given.
+    """
+    states: list[torch.Tensor] = network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps)
+    return states
 
 
 @contextmanager
@@ -64,6 +76,17 @@ def observed(network: Any, part: Part, see: Callable[[int, torch.Tensor], None])
 
     with changed(network, part, same):
         yield
+
+
+def part_outputs(
+    network: Any, part: Part, batch: Batch, reduce: Callable[[torch.Tensor], torch.Tensor]
+) -> list[torch.Tensor]:  # fmt: skip
+    """Run a batch and return what a part puts out at each of its calls, reduced."""
+    outputs: list[torch.Tensor] = []
+    # Outputs are reduced as they appear: whole ones, (batch, tokens, width) for each call, need not be kept.
+    with observed(network, part, lambda step, output: outputs.append(reduce(output))):
+        step_states(network, batch)
+    return outputs
 
 
 def has_gate(network: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysweep.contracts import Array, Batch, Examples
+from raysweep.contracts import Array, Batch, Examples, Mask
 from raysweep.science.statistics.resampling import Ints
 
 TOKENS = 2_000_000
@@ -16,6 +16,8 @@ WEIGHTS = (0.4, 0.4)
 BINS = 5
 """Frequency bins within which classes of difficulty are told apart."""
 CLASSES = ("easy", "medium", "hard")
+EASY, HARD = 0, 2
+"""Numbers of the outer classes."""
 
 
 class NeighbourCounts:
@@ -91,3 +93,9 @@ def matched_classes(losses: Array, frequency: Array) -> Ints:
         ranks = np.argsort(np.argsort(losses[members], kind="stable"), kind="stable")
         classes[members] = ranks * len(CLASSES) // len(members)
     return classes
+
+
+def members_of(classes: Ints) -> dict[str, Mask]:
+    """Return the members (tokens,) of each class by its name; a class without tokens is left out."""
+    found = {name: classes == number for number, name in enumerate(CLASSES)}
+    return {name: members for name, members in found.items() if members.any()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from raysweep.contracts import Array, Batch
 from raysweep.networks.plasticity.objective import label_losses
 from raysweep.science.pnn.activity import real_tokens
-from raysweep.science.pnn.interventions import Part, changed, observed
+from raysweep.science.pnn.interventions import Part, changed, part_outputs, step_states
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def final_losses(network: Any, batches: Sequence[Batch]) -> Array:
     rows = []
     for batch in batches:
         assert batch.labelled is not None
-        state = network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)[-1]
+        state = step_states(network, batch)[-1]
         logits = network.predict(state.flatten(0, 1)[batch.labelled])
         rows.append(label_losses(logits, batch.labels.flatten()[batch.labelled]).double().cpu().numpy())
     return np.concatenate(rows)
@@ -30,21 +31,20 @@ def final_losses(network: Any, batches: Sequence[Batch]) -> Array:
 
 @torch.no_grad()
 def part_means(network: Any, part: Part, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Return the mean over tokens, pads left out, of what a part gives: (width,) for each of its calls in a pass."""
-    sums: list[list[torch.Tensor]] = []
-    for batch in batches:
-        kept = real_tokens(batch)
-        of_batch: list[torch.Tensor] = []
+    """Return the mean over tokens, padding left out, of what a part puts out at each of its calls in a pass.
 
-        def add(step: int, output: torch.Tensor, kept: Any = kept, of_batch: Any = of_batch) -> None:
-            of_batch.append(output[kept].double().sum(0))
-
-        with observed(network, part, add):
-            network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)
-        sums.append(of_batch)
+    Returns:
+        (width,) for each call, in the precision of the network; (heads, head_dim) for `heads`.
+    """
+    # Sums of all batches over one count, not a mean of batch means: batches hold unequally many tokens.
+    sums = [part_outputs(network, part, batch, partial(_sum_over, real_tokens(batch))) for batch in batches]
     count = sum(int(real_tokens(batch).sum()) for batch in batches)
     dtype = next(network.parameters()).dtype
     return [(torch.stack(call).sum(0) / count).to(dtype) for call in zip(*sums, strict=True)]
+
+
+def _sum_over(tokens: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return output[tokens].double().sum(0)
 
 
 @contextmanager

@@ -5,17 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from raysweep.errors import NotApplicableError, UsageError, known_names_hint
 from raysweep.job import registry
-from raysweep.science.pnn.subject import Subject
+from raysweep.reports.wording import duration
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.statistics.finding import Finding
-
-if TYPE_CHECKING:
-    from raysweep.science.pnn.subject import Subject
-    from raysweep.science.statistics.finding import Finding
-
 
 KIND = "analyses"
 
@@ -48,7 +44,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 def run_analyses(
-    subject: Subject, names: Sequence[str], say: Callable[[str], None], *, insist: bool
+    subject: PnnSubject, names: Sequence[str], say: Callable[[str], None], *, insist: bool
 ) -> list[Finding | NotApplicable]:
     """Run analyses one after the other.
 
@@ -65,7 +61,7 @@ def run_analyses(
     passes = sum(analysis.passes(subject) for analysis in made.values())
     seconds = passes * (time.perf_counter() - started)
     tokens = sum(batch.labels.numel() for batch in subject.batches)
-    say(f"{len(made)} analyses, {passes} passes over {tokens:,} tokens: about {_duration(seconds)}")
+    say(f"{len(made)} analyses, {passes} passes over {tokens:,} tokens: about {duration(seconds)}")
     found: list[Finding | NotApplicable] = []
     for number, (name, analysis) in enumerate(made.items(), 1):
         started = time.perf_counter()
@@ -74,7 +70,7 @@ def run_analyses(
     return found
 
 
-def _run(name: str, analysis: Analysis, subject: Subject, *, insist: bool) -> Finding | NotApplicable:
+def _run(name: str, analysis: Analysis, subject: PnnSubject, *, insist: bool) -> Finding | NotApplicable:
     try:
         return analysis(subject)
     except NotApplicableError as error:
@@ -83,20 +79,16 @@ def _run(name: str, analysis: Analysis, subject: Subject, *, insist: bool) -> Fi
         return NotApplicable(experiment=name, reason=str(error))
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
 class Analysis(Protocol):
     """science/pnn/analyses/<name>.py: one experiment on a Plastic Neural Network."""
 
     aliases: ClassVar[tuple[str, ...]]
     """Other names of it, such as the one in the published code."""
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         """Return how often all held-out text runs through a network: what the estimate of its time is made from."""
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         """Measure; the subject stays as it is.
 
         Raises:

@@ -21,10 +21,12 @@ from raysweep.job.spec import DataSpec, ModelSpec
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.network import PnnForMaskedLM
 from raysweep.networks.quiet import quietly
+from raysweep.science.language_models import check_length, check_vocabulary
 from raysweep.science.pnn.activity import real_tokens
 from raysweep.science.pnn.interventions import has_gate
 from raysweep.science.pnn.reference import difficulty
 from raysweep.science.pnn.trace import Predictions, predictions
+from raysweep.science.statistics.resampling import FEWEST_SEQUENCES
 from raysweep.trial.data.examples import Dataset, load_dataset
 from raysweep.trial.exports.load import is_export, load_model
 from raysweep.trial.exports.manifest import Manifest
@@ -35,12 +37,10 @@ TASK = "masked_lm"
 BATCH = 16
 TWINS = 10
 """Untrained networks that a figure of the whole network is held against."""
-FEWEST_SEQUENCES = 6
-"""With fewer, no test that flips the signs of whole sequences could find anything at 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class PnnSubject:
     """What every analysis is given."""
 
     network: Any
@@ -91,7 +91,7 @@ class Subject:
             )
 
 
-def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequence[str] = ()) -> Subject:
+def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequence[str] = ()) -> PnnSubject:
     """Load a network and the held-out text that it is looked at with.
 
     Args:
@@ -105,16 +105,16 @@ def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequen
         DataError: the corpus cannot be had, or holds too little text.
     """
     runtime = Runtime(device=torch.device("cpu"))
-    network = load_network(folder)
-    others = {name: load_network(name) for name in compared}
+    network = load_masked_lm(folder)
+    others = {name: load_masked_lm(name) for name in compared}
     for name, other in {folder: network, **others}.items():
-        _check_length(name, other, data.seq_len)
+        check_length(name, other.config.max_position_embeddings, data.seq_len)
     spec = ModelSpec(name=folder, task=TASK)
     dataset = load_dataset(data, spec)
     _check_enough(dataset, data)
     for name, other in {folder: network, **others}.items():
-        _check_vocabulary(name, other, dataset.facts)
-    return Subject(
+        check_vocabulary(name, other, dataset.facts)
+    return PnnSubject(
         network=network,
         untrained=untrained_twin(network, derived_seed(str(seed), "untrained")),
         batches=masked_batches(dataset.evaluation, dataset.facts, runtime),
@@ -126,7 +126,7 @@ def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequen
     )
 
 
-def load_network(folder: str) -> Any:
+def load_masked_lm(folder: str) -> Any:
     """Return a network in evaluation mode, every weight of it from the folder and no other weight in there.
 
     Raises:
@@ -142,8 +142,7 @@ def load_network(folder: str) -> Any:
                 output_loading_info=True, ignore_mismatched_sizes=True,  # told below, with what else is wrong
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {folder!r} cannot be loaded: {reason}") from error
+        raise ModelError(f"model {folder!r} cannot be loaded: {_reason(error)}") from error
     wrong = [f"{problem}: {', '.join(sorted(map(str, names))[:5])}" for problem, names in report.items() if names]
     if wrong:
         raise ModelError(f"the weights of model {folder!r} are not its configuration's; {'; '.join(wrong)}.")
@@ -220,8 +219,7 @@ def _config(folder: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"'config.json' of model {folder!r} cannot be read: {reason}") from error
+        raise ModelError(f"'config.json' of model {folder!r} cannot be read: {_reason(error)}") from error
     architectures = config.architectures or []
     if config.model_type != "pnn" or "PnnForMaskedLM" not in architectures:
         found = architectures[0] if architectures else config.model_type
@@ -229,10 +227,9 @@ def _config(folder: str) -> Any:
     return config
 
 
-def _check_length(folder: str, network: Any, seq_len: int) -> None:
-    positions = network.config.max_position_embeddings
-    if seq_len > positions:
-        raise ModelError(f"model {folder!r} has {positions} positions, fewer than --seq-len {seq_len}.")
+def _reason(error: Exception) -> str:
+    """Return the message of a library's error on one line; transformers writes whole paragraphs."""
+    return " ".join(str(error).split())[:300]
 
 
 def _check_enough(dataset: Dataset, data: DataSpec) -> None:
@@ -240,11 +237,4 @@ def _check_enough(dataset: Dataset, data: DataSpec) -> None:
         raise DataError(
             f"--data {data.name!r} has {len(dataset.evaluation)} held-out sequences of {data.seq_len} tokens, fewer "
             f"than {FEWEST_SEQUENCES}. Give a longer text, a smaller --seq-len, or more --eval-tokens."
-        )
-
-
-def _check_vocabulary(folder: str, network: Any, facts: Facts) -> None:
-    if (facts.vocab_size or 0) > network.config.vocab_size:
-        raise ModelError(
-            f"model {folder!r} knows {network.config.vocab_size} tokens, but the tokenizer has {facts.vocab_size}."
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from raysweep.contracts import Array, Batch
+from raysweep.science.pnn.interventions import step_states
 from raysweep.science.statistics.resampling import Ints
 
 
@@ -57,10 +58,7 @@ def predictions(network: Any, batches: Sequence[Batch], steps: int | None = None
     for batch in batches:
         assert batch.labelled is not None
         labels = batch.labels.flatten()[batch.labelled]
-        logits = [
-            network.predict(state.flatten(0, 1)[batch.labelled])
-            for state in network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps)
-        ]
+        logits = [network.predict(state.flatten(0, 1)[batch.labelled]) for state in step_states(network, batch, steps)]
         for name, values in _described(logits, labels).items():
             rows.setdefault(name, []).append(values)
     labels, sequences, positions = labelled_places(batches)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from scipy import stats
 
+from raysweep.contracts import Array
+
 ALPHA = 0.05
 """Largest q-value at which an effect counts as found."""
 
@@ -39,8 +41,14 @@ class Comparison:
     """p-value adjusted for all comparisons of its analysis (Benjamini and Hochberg 1995); see `adjusted`."""
 
     @property
+    def interval(self) -> Interval:
+        """The effect with its 95% interval."""
+        return Interval(mean=self.effect, low=self.low, high=self.high)
+
+    @property
     def found(self) -> bool:
-        assert self.q_value is not None, "comparisons are adjusted before they are judged"
+        """Whether the effect counts as found: its q-value is at most ALPHA."""
+        assert self.q_value is not None, "adjust the comparisons of an analysis first"
         return self.q_value <= ALPHA
 
     @property
@@ -116,12 +124,28 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def by_step(name: str, found: Sequence[Interval], *, first: int = 1) -> Series:
-    """Return a line over steps with its band; `first` is the step of the first interval."""
+def with_intervals(name: str, x: Sequence[float] | Sequence[str], estimates: Sequence[Interval]) -> Series:
+    """Return a line or a row of bars whose bounds are those of the intervals."""
     return Series(
         name=name,
-        x=list(range(first, first + len(found))),
-        y=[one.mean for one in found],
-        low=[one.low for one in found],
-        high=[one.high for one in found],
+        x=x,
+        y=[estimate.mean for estimate in estimates],
+        low=[estimate.low for estimate in estimates],
+        high=[estimate.high for estimate in estimates],
     )
+
+
+def by_step(name: str, estimates: Sequence[Interval], *, first: int = 1) -> Series:
+    """Return a line over steps with its intervals; `first` is the step of the first one."""
+    return with_intervals(name, list(range(first, first + len(estimates))), estimates)
+
+
+def with_range(name: str, x: Sequence[float] | Sequence[str], values: Array) -> Series:
+    """Return the mean over networks; its bounds are the smallest and the largest value of any network.
+
+    Args:
+        values: (networks, points).
+    """
+    return Series(
+        name=name, x=x, y=values.mean(0).tolist(), low=values.min(0).tolist(), high=values.max(0).tolist()
+    )  # fmt: skip

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, Batch
-from raysweep.science.pnn.activity import seen
+from raysweep.contracts import Array
 from raysweep.science.statistics.resampling import Ints
 
 FEWEST_TOKENS = 4
-"""Of a sequence: with fewer, no unbiased estimate exists. Shorter ones are left out."""
-
-
-def states_by_sequence(network: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Return each sequence's states, (steps + 1, tokens, width) in fp64, padding left out."""
-    found = []
-    for one in seen(network, batches):
-        for sequence in np.unique(one.sequences):
-            here = torch.from_numpy(one.sequences == sequence)
-            if int(here.sum()) >= FEWEST_TOKENS:
-                found.append(one.states[:, here.to(one.states.device)].cpu())
-    return found
+"""Of a sequence: the unbiased estimate of `alignments` divides by tokens - 3. Shorter sequences are left out."""
 
 
 def update_cosines(states: torch.Tensor) -> Array:

@@ -15,7 +15,7 @@ from raysweep.job.registry import UnknownNameError, scratch_sizes
 from raysweep.job.spec import DataSpec, ModelSpec
 from raysweep.networks.loading import build_network, task_of
 from raysweep.networks.plasticity.head_map import HeadMap
-from raysweep.science.language_models import load_network, trained_task
+from raysweep.science.language_models import load_trained_network, trained_task
 from raysweep.science.stress.subject import StressOptions, StressSubject, corpus_of
 from raysweep.trial.data.examples import Dataset, build_task, check_enough, load_dataset
 from raysweep.trial.runtime import Runtime
@@ -91,7 +91,7 @@ def after_baseline(subject: StressSubject) -> StressSubject:
 
 def _network(spec: ModelSpec, data: Dataset, seq_len: int, seed: int, scratch: bool) -> tuple[Any, Family, HeadMap]:
     if not scratch:
-        network, family, head_map = load_network(spec, data.facts, seq_len)
+        network, family, head_map = load_trained_network(spec, data.facts, seq_len)
         return network.float(), family, head_map
     network, family = build_network(spec, data.facts, seq_len=seq_len, seed=seed)
     sites = family.sites(network)

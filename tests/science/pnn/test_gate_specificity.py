@@ -16,7 +16,7 @@ from raysweep.errors import ModelError, NotApplicableError
 from raysweep.job.spec import DataSpec
 from raysweep.science.pnn.analyses.gate_specificity import Analysis
 from raysweep.science.pnn.gate_changes import dropped, inverted, noisy, permuted, swapped, token_mean
-from raysweep.science.pnn.subject import Subject, load_subject
+from raysweep.science.pnn.subject import PnnSubject, load_subject
 
 
 def some_gates(batch: int = 3, tokens: int = 7, width: int = 500) -> torch.Tensor:
@@ -88,7 +88,7 @@ def planted_gate(kind: str) -> Any:
     return network
 
 
-def subject_that_is_right(network: Any) -> Subject:
+def subject_that_is_right(network: Any) -> PnnSubject:
     """Return a subject whose labels are what the network predicts: whatever changes its states costs."""
     subject = tiny_subject(network, sequences=24)
     predicted, at, batches = subject.predictions().predicted[-1], 0, []

@@ -14,7 +14,7 @@ from raysweep.errors import NotApplicableError
 from raysweep.science.pnn.activity import real_tokens
 from raysweep.science.pnn.interventions import Part, changed, whole_parts
 from raysweep.science.pnn.replacing import final_losses, part_means
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
 from raysweep.science.statistics.resampling import paired
 
@@ -41,10 +41,10 @@ class Target:
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("optogenetics",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + len(whole_parts(subject.network)) + len(list(_targets(subject.network)))
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         targets = list(_targets(subject.network))
         if not targets:
             raise NotApplicableError("it ablates the parts of a step, and a hierarchical step has several of each.")
@@ -76,7 +76,7 @@ def _targets(network: Any) -> Iterator[Target]:
                     yield Target(part=part, step=step, head=head, by=by)
 
 
-def _ablated_loss(subject: Subject, target: Target, means: Mapping[Part, Sequence[torch.Tensor]]) -> Array:
+def _ablated_loss(subject: PnnSubject, target: Target, means: Mapping[Part, Sequence[torch.Tensor]]) -> Array:
     """Return the loss of each masked token at the last step, (tokens,)."""
     generator = subject.generator(target.name)
     losses = []

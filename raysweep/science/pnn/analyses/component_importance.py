@@ -14,9 +14,9 @@ from raysweep.contracts import Array
 from raysweep.errors import NotApplicableError
 from raysweep.science.pnn.interventions import Part, has_gate
 from raysweep.science.pnn.replacing import final_losses, held_at, part_means
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.pnn.trace import labelled_places
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, adjusted, with_intervals
 from raysweep.science.statistics.resampling import paired
 
 COMPONENTS: dict[str, Part] = {"attention": "attention", "feed_forward": "proposal", "gate": "gate"}
@@ -35,11 +35,11 @@ Values = dict[str, Array]
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("layer_importance",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         count = len(_components(subject))
         return count + 2**count * (subject.network.config.num_steps + 1)
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         components = _components(subject)
         parts = [COMPONENTS[name] for name in components]
         means = {part: part_means(subject.network, part, subject.batches) for part in parts}
@@ -50,7 +50,7 @@ class Analysis:
 
 
 def conclude(
-    components: Sequence[str], losses: Mapping[str, Mapping[frozenset[str], Array]], subject: Subject
+    components: Sequence[str], losses: Mapping[str, Mapping[frozenset[str], Array]], subject: PnnSubject
 ) -> Finding:
     """Judge the losses of each masked token, by scope and by the set of components that are held at their means."""
     shares = {scope: shapley(components, of_scope) for scope, of_scope in losses.items()}
@@ -121,7 +121,7 @@ def _told_apart(one: str, other: str, found: Mapping[str, Comparison]) -> bool:
     return any(found[name].found for name in names if name in found)
 
 
-def _components(subject: Subject) -> list[str]:
+def _components(subject: PnnSubject) -> list[str]:
     """Return the components of this network; a gate that is the same for all input is none."""
     trunk = subject.network.config.trunk
     if trunk not in ("refiner", "hierarchical"):
@@ -133,7 +133,7 @@ def _components(subject: Subject) -> list[str]:
 
 
 def _losses(
-    subject: Subject, components: Sequence[str], means: dict[Part, list[Any]], steps: Collection[int]
+    subject: PnnSubject, components: Sequence[str], means: dict[Part, list[Any]], steps: Collection[int]
 ) -> dict[frozenset[str], Array]:
     """Return the losses (tokens,) with every set of components held at their means at some steps."""
     found = {}
@@ -145,7 +145,7 @@ def _losses(
 
 
 def _comparisons(
-    components: Sequence[str], shares: Mapping[str, Values], alone: Mapping[str, Values], subject: Subject
+    components: Sequence[str], shares: Mapping[str, Values], alone: Mapping[str, Values], subject: PnnSubject
 ) -> list[Comparison]:
     tested: Values = {}
     for scope in shares:
@@ -162,11 +162,8 @@ def _panel(title: str, kind: str, components: Sequence[str], comparisons: Sequen
     scopes = list(dict.fromkeys(name.partition(": ")[0].partition(", ")[2] for name in found))
     series = []
     for component in components:
-        bars = [found[f"{kind}, {scope}: {component}"] for scope in scopes]
-        series.append(
-            Series(name=component, x=scopes, y=[bar.effect for bar in bars], low=[bar.low for bar in bars],
-                   high=[bar.high for bar in bars])
-        )  # fmt: skip
+        bars = [found[f"{kind}, {scope}: {component}"].interval for scope in scopes]
+        series.append(with_intervals(component, scopes, bars))
     return Panel(
         title=f"{title}, held at its mean", kind="bars", x_label="held at", y_label="rise of the loss (nats)",
         series=series, level=0.0,

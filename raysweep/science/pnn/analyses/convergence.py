@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raysweep.science.pnn.reference import CLASSES, matched_classes
-from raysweep.science.pnn.subject import TWINS, Subject
+from raysweep.science.pnn.reference import EASY, HARD, matched_classes, members_of
+from raysweep.science.pnn.subject import TWINS, PnnSubject
 from raysweep.science.pnn.trace import Predictions, predictions
-from raysweep.science.statistics.finding import Comparison, Finding, Interval, Panel, Series, adjusted
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_intervals
 from raysweep.science.statistics.resampling import Ints, beyond_draws, contrast, interval, paired
 
-EASY, HARD = 0, 2
 EFFECT, SETTLED = "permanent step: hard - easy", "permanent step - permuted steps"
 
 
@@ -22,10 +21,10 @@ EFFECT, SETTLED = "permanent step: hard - easy", "permanent step - permuted step
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS + len(subject.compared)
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         horizon = _horizon(subject)
         found = subject.predictions(horizon)
         others = {name: predictions(other, subject.batches) for name, other in subject.compared.items()}
@@ -44,7 +43,7 @@ class Analysis:
         )
 
 
-def _horizon(subject: Subject) -> int:
+def _horizon(subject: PnnSubject) -> int:
     """Return the last step at which a prediction can still change: beyond T only where training went beyond it."""
     config = subject.network.config
     return 2 * config.num_steps - 1 if config.random_depth else config.num_steps
@@ -79,7 +78,11 @@ def permuted_steps(predicted: Ints, generator: np.random.Generator) -> Ints:
 
 
 def _compared(
-    found: Predictions, others: Mapping[str, Predictions], twins: Sequence[Predictions], classes: Ints, subject: Subject
+    found: Predictions,
+    others: Mapping[str, Predictions],
+    twins: Sequence[Predictions],
+    classes: Ints,
+    subject: PnnSubject,
 ) -> list[Comparison]:
     generator = subject.generator("convergence")
     hard, easy = classes == HARD, classes == EASY
@@ -116,7 +119,9 @@ def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
     return f"{told}. Different tokens predicted at the embedding: {distinct}."
 
 
-def _figures(found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: Subject) -> dict[str, Any]:
+def _figures(
+    found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: PnnSubject
+) -> dict[str, Any]:
     generator = subject.generator("convergence intervals")
     published = published_classes(found)
     commonest = int(subject.frequency.argmax())
@@ -147,18 +152,16 @@ def _of_classes(found: Predictions, classes: Ints, generator: np.random.Generato
     measured = {"first_repeat": first_repeat(found.predicted), "permanent": permanent(found.predicted)}
     stable = (found.predicted[1:] == found.predicted[:-1]).astype(float)
     content: dict[str, Any] = {}
-    for number, name in enumerate(CLASSES):
-        here = classes == number
-        if here.any():
-            content[name] = {"tokens": int(here.sum()), "share": float(here.mean()),
-                             "stability": stable[:, here].mean(1).tolist()} | {
-                step: vars(interval(values[here], found.sequences[here], generator))
-                for step, values in measured.items()
-            }  # fmt: skip
+    for name, members in members_of(classes).items():
+        content[name] = {"tokens": int(members.sum()), "share": float(members.mean()),
+                         "stability": stable[:, members].mean(1).tolist()} | {
+            step: vars(interval(values[members].astype(float), found.sequences[members], generator))
+            for step, values in measured.items()
+        }  # fmt: skip
     return content
 
 
-def _panels(found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: Subject) -> list[Panel]:
+def _panels(found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: PnnSubject) -> list[Panel]:
     generator = subject.generator("convergence panels")
     rows = {"this network": found, **others}
     return [
@@ -174,13 +177,9 @@ def _panels(found: Predictions, others: Mapping[str, Predictions], classes: Ints
 
 
 def _bars(name: str, found: Predictions, classes: Ints, generator: np.random.Generator) -> Series:
-    steps = permanent(found.predicted)
-    means: dict[str, Interval] = {
-        label: interval(steps[classes == number], found.sequences[classes == number], generator)
-        for number, label in enumerate(CLASSES)
-        if (classes == number).any()
+    steps = permanent(found.predicted).astype(float)
+    means = {
+        label: interval(steps[members], found.sequences[members], generator)
+        for label, members in members_of(classes).items()
     }
-    return Series(
-        name=name, x=list(means), y=[one.mean for one in means.values()], low=[one.low for one in means.values()],
-        high=[one.high for one in means.values()],
-    )  # fmt: skip
+    return with_intervals(name, list(means), list(means.values()))

@@ -9,9 +9,9 @@ import numpy as np
 
 from raysweep.contracts import Array
 from raysweep.science.pnn.activity import activity
-from raysweep.science.pnn.reference import CLASSES, matched_classes
-from raysweep.science.pnn.subject import TWINS, Subject
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.pnn.reference import matched_classes, members_of
+from raysweep.science.pnn.subject import TWINS, PnnSubject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_intervals
 from raysweep.science.statistics.regression import partial_slope, partialled, slope_of
 from raysweep.science.statistics.resampling import Ints, beyond_draws
 
@@ -22,10 +22,10 @@ ALL_STEPS = "all steps"
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("token_difficulty",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 2 + TWINS
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         found = subject.predictions()
         difficulty = subject.difficulty()
         frequency = subject.frequency[found.labels]
@@ -42,8 +42,7 @@ class Analysis:
             verdict=_verdict(comparisons),
             comparisons=comparisons,
             figures={
-                label: energies[:, classes == number].mean(1).tolist()
-                for number, label in enumerate(CLASSES) if (classes == number).any()
+                label: energies[:, members].mean(1).tolist() for label, members in members_of(classes).items()
             },
             panels=_panels(energies, classes, comparisons),
         )  # fmt: skip
@@ -58,14 +57,14 @@ class _Model:
     sequences: Ints
 
 
-def _energies(network: Any, subject: Subject) -> Array:
+def _energies(network: Any, subject: PnnSubject) -> Array:
     """Return the log of |delta|^2 of each masked token at each step and over all steps, (steps + 1, tokens)."""
     found = activity(network, subject.batches)
     squares = found.update_norm[:, found.masked] ** 2
     return np.log(np.concatenate([squares, squares.sum(0, keepdims=True)]) + np.finfo(float).tiny)
 
 
-def _compared(energies: Array, twins: list[Array], model: _Model, subject: Subject) -> list[Comparison]:
+def _compared(energies: Array, twins: list[Array], model: _Model, subject: PnnSubject) -> list[Comparison]:
     generator = subject.generator("difficulty")
     tested = []
     for at, values in enumerate(energies):
@@ -90,20 +89,17 @@ def _verdict(comparisons: list[Comparison]) -> str:
 
 def _panels(energies: Array, classes: Ints, comparisons: list[Comparison]) -> list[Panel]:
     steps = list(range(1, len(energies)))
-    found = comparisons[0:-2:2]
+    slopes = comparisons[0:-2:2]
     return [
         Panel(
             title="energy of updates", kind="lines", x_label="step", y_label="mean log |delta|^2",
             series=[
-                Series(name=label, x=steps, y=energies[:-1, classes == number].mean(1).tolist())
-                for number, label in enumerate(CLASSES) if (classes == number).any()
+                Series(name=label, x=steps, y=energies[:-1, members].mean(1).tolist())
+                for label, members in members_of(classes).items()
             ],
         ),
         Panel(
             title="slope by difficulty", kind="lines", x_label="step", y_label="log |delta|^2 a nat", level=0.0,
-            series=[
-                Series(name="slope", x=steps, y=[one.effect for one in found], low=[one.low for one in found],
-                       high=[one.high for one in found])
-            ],
+            series=[with_intervals("slope", steps, [slope.interval for slope in slopes])],
         ),
     ]  # fmt: skip

@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 
 from raysweep.contracts import Array, Mask
-from raysweep.science.pnn.subject import TWINS, Subject
-from raysweep.science.statistics.finding import ALPHA, Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.pnn.activity import states_by_sequence
+from raysweep.science.pnn.subject import TWINS, PnnSubject
+from raysweep.science.statistics.finding import ALPHA, Comparison, Finding, Panel, Series, adjusted, with_range
 from raysweep.science.statistics.resampling import CONFIDENCE, beyond_draws
-from raysweep.science.statistics.similarity import states_by_sequence
 
 KINDS = ("accumulator", "selector", "oscillator", "no trend found")
 
@@ -38,10 +38,10 @@ class Dimensions:
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("dimension_wise",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         trained = dimensions(states_by_sequence(subject.network, subject.batches))
         twins = [_kinds(dimensions(states_by_sequence(twin, subject.batches))) for twin in subject.twins()]
         kinds = _kinds(trained)
@@ -135,8 +135,7 @@ def _panels(found: Dimensions, kinds: list[str], twins: list[list[str]]) -> list
             title="kinds of dimensions", kind="bars", x_label="", y_label="dimensions",
             series=[
                 Series(name="trained", x=list(KINDS), y=[float(kinds.count(kind)) for kind in KINDS]),
-                Series(name="untrained, all", x=list(KINDS), y=untrained.mean(0).tolist(),
-                       low=untrained.min(0).tolist(), high=untrained.max(0).tolist()),
+                with_range("untrained, all", list(KINDS), untrained),
             ],
         ),
         Panel(

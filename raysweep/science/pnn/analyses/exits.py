@@ -15,7 +15,7 @@ from raysweep.job import registry
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.dynamic import infer
 from raysweep.science.pnn.exit_curves import CONTROL, FIXED, ExitCurves, ExitPoint, exit_curves
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
 from raysweep.science.statistics.resampling import Ints, paired
 from raysweep.trial.measures.inference import Seeded
@@ -34,11 +34,11 @@ RUNS = 1
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("halting",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         depths = 2 * subject.network.config.num_steps
         return depths * (1 + RUNS) + sum(len(values) for _, values in THRESHOLDS.values()) * (2 + RUNS)
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         config = subject.network.config
         if not config.shared:
             raise NotApplicableError(f"tokens leave between steps of one module; this trunk is {config.trunk!r}.")
@@ -78,7 +78,7 @@ def _rows(batch: Batch, first: int) -> Batch:
     return replace(batch, inputs=batch.inputs[rows], labels=labels, labelled=labelled, attention_mask=mask)
 
 
-def _compared(curves: ExitCurves, subject: Subject, half: Sequence[Seeded]) -> list[Comparison]:
+def _compared(curves: ExitCurves, subject: PnnSubject, half: Sequence[Seeded]) -> list[Comparison]:
     """Compare each rule, at the threshold that saves most, with chance."""
     generator, found = subject.generator("exits"), []
     for point in _chosen(curves):

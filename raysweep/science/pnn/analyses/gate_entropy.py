@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 
 from raysweep.contracts import Array, Batch
 from raysweep.errors import NotApplicableError
-from raysweep.science.pnn.interventions import observed
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.interventions import part_outputs
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.pnn.trace import Predictions
 from raysweep.science.statistics.discrimination import (
     area_under_risk_coverage,
@@ -22,7 +23,7 @@ from raysweep.science.statistics.discrimination import (
     from_bootstrap,
     log_losses,
 )
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_intervals
 from raysweep.science.statistics.resampling import Ints, paired
 
 FEWEST = 10
@@ -39,10 +40,10 @@ ADDED = "log-loss saved by gate entropies beside the largest probability"
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 2
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         subject.require_gate()
         predictions = subject.predictions()
         entropies = gate_entropies(subject.network, subject.batches)
@@ -58,17 +59,12 @@ def binary_entropy(gates: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def gate_entropies(network: Any, batches: Sequence[Batch]) -> Array:
     """Return the gates' entropy of every masked token at each step, mean over dimensions, (steps, tokens)."""
-    parts = []
-    for batch in batches:
-        of_batch: list[torch.Tensor] = []
+    by_batch = [part_outputs(network, "gate", batch, partial(_mean_entropy, batch)) for batch in batches]
+    return np.concatenate([torch.stack(steps).cpu().numpy() for steps in by_batch], axis=1)
 
-        def add(step: int, gates: torch.Tensor, batch: Batch = batch, of_batch: Any = of_batch) -> None:
-            of_batch.append(binary_entropy(gates.flatten(0, 1)[batch.labelled]).mean(-1))
 
-        with observed(network, "gate", add):
-            network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types)
-        parts.append(torch.stack(of_batch).cpu().numpy())
-    return np.concatenate(parts, axis=1)
+def _mean_entropy(batch: Batch, gates: torch.Tensor) -> torch.Tensor:
+    return binary_entropy(gates.flatten(0, 1)[batch.labelled]).mean(-1)
 
 
 def conclude(entropies: Array, predictions: Predictions, generator: np.random.Generator) -> Finding:
@@ -173,8 +169,7 @@ def _areas_panel(drawn: Mapping[str, Array]) -> Panel:
     bars = [from_bootstrap(of_score, 0.5)[0] for of_score in drawn.values()]
     return Panel(
         title="Telling wrong from right", kind="bars", x_label="", y_label="area under the ROC curve", level=0.5,
-        series=[Series(name="area", x=list(drawn), y=[bar.mean for bar in bars], low=[bar.low for bar in bars],
-                       high=[bar.high for bar in bars])],
+        series=[with_intervals("area", list(drawn), bars)],
     )  # fmt: skip
 
 

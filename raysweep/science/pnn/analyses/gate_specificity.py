@@ -15,9 +15,9 @@ from raysweep.science.pnn.activity import real_tokens
 from raysweep.science.pnn.gate_changes import dropped, inverted, noisy, permuted, swapped, token_mean
 from raysweep.science.pnn.interventions import changed
 from raysweep.science.pnn.replacing import final_losses, part_means
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.pnn.trace import labelled_places
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_intervals
 from raysweep.science.statistics.resampling import paired, share_as_extreme
 
 RATES, WEIGHTS = (0.25, 0.5, 0.75), (0.1, 0.3, 0.5)
@@ -39,12 +39,12 @@ Spoil = Callable[[int, torch.Tensor, torch.Tensor, torch.Generator], torch.Tenso
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         steps = subject.network.config.num_steps
         once = len(RATES) + len(WEIGHTS) + len(("inverted", "token_mean", "dimension_mean", "swapped"))
         return 2 + once * (steps + 1) + PERMUTATIONS + PERMUTATIONS_OF_A_STEP * steps + len(subject.compared)
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         subject.require_gate()
         intact = final_losses(subject.network, subject.batches)
         spoils = _spoils(subject)
@@ -61,7 +61,7 @@ class Analysis:
 
 
 def conclude(
-    intact: Array, rises: Rises, spread: Mapping[str, Any], others: Mapping[str, Array], subject: Subject
+    intact: Array, rises: Rises, spread: Mapping[str, Any], others: Mapping[str, Array], subject: PnnSubject
 ) -> Finding:
     """Judge how the loss of each masked token, (tokens,), rises.
 
@@ -130,7 +130,7 @@ def _against(name: str, comparison: Comparison) -> str:
     return f"{name} is {word} by {abs(comparison.effect):.3f} nats (one training run each)."
 
 
-def _spoils(subject: Subject) -> dict[str, Spoil]:
+def _spoils(subject: PnnSubject) -> dict[str, Spoil]:
     """Return what is done to the gates, by name."""
     means = part_means(subject.network, "gate", subject.batches)
     return {
@@ -152,14 +152,14 @@ def _noisy(weight: float, step: int, gates: torch.Tensor, real: torch.Tensor, ge
     return noisy(gates, weight, generator)
 
 
-def _draws(subject: Subject, name: str, spoil: Spoil, scope: str, steps: Collection[int]) -> Array:
+def _draws(subject: PnnSubject, name: str, spoil: Spoil, scope: str, steps: Collection[int]) -> Array:
     """Return the losses of each repetition of a condition, (repetitions, tokens)."""
     count = 1 if name != "permuted" else PERMUTATIONS if scope == EVERY else PERMUTATIONS_OF_A_STEP
     seeds = subject.generator(f"gate_specificity {name} {scope}").integers(2**62, size=count)
     return np.stack([_losses(subject, spoil, steps, torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
-def _losses(subject: Subject, spoil: Spoil, steps: Collection[int], generator: torch.Generator) -> Array:
+def _losses(subject: PnnSubject, spoil: Spoil, steps: Collection[int], generator: torch.Generator) -> Array:
     return np.concatenate([_of_batch(subject.network, batch, spoil, steps, generator) for batch in subject.batches])
 
 
@@ -210,6 +210,5 @@ def _panels(comparisons: list[Comparison], rises: Rises, others: list[str]) -> l
 def _bars(title: str, bars: Mapping[str, Comparison]) -> Panel:
     return Panel(
         title=title, kind="bars", x_label="", y_label=RISE, level=0.0,
-        series=[Series(name="loss", x=list(bars), y=[bar.effect for bar in bars.values()],
-                       low=[bar.low for bar in bars.values()], high=[bar.high for bar in bars.values()])],
+        series=[with_intervals("loss", list(bars), [bar.interval for bar in bars.values()])],
     )  # fmt: skip

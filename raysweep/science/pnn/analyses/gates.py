@@ -9,8 +9,8 @@ import numpy as np
 
 from raysweep.contracts import Array, Mask
 from raysweep.science.pnn.activity import Activity, activity
-from raysweep.science.pnn.subject import TWINS, Subject
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.pnn.subject import TWINS, PnnSubject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_range
 from raysweep.science.statistics.resampling import beyond_draws, paired
 
 CHANCE = 0.5
@@ -21,10 +21,10 @@ CHANCE = 0.5
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("gate_statistics",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         subject.require_gate()
         trained = activity(subject.network, subject.batches)
         everyone = np.ones_like(trained.masked)
@@ -45,7 +45,7 @@ class Analysis:
         )
 
 
-def _compared(trained: Activity, twins: list[dict[str, Any]], subject: Subject) -> list[Comparison]:
+def _compared(trained: Activity, twins: list[dict[str, Any]], subject: PnnSubject) -> list[Comparison]:
     generator = subject.generator("gates")
     shares = np.array([twin["open_share"] for twin in twins])
     tested = []
@@ -101,7 +101,6 @@ def _panel(
         title=title, kind="lines", x_label="step", y_label=label, level=level,
         series=[
             Series(name="trained", x=steps, y=own),
-            Series(name="untrained, all", x=steps, y=untrained.mean(0).tolist(), low=untrained.min(0).tolist(),
-                   high=untrained.max(0).tolist()),
+            with_range("untrained, all", steps, untrained),
         ],
     )  # fmt: skip

@@ -10,16 +10,14 @@ import numpy as np
 
 from raysweep.contracts import Array
 from raysweep.science.pnn.neighbours import NeighbourEffects, neighbour_effects
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.pnn.trace import labelled_places
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
-from raysweep.science.statistics.resampling import Ints, interval, paired
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_intervals
+from raysweep.science.statistics.resampling import FEWEST_SEQUENCES, Ints, interval, paired
 
 DISTANCES = (1, 2, 4, 8, 16, 32)
 TARGETS = 2
 """Masked tokens of each sequence that are looked at."""
-FEWEST = 6
-"""Sequences; with fewer no test that flips their signs could find anything at 0.05."""
 MEASURED = (
     "log p of a masked token with one neighbour in sight minus that with it hidden: the same token, all else the same, "
     "by distance to either side. Null: no difference; beside it the untrained network."
@@ -31,10 +29,10 @@ DECAY = "change with each doubling of the distance"
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("cross_token_interference",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 2 * TARGETS * (1 + 2 * len(_distances(subject)))
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         assert subject.facts.mask_token is not None
         sequences = labelled_places(subject.batches)[1]
         targets = choose(sequences, subject.generator("neighbour_visibility targets"))
@@ -59,7 +57,9 @@ def conclude(
     """Judge the effects of neighbours; `null` are those of the untrained network, `sequences` each masked token's."""
     tested = {**_by_distance(effects, sequences), DECAY: slopes(effects, sequences)}
     comparisons = adjusted([
-        paired(name, values, of, generator) for name, (values, of) in tested.items() if len(np.unique(of)) >= FEWEST
+        paired(name, values, of, generator)
+        for name, (values, of) in tested.items()
+        if len(np.unique(of)) >= FEWEST_SEQUENCES
     ])  # fmt: skip
     return Finding(
         experiment="neighbour_visibility",
@@ -101,7 +101,7 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
     return f"A neighbour in sight {said}; its worth {'falls' if decay.below else 'rises'} with the distance."
 
 
-def _distances(subject: Subject) -> list[int]:
+def _distances(subject: PnnSubject) -> list[int]:
     length = subject.batches[0].labels.shape[1]
     return [distance for distance in DISTANCES if distance < length]
 
@@ -143,7 +143,4 @@ def _line(name: str, effects: NeighbourEffects, sequences: Ints, generator: np.r
         interval(effects.effect[far == distance], sequences[effects.targets[far == distance]], generator)
         for distance in distances
     ]
-    return Series(
-        name=name, x=distances.tolist(), y=[mean.mean for mean in means], low=[mean.low for mean in means],
-        high=[mean.high for mean in means],
-    )  # fmt: skip
+    return with_intervals(name, distances.tolist(), means)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from raysweep.contracts import Array
-from raysweep.science.pnn.subject import TWINS, Subject
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, by_step
+from raysweep.science.pnn.activity import states_by_sequence
+from raysweep.science.pnn.subject import TWINS, PnnSubject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, adjusted, by_step, with_range
 from raysweep.science.statistics.resampling import beyond_draws, intervals
-from raysweep.science.statistics.similarity import alignments, breadths, states_by_sequence
+from raysweep.science.statistics.similarity import alignments, breadths
 
 NO_BRAIN = "No recording of a brain was compared with anything here."
 
@@ -21,10 +22,10 @@ NO_BRAIN = "No recording of a brain was compared with anything here."
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("brain_modelling", "brain_modeling")
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         found = _metrics(states_by_sequence(subject.network, subject.batches))
         twins = [_metrics(states_by_sequence(twin, subject.batches)) for twin in subject.twins()]
         comparisons = _compared(found, twins)
@@ -83,14 +84,13 @@ def _figures(found: dict[str, Array]) -> dict[str, Any]:
     }
 
 
-def _panel(name: str, found: dict[str, Array], twins: list[dict[str, Array]], subject: Subject) -> Panel:
+def _panel(name: str, found: dict[str, Array], twins: list[dict[str, Array]], subject: PnnSubject) -> Panel:
     generator = subject.generator(f"representation {name}")
     untrained = np.array([twin[name].mean(0) for twin in twins])
     return Panel(
         title=name, kind="lines", x_label="step", y_label=name,
         series=[
             by_step("trained", intervals(found[name], np.arange(len(found[name])), generator), first=_first(name)),
-            Series(name="untrained, all", x=list(range(_first(name), _first(name) + untrained.shape[1])),
-                   y=untrained.mean(0).tolist(), low=untrained.min(0).tolist(), high=untrained.max(0).tolist()),
+            with_range("untrained, all", list(range(_first(name), _first(name) + untrained.shape[1])), untrained),
         ],
     )  # fmt: skip

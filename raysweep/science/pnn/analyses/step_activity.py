@@ -10,8 +10,8 @@ import numpy as np
 
 from raysweep.contracts import Array
 from raysweep.science.pnn.activity import activity
-from raysweep.science.pnn.subject import TWINS, Subject
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.pnn.subject import TWINS, PnnSubject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, adjusted, by_step
 from raysweep.science.statistics.resampling import Ints, beyond_draws, intervals, paired
 
 MEASURED = (
@@ -26,10 +26,10 @@ TREND_OF_TRAINING = f"{TREND}, trained - untrained"
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("layer_wise_activity", "layerwise_activity")
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         measured = activity(subject.network, subject.batches)
         nulls = [activity(twin, subject.batches) for twin in subject.twins()]
         return conclude(
@@ -107,15 +107,8 @@ def _panels(
 ) -> list[Panel]:
     return [
         Panel(title="Relative update", kind="lines", x_label="step", y_label="|delta| / |h|",
-              series=[_line(name, values, 1, sequences, generator) for name, values in updates.items()]),
+              series=[by_step(name, intervals(values.T, sequences, generator)) for name, values in updates.items()]),
         Panel(title="State norm (grows by itself)", kind="lines", x_label="step", y_label="|h|",
-              series=[_line(name, values, 0, sequences, generator) for name, values in norms.items()]),
+              series=[by_step(name, intervals(values.T, sequences, generator), first=0)
+                      for name, values in norms.items()]),
     ]  # fmt: skip
-
-
-def _line(name: str, values: Array, first: int, sequences: Ints, generator: np.random.Generator) -> Series:
-    steps = intervals(values.T, sequences, generator)
-    return Series(
-        name=name, x=list(range(first, first + len(steps))), y=[step.mean for step in steps],
-        low=[step.low for step in steps], high=[step.high for step in steps],
-    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from raysweep.science.pnn.activity import Activity, activity
-from raysweep.science.pnn.subject import Subject, visible_batches
+from raysweep.science.pnn.subject import PnnSubject, visible_batches
 from raysweep.science.pnn.trace import Predictions, predictions
 from raysweep.science.statistics.finding import Comparison, Finding, Panel, adjusted, by_step
 from raysweep.science.statistics.resampling import intervals, paired
@@ -18,10 +18,10 @@ from raysweep.science.statistics.resampling import intervals, paired
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("step_trace",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 3
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         masked = subject.predictions()
         visible = predictions(subject.network, visible_batches(subject.batches, subject.facts))
         moved = activity(subject.network, subject.batches)
@@ -46,7 +46,7 @@ class Analysis:
         )
 
 
-def _compared(masked: Predictions, subject: Subject) -> list[Comparison]:
+def _compared(masked: Predictions, subject: PnnSubject) -> list[Comparison]:
     generator = subject.generator("trace")
     return adjusted([
         paired(f"step {step}: loss - before", change, masked.sequences, generator)

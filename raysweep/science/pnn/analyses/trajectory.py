@@ -10,17 +10,18 @@ import torch
 
 from raysweep.contracts import Array
 from raysweep.errors import NotApplicableError
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.activity import states_by_sequence
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.statistics.finding import Comparison, Finding, Interval, Panel, Series, adjusted, by_step
 from raysweep.science.statistics.resampling import RESAMPLES, interval, intervals, share_as_extreme
-from raysweep.science.statistics.similarity import alignments, orders, states_by_sequence, update_cosines
+from raysweep.science.statistics.similarity import alignments, orders, update_cosines
 
 FEWEST_STEPS = 3
 """With fewer, every order has the same neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class TrajectoryMetrics:
     """One network's metrics, each sequence on its own."""
 
     relative_update: Array
@@ -35,17 +36,17 @@ class Measured:
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("meg",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 2
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         steps = subject.network.config.num_steps
         if steps < FEWEST_STEPS:
             raise NotApplicableError(
                 f"it permutes steps: it takes {FEWEST_STEPS} or more, and this network has {steps}."
             )
-        trained = measured(states_by_sequence(subject.network, subject.batches))
-        untrained = measured(states_by_sequence(subject.untrained, subject.batches))
+        trained = trajectory_metrics(states_by_sequence(subject.network, subject.batches))
+        untrained = trajectory_metrics(states_by_sequence(subject.untrained, subject.batches))
         comparisons = compared(trained, subject.generator("trajectory"))
         return Finding(
             experiment="trajectory",
@@ -58,17 +59,17 @@ class Analysis:
         )
 
 
-def measured(sequences: list[torch.Tensor]) -> Measured:
+def trajectory_metrics(sequences: list[torch.Tensor]) -> TrajectoryMetrics:
     """Measure sequences of states (steps + 1, tokens, width)."""
     ratios = [states.diff(dim=0).norm(dim=-1) / states[:-1].norm(dim=-1) for states in sequences]
-    return Measured(
+    return TrajectoryMetrics(
         relative_update=np.stack([ratio.mean(-1).numpy() for ratio in ratios]),
         cosines=np.stack([update_cosines(states) for states in sequences]),
         alignments=np.stack([alignments(states) for states in sequences]),
     )
 
 
-def compared(found: Measured, generator: np.random.Generator) -> list[Comparison]:
+def compared(found: TrajectoryMetrics, generator: np.random.Generator) -> list[Comparison]:
     """Test each metric against its steps in random order."""
     return adjusted([
         _against_order("trend of relative update", found.relative_update, _trend, generator),
@@ -113,7 +114,7 @@ def _verdict(comparisons: list[Comparison]) -> str:
     return f"The order of the steps matters: {'; '.join(f'{one.name} {one.effect:+.3f}' for one in found)}."
 
 
-def _figures(found: Measured) -> dict[str, Any]:
+def _figures(found: TrajectoryMetrics) -> dict[str, Any]:
     return {
         "relative_update": found.relative_update.mean(0).tolist(),
         "cosines": found.cosines.mean(0).tolist(),
@@ -127,7 +128,7 @@ def _map(values: Array, first: int) -> Series:
     return Series(name="mean over sequences", x=steps, rows=steps, y=values.tolist())
 
 
-def _panels(trained: Measured, untrained: Measured, subject: Subject) -> list[Panel]:
+def _panels(trained: TrajectoryMetrics, untrained: TrajectoryMetrics, subject: PnnSubject) -> list[Panel]:
     generator = subject.generator("trajectory panels")
     rows: dict[str, list[Interval]] = {
         name: intervals(one.relative_update, np.arange(len(one.relative_update)), generator)
