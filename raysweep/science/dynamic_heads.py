@@ -1,8 +1,8 @@
-"""Does a head need to be there for every token? Loss against FLOPs with learned per-token gates, beside static pruning.
+"""Measure loss against FLOPs of a model whose heads open for some tokens only, beside static pruning.
 
-The network is frozen; only the routers learn, from its loss plus a penalty on the expected FLOPs of open heads. Each
-penalty gives one point of the curve. Beside it stands the largest network pruned by Taylor scores (untrained, too)
-that costs no more, on the same held-out windows.
+The network is frozen. Routers are trained on its loss plus a penalty on the expected FLOPs of open heads, and each
+penalty gives one point of the curve. A point is compared with the largest network pruned by Taylor scores that costs no
+more, on the same held-out windows; that network is not trained further, as the routed one's weights are not either.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ from raysweep.trial.runtime import Runtime
 
 TASK = "causal_lm"
 TIMED = 9
-"""Forward passes that a time is the median of."""
+"""Forward passes of a timing, of which the median counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
-    """What to try."""
+    """Penalties to try, and how routers are trained."""
 
     penalties: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
-    """Nats that all present heads being open would cost; one point of the curve each."""
+    """Penalty on the loss, in nats, if all present heads were open; each gives one point of the curve."""
     steps: int = 100
+    """Training steps of the routers."""
     batch_size: int = 8
     lr: float = 1e-2
     seed: int = 0
@@ -54,7 +55,7 @@ class RouterOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StaticNetwork:
-    """A network with fewer heads for every token."""
+    """A network with the same heads for every token."""
 
     heads: int
     flops_per_token: float
@@ -64,14 +65,15 @@ class StaticNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class CostPoint:
-    """The routers of one penalty on the held-out windows."""
+    """The result of one penalty on the held-out windows."""
 
     penalty: float
     open_share: float
     """Share of (token, present head) pairs that were open."""
     flops_per_token: float
-    """Counted, routers included; see `seconds_per_token` for what they take."""
+    """Counted FLOPs, routers included; see `RouterCurve.seconds_per_token` for the time."""
     loss: float
+    """Nats per prediction."""
     perplexity: float
     static: StaticNetwork | None
     """Taylor pruning at no more FLOPs; None where one head in each layer still costs more."""
@@ -79,7 +81,7 @@ class CostPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class RouterCurve:
-    """The answer, with all that is needed to ask again."""
+    """Loss against FLOPs of a model, with all settings that are needed to measure it again."""
 
     model: str
     data: str
@@ -87,25 +89,31 @@ class RouterCurve:
     seq_len: int
     question: RouterOptions
     full: StaticNetwork
-    """The model as it is: its present heads open for every token."""
+    """The model with its present heads open for every token."""
     points: list[CostPoint]
     seconds_per_token: dict[str, float]
-    """Measured: `plain`, and `gated` with the last point's routers; closed heads are multiplied by 0, not skipped."""
+    """Measured times: `plain`, and `gated` with the routers of the last point. Closed heads are multiplied by 0, not
+    skipped, so the gated time is no measure of what skipping would save."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def here() -> Runtime:
-    """Return this process alone, on a GPU where there is one."""
+    """Return the runtime of a single process, on a GPU if there is one."""
     return Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: Runtime) -> RouterCurve:
-    """Measure a model, given by hub name, folder or export, on a corpus.
+    """Measure a model on a corpus.
+
+    Args:
+        name: hub name, folder or export of a causal language model.
 
     Raises:
-        ModelError, DataError: the model or the corpus cannot be had or used; TrialError: no head can be ranked.
+        ModelError: the model cannot be loaded, or is no causal language model.
+        DataError: the corpus cannot be loaded, or is too short.
+        TrialError: no head can be ranked.
     """
     model, head_map, tokens = _load(name, data, runtime)
     train = windows_of(tokens.train, data.seq_len)
@@ -122,10 +130,11 @@ def router_curve(
     model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, question: RouterOptions,
     runtime: Runtime, *, name: str, sha256: str,
 ) -> RouterCurve:  # fmt: skip
-    """Measure a loaded model; its weights and gates stay as they are.
+    """Measure a loaded model; its weights and gates are left unchanged.
 
     Args:
         train, held_out: windows of tokens (count, seq_len).
+        name, sha256: of the model and of the text, for the record.
     """
     task = registry.build("tasks", TASK)
     batches = shared_batches(held_out, question.batch_size, task, runtime)
@@ -149,6 +158,7 @@ def router_curve(
                     static=None if beside is None else _measured_static(model, beside, batches, seq_len, runtime),
                 )
             )  # fmt: skip
+            # The static network left its own gates set; the next routers are to see the model as it was.
             model.set_gates(head_map)
         seconds = _seconds_per_token(model, routers, batches[0])
     return RouterCurve(
@@ -160,11 +170,12 @@ def router_curve(
 def train_routers(
     model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, question: RouterOptions, runtime: Runtime
 ) -> HeadRouters:
-    """Return routers trained on windows (count, seq_len) of tokens; the model is left as it is."""
+    """Return routers trained on windows (count, seq_len) of tokens; the model is left unchanged."""
     task = registry.build("tasks", TASK)
     routers = HeadRouters(model, head_map)
     optimizer = torch.optim.Adam(routers.parameters(), lr=question.lr)
     seed = derived_seed(str(question.seed), "routers")
+    # All penalties see the same windows in the same order: points of the curve differ in the penalty alone.
     order = BatchOrder(num_windows=len(train), batch_size=question.batch_size, seed=seed)
     with _frozen(model), routers.routing():
         for step in range(question.steps):
@@ -178,7 +189,7 @@ def train_routers(
 
 
 class _StaticPruning:
-    """Networks pruned by Taylor scores, measured once on the network as it is."""
+    """Networks pruned by the Taylor scores of the whole network, which are measured once."""
 
     def __init__(
         self, model: PlasticModel, head_map: HeadMap, probed: Sequence[Batch], seq_len: int, runtime: Runtime
@@ -188,7 +199,11 @@ class _StaticPruning:
         self.model, self.head_map, self.seq_len = model, head_map, seq_len
 
     def at_most(self, flops: float) -> HeadMap | None:
-        """Return the map with the most heads that costs no more than `flops` a token; one head a layer stays."""
+        """Return the map with the most heads that costs at most `flops` a token; each layer keeps one head.
+
+        None if one head in each layer still costs more.
+        """
+        # One head more at a time: heads of layers differ in cost, so the number cannot be computed from `flops`.
         for count in range(self.head_map.active - len(self.head_map.grown) + 1):
             lowest = lowest_heads(
                 self.scores, self.head_map, count, budget="global", min_heads_per_layer=1, protected=set()
@@ -202,7 +217,7 @@ class _StaticPruning:
 def _measured_static(
     model: PlasticModel, head_map: HeadMap, batches: Sequence[Batch], seq_len: int, runtime: Runtime
 ) -> StaticNetwork:  # fmt: skip
-    """Measure a network with some of its heads; leaves its gates so."""
+    """Measure a network with the heads of a map; its gates stay set to that map."""
     model.set_gates(head_map)
     loss = evaluate(model, batches, runtime, "auto").loss
     return StaticNetwork(
@@ -213,14 +228,16 @@ def _measured_static(
 
 @torch.no_grad()
 def _seconds_per_token(model: PlasticModel, routers: HeadRouters, batch: Batch) -> dict[str, float]:
-    """Time forward passes in turn, so that both see whatever else the machine does."""
+    """Return the median time of forward passes without and with routers, in seconds a token."""
 
     def seconds() -> float:
         started = time.perf_counter()
-        float(logits_of(model, batch)[0, 0, 0])  # waits for a GPU
+        # A GPU computes asynchronously: reading a number waits for it.
+        float(logits_of(model, batch)[0, 0, 0])
         return (time.perf_counter() - started) / batch.inputs.numel()
 
     times: dict[str, list[float]] = {"plain": [], "gated": []}
+    # Both by turns: whatever else the machine does for a while then slows both alike.
     for _ in range(TIMED):
         times["plain"].append(seconds())
         with routers.routing():
@@ -230,8 +247,9 @@ def _seconds_per_token(model: PlasticModel, routers: HeadRouters, batch: Batch) 
 
 @contextmanager
 def _frozen(model: PlasticModel) -> Iterator[None]:
-    """Evaluation mode, no gradients for parameters; all is put back, gates included."""
+    """Put a model into evaluation mode without gradients for a while; put everything back, gates included."""
     was_training, gates = model.training, [gate.values for gate in model.gates]
+    # Only what was trainable is made trainable again: a model may have had frozen parameters before.
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
     try:

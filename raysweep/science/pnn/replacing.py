@@ -1,4 +1,8 @@
-"""What the same masked tokens lose when a part of the network is held at its mean."""
+"""Hold parts of a network at their means, and measure the loss of the same masked tokens.
+
+The mean holds no information about the input, yet is of the usual size: zero would be a value that later parts never
+saw in training.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from raysweep.science.pnn.interventions import Part, changed, part_outputs, step
 
 @torch.no_grad()
 def final_losses(network: Any, batches: Sequence[Batch]) -> Array:
-    """Return the negative log-likelihood of every labelled token after the last step, nats, (tokens,)."""
+    """Return the loss of every labelled token after the last step, nats, (tokens,), in the order of the batches."""
     rows = []
     for batch in batches:
         assert batch.labelled is not None
@@ -44,6 +48,7 @@ def part_means(network: Any, part: Part, batches: Sequence[Batch]) -> list[torch
 
 
 def _sum_over(tokens: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return the sum in fp64 of an output (batch, tokens, ...) over the tokens that are True."""
     return output[tokens].double().sum(0)
 
 
@@ -51,16 +56,19 @@ def _sum_over(tokens: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
 def held_at(
     network: Any, means: dict[Part, list[torch.Tensor]], parts: Collection[Part], steps: Collection[int]
 ) -> Iterator[None]:
-    """Let some parts give their means, whatever they read, at some steps; everything behind them sees that.
+    """Replace the outputs of some parts by their means at some steps; later layers and steps see the replacement.
 
     Args:
-        means: those of `part_means`.
-        steps: from 0.
+        means: of each part, as `part_means` returns them.
+        steps: counted from 0.
     """
     with ExitStack() as stack:
         for part in parts:
+            # One mean for each call of a pass, in their order: the blocks of a hierarchical refiner have a mean each.
+            # The cycle begins anew with each pass, as every pass makes the same calls.
             calls = cycle(means[part])
 
+            # `calls` is bound as a default: a closure would see the calls of the last part in every hook.
             def hold(step: int, output: torch.Tensor, calls: Any = calls) -> torch.Tensor:
                 mean = next(calls)
                 return mean.expand_as(output) if step in steps else output

@@ -1,4 +1,4 @@
-"""Run analyses on a subject, and say beforehand how long they will take."""
+"""Run analyses on a network, and estimate beforehand how long they take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KIND = "analyses"
 
 @dataclass(frozen=True, kw_only=True)
 class NotApplicable:
-    """An analysis that cannot be made on this network."""
+    """The result of an analysis that this network does not allow."""
 
     experiment: str
     reason: str
@@ -28,7 +28,7 @@ class NotApplicable:
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """Return the analyses of these names or aliases, each once; all of them where none is named.
+    """Return the names of the analyses of these names or aliases, each once; all analyses if none is named.
 
     Raises:
         UsageError: no analysis has such a name.
@@ -49,13 +49,15 @@ def run_analyses(
     """Run analyses one after the other.
 
     Args:
-        say: is told what is going on, a line at a time.
-        insist: an analysis that cannot be made on this network is an error, and no entry of the result.
+        say: called with a line of progress at a time.
+        insist: raise where an analysis does not apply to this network, instead of returning `NotApplicable`.
 
     Raises:
-        NotApplicableError: under `insist`.
+        NotApplicableError: an analysis does not apply, under `insist`.
     """
     made: dict[str, Analysis] = {name: registry.build(KIND, name) for name in names}
+    # All analyses are made of passes over the same text, so one pass gives the time of all. What is done between
+    # passes, such as resampling, is not in it: the estimate is a lower one.
     started = time.perf_counter()
     subject.predictions()
     passes = sum(analysis.passes(subject) for analysis in made.values())
@@ -74,23 +76,24 @@ def _run(name: str, analysis: Analysis, subject: PnnSubject, *, insist: bool) ->
     try:
         return analysis(subject)
     except NotApplicableError as error:
+        # An analysis that was named must not be left out silently; among all of them, others are still of use.
         if insist:
             raise NotApplicableError(f"--experiment {name}: {error}") from error
         return NotApplicable(experiment=name, reason=str(error))
 
 
 class Analysis(Protocol):
-    """science/pnn/analyses/<name>.py: one experiment on a Plastic Neural Network."""
+    """An experiment on a Plastic Neural Network: `Analysis` in science/pnn/analyses/<name>.py."""
 
     aliases: ClassVar[tuple[str, ...]]
-    """Other names of it, such as the one in the published code."""
+    """Other names of the analysis, such as the one in the published code."""
 
     def passes(self, subject: PnnSubject) -> int:
-        """Return how often all held-out text runs through a network: what the estimate of its time is made from."""
+        """Return how many passes over all held-out text the analysis takes, for the estimate of its time."""
 
     def __call__(self, subject: PnnSubject) -> Finding:
-        """Measure; the subject stays as it is.
+        """Return what the analysis finds; the subject is left unchanged.
 
         Raises:
-            NotApplicableError: the network lacks what is measured.
+            NotApplicableError: the network lacks a part that the analysis measures.
         """

@@ -1,4 +1,4 @@
-"""What an analysis found, as plain data: figures, tested comparisons, a verdict, and panels to draw. No torch."""
+"""Findings of analyses as plain data: tested comparisons, figures, a verdict, and panels to draw. No torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One effect that was tested."""
+    """A tested effect with its interval and p-value."""
 
     name: str
     effect: float
@@ -36,9 +36,9 @@ class Comparison:
     p_value: float
     """Two-sided unless the analysis says otherwise."""
     count: int
-    """Independent units, such as sequences, that the test rests on."""
+    """Independent units of the test: sequences, or untrained networks."""
     q_value: float | None = None
-    """p-value adjusted for all comparisons of its analysis (Benjamini and Hochberg 1995); see `adjusted`."""
+    """p-value adjusted for all comparisons of its analysis; set by `adjusted`."""
 
     @property
     def interval(self) -> Interval:
@@ -72,14 +72,14 @@ class Series:
     x: Sequence[float] | Sequence[str] | None = None
     """Default: 0, 1, ..."""
     rows: Sequence[float] | Sequence[str] | None = None
-    """Of a heat map, as `x` for its columns."""
+    """Labels of the rows of a heat map, as `x` are those of its columns."""
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes of an analysis' picture."""
+    """One pair of axes in the picture of an analysis."""
 
     title: str
     kind: Literal["lines", "bars", "heat_map"]
@@ -87,26 +87,27 @@ class Panel:
     y_label: str
     series: Sequence[Series]
     level: float | None = None
-    """Where a horizontal line stands, such as chance or no effect."""
+    """Height of a horizontal line, such as chance or no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one analysis found."""
+    """The result of one analysis."""
 
     experiment: str
     measured: str
-    """What is measured and against which null, in a sentence."""
+    """The measure and its null, in a sentence."""
     verdict: str
-    """Computed from the comparisons by rules of the analysis."""
+    """A sentence computed from the comparisons by the rules of the analysis."""
     comparisons: Sequence[Comparison] = ()
-    """All that was tested, adjusted together."""
+    """All tested effects, adjusted together."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that was measured, as JSON holds it."""
     panels: Sequence[Panel] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain data; each comparison says whether it was found."""
+        # asdict leaves properties out, and readers of the JSON are not to know ALPHA.
         content = dataclasses.asdict(self)
         for plain, comparison in zip(content["comparisons"], self.comparisons, strict=True):
             plain["found"] = comparison.found
@@ -114,7 +115,12 @@ class Finding:
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return the comparisons with q-values over all of them (Benjamini and Hochberg 1995)."""
+    """Return the comparisons with q-values over all of them (Benjamini and Hochberg 1995).
+
+    Of all effects that count as found, at most a share ALPHA is expected to be false.
+    """
+    # An analysis tests up to hundreds of effects. Controlling the chance of a single false one instead would hide
+    # effects that are real, above all where many are.
     if not comparisons:
         return []
     q_values = stats.false_discovery_control([comparison.p_value for comparison in comparisons])

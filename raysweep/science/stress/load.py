@@ -1,4 +1,4 @@
-"""From names to a subject: a model, two texts under one tokenizer, and a question that can be asked of them."""
+"""Load the subject of stress protocols: a model, and two texts under one tokenizer, checked against the options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raysweep.trial.runtime import Runtime
 
 
 def check_question(question: StressOptions) -> None:
-    """Check that the strategy exists and takes its options, before anything is loaded.
+    """Check that the pruning strategy exists and takes its options.
 
     Raises:
         UsageError: it does not.
@@ -37,13 +37,16 @@ def check_question(question: StressOptions) -> None:
 
 
 def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, runtime: Runtime) -> StressSubject:
-    """Load a model and both texts; `question.baseline` is still to be trained.
+    """Load a model and both texts; `question.baseline` steps are still to be trained.
 
     A from-scratch size gets a tokenizer trained on A; B is read with the same one.
 
     Raises:
-        UsageError, ModelError, DataError: any of them cannot be had, or used together.
+        UsageError: an option does not fit the model or the strategy.
+        ModelError: the model cannot be loaded, or does not predict tokens.
+        DataError: a text cannot be loaded, or is too short.
     """
+    # Options first: a mistyped strategy should not cost the loading of a model and two texts.
     check_question(question)
     scratch = name in scratch_sizes()
     if scratch and not question.baseline:
@@ -73,23 +76,26 @@ def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, r
 
 
 def after_baseline(subject: StressSubject) -> StressSubject:
-    """Return the subject after `question.baseline` steps on as many windows of either text, mixed.
+    """Return the subject after `question.baseline` training steps on both texts, mixed.
 
     Raises:
-        DivergedError: the loss or the gradient is no number.
+        DivergedError: the loss or the gradient is not finite.
     """
     steps = subject.question.baseline
     if not steps:
         return subject
+    # Equally many windows of either text, so that the longer one is not learned better.
     count = min(len(subject.a.train), len(subject.b.train), steps * subject.question.batch_size)
     state = subject.state()
     subject.train(state, np.concatenate([subject.a.train[:count], subject.b.train[:count]]), "baseline", steps)
+    # Weights are copied back into a plain network: the trained one has hooks of its gates.
     network = copy.deepcopy(subject.network)
     network.load_state_dict(state.model.network.state_dict())
     return dataclasses.replace(subject, network=network)
 
 
 def _network(spec: ModelSpec, data: Dataset, seq_len: int, seed: int, scratch: bool) -> tuple[Any, Family, HeadMap]:
+    """Return a network in fp32, its family and its heads: trained, or drawn from a seed."""
     if not scratch:
         network, family, head_map = load_trained_network(spec, data.facts, seq_len)
         return network.float(), family, head_map
@@ -107,7 +113,7 @@ def _check_held_out(dataset: Dataset, data: DataSpec) -> None:
 
 
 def _check_level(subject: StressSubject) -> None:
-    """Check that as many heads may go as are to: one in each layer stays."""
+    """Check that `level` removes at least one head, and leaves one in each layer."""
     spare = int((subject.head_map.present.sum(1) - 1).clip(0).sum())
     if not 0 < subject.count <= spare:
         raise UsageError(

@@ -125,7 +125,7 @@ def test_networks_are_compared_on_the_same_masked_tokens() -> None:
     others = {"twice": network, "other, seed": tiny_pnn(seed=5, gate="none")}
     finding = Analysis()(dataclasses.replace(subject, compared=others))
     compared = {one.name: one for one in finding.comparisons if one.name.endswith("this network")}
-    assert compared["twice - this network"].effect == 0 and "twice is not told apart" in finding.verdict
+    assert compared["twice - this network"].effect == 0 and "twice is not found to differ" in finding.verdict
     assert "other, seed is worse by" in finding.verdict
     intact = subject.predictions().loss[-1]
     other = dataclasses.replace(subject, network=others["other, seed"]).predictions().loss[-1]

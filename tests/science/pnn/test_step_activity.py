@@ -22,7 +22,7 @@ def scaled(factor: float) -> object:
 
 def test_an_untrained_network_is_not_told_apart_though_its_state_grows() -> None:
     finding = Analysis()(tiny_subject(untrained_twin(tiny_pnn(), seed=7)))
-    assert "not told apart from untrained networks" in finding.verdict
+    assert "not found to differ from untrained networks" in finding.verdict
     assert finding.figures["growth_of_state_norm"]["trained"] > 1.2
 
 

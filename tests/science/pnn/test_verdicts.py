@@ -138,7 +138,7 @@ def test_hard_tokens_are_said_to_settle_later_only_where_they_do(late: str, foun
 def test_tokens_that_never_settle_are_not_said_to_settle_later() -> None:
     told = convergence.Analysis()(planted_subject(settling("never"), sequences=40))
     assert effects(told)[convergence.EFFECT].found  # but not beyond the same predictions in any order
-    assert told.verdict.startswith("Not found") and f"fails: {convergence.SETTLED}" in told.verdict
+    assert told.verdict.startswith("Not found") and f"not found: {convergence.SETTLED}" in told.verdict
 
 
 def test_the_embedding_is_said_to_know_nothing_but_the_place() -> None:

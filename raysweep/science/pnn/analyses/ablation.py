@@ -1,4 +1,8 @@
-"""What each part of each step is for: its output becomes its mean or another token's, and losses are paired."""
+"""Ablate each part of each step, by its mean or by another token's output, and measure the rise of the loss.
+
+The mean removes what an output says of its token. Another token's output (resampling) stays a usual output, but of
+the wrong token. Both take effect behind the LayerNorm of a part, which would undo a change of scale before it.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +27,18 @@ By = Literal["mean", "resample"]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is ablated, and how."""
+    """A part of one step, and how it is ablated."""
 
     part: Part
     step: int
-    """From 0."""
+    """Counted from 0."""
     head: int | None
+    """One head of the part `heads`; None for other parts."""
     by: By
 
     @property
     def name(self) -> str:
+        """Name of its comparison; steps are counted from 1 there."""
         what = self.part if self.head is None else f"head {self.head}"
         return f"step {self.step + 1}: {what} by {self.by}"
 
@@ -48,6 +54,7 @@ class Analysis:
         targets = list(_targets(subject.network))
         if not targets:
             raise NotApplicableError("it ablates the parts of a step, and a hierarchical step has several of each.")
+        # All losses are of the same masked tokens, so each ablation is compared token by token.
         plain = subject.predictions()
         means = {part: part_means(subject.network, part, subject.batches) for part in whole_parts(subject.network)}
         generator = subject.generator("ablation")
@@ -68,6 +75,7 @@ class Analysis:
 
 
 def _targets(network: Any) -> Iterator[Target]:
+    """Yield every part of every step in both ways; none of a hierarchical refiner."""
     heads = network.config.num_attention_heads
     for part in whole_parts(network):
         for head in range(heads) if part == "heads" else (None,):
@@ -77,7 +85,8 @@ def _targets(network: Any) -> Iterator[Target]:
 
 
 def _ablated_loss(subject: PnnSubject, target: Target, means: Mapping[Part, Sequence[torch.Tensor]]) -> Array:
-    """Return the loss of each masked token at the last step, (tokens,)."""
+    """Return the loss of each masked token at the last step with a target ablated, nats, (tokens,)."""
+    # A generator for each target: its donors do not depend on which targets were ablated before.
     generator = subject.generator(target.name)
     losses = []
     for batch in subject.batches:
@@ -89,10 +98,11 @@ def _ablated_loss(subject: PnnSubject, target: Target, means: Mapping[Part, Sequ
 
 
 class _Replacement:
-    """Replaces a target's output on one batch."""
+    """Replaces the output of a target on one batch."""
 
     def __init__(self, target: Target, mean: torch.Tensor, batch: Batch, generator: np.random.Generator) -> None:
         self.target, self.mean, self.real = target, mean, real_tokens(batch)
+        # Donors are real tokens of the same batch: padding neither gives nor gets an output.
         order = generator.permutation(int(self.real.sum()))
         self.donors = torch.from_numpy(order).to(batch.inputs.device)
 
@@ -103,12 +113,13 @@ class _Replacement:
         new[self.real] = self.mean if self.target.by == "mean" else output[self.real][self.donors]
         if self.target.head is None:
             return new
+        # Only the head in question is replaced: outputs are (batch, tokens, heads, head_dim).
         one = torch.arange(output.shape[2], device=output.device) == self.target.head
         return torch.where(one[:, None], new, output)
 
 
 def _verdict(comparisons: list[Comparison]) -> str:
-    """Say how many ablations were found to raise or to lower the loss, and which raises it most."""
+    """Say how many ablations raise or lower the loss, and which raises it most."""
     raising = [one for one in comparisons if one.found and one.effect > 0]
     lowering = [one for one in comparisons if one.found and one.effect < 0]
     if not raising and not lowering:

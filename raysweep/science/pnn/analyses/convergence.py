@@ -1,4 +1,9 @@
-"""When predictions settle, and whether harder tokens take more steps: difficulty is set without the network."""
+"""Measure when predictions settle, and whether harder tokens take more steps.
+
+Difficulty comes from counts of neighbours, not from the network (see `reference`). The published step of convergence,
+the first repeat of the argmax, is reported beside the step from which on the prediction stays the same: a prediction
+that repeats once may still change later.
+"""
 
 from __future__ import annotations
 
@@ -44,35 +49,43 @@ class Analysis:
 
 
 def _horizon(subject: PnnSubject) -> int:
-    """Return the last step at which a prediction can still change: beyond T only where training went beyond it."""
+    """Return the number of steps to run: beyond T only for a network that was trained beyond it."""
+    # Training with random depth draws up to 2 T - 1 steps; without it a network never learned to predict after T.
     config = subject.network.config
     return 2 * config.num_steps - 1 if config.random_depth else config.num_steps
 
 
 def first_repeat(predicted: Ints) -> Ints:
-    """Return the published convergence step: the first t >= 1 with the prediction of t - 1, else T; (tokens,).
+    """Return the published convergence step: the first t >= 1 that repeats the prediction of t - 1, else T; (tokens,).
 
     Args:
         predicted: (steps + 1, tokens).
     """
     same = predicted[1:] == predicted[:-1]
+    # argmax gives the first True, but 0 where there is none.
     return np.where(same.any(0), same.argmax(0) + 1, len(same))
 
 
 def permanent(predicted: Ints) -> Ints:
-    """Return the first step, from 0, from which on the prediction is that of the last step; (tokens,)."""
+    """Return the first step from which on the prediction is that of the last step, (tokens,); 0 is the embedding.
+
+    Args:
+        predicted: (steps + 1, tokens).
+    """
+    # Counted from the end: the last step that differs, plus 1.
     differs = predicted != predicted[-1]
     return np.where(differs.any(0), len(predicted) - differs[::-1].argmax(0), 0)
 
 
 def published_classes(found: Predictions) -> Ints:
-    """Return 0 where right at the embedding, 1 where wrong there but right at the end, 2 where wrong at the end."""
+    """Return the published classes (tokens,): 0 right at the embedding, 1 right only at the end, 2 wrong at the end."""
     right = found.correct.astype(bool)
     return np.where(right[0], 0, np.where(right[-1], 1, 2))
 
 
 def permuted_steps(predicted: Ints, generator: np.random.Generator) -> Ints:
-    """Return the predictions with steps 1 to T of each token in another order; the embedding's stays first."""
+    """Return the predictions with steps 1 to T of each token in random order; that of the embedding stays first."""
+    # This null has the same predictions: if settling were only a matter of few different ones, it would settle, too.
     order = generator.permuted(np.tile(np.arange(1, len(predicted))[:, None], predicted.shape[1]), axis=0)
     return np.concatenate([predicted[:1], np.take_along_axis(predicted, order, 0)])
 
@@ -86,6 +99,7 @@ def _compared(
 ) -> list[Comparison]:
     generator = subject.generator("convergence")
     hard, easy = classes == HARD, classes == EASY
+    # `contrast` tests hard minus easy within sequences. Other networks are compared token by token, on the same masks.
     own, repeat = permanent(found.predicted), first_repeat(found.predicted)
     permuted = permanent(permuted_steps(found.predicted, subject.generator("permuted steps")))
     effects = {EFFECT: own, "first repeat: hard - easy": repeat}
@@ -103,9 +117,10 @@ def _compared(
 
 
 def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
-    """Adaptive: hard tokens settle later, by more than in untrained networks, and predictions do settle.
+    """Say whether hard tokens settle later, which takes three effects that were found.
 
-    That is, earlier than if each token's predictions came in any order.
+    Hard tokens settle later than easy ones; by more than in untrained networks, as predictions of low margin change
+    more often in any iterated network; and predictions settle earlier than in random order of the steps.
     """
     by_name = {one.name: one for one in comparisons}
     needed = {EFFECT: 1, f"{EFFECT}, minus untrained": 1, SETTLED: -1}
@@ -114,7 +129,7 @@ def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
     if not failed:
         told = f"Hard tokens settle {effect:.2f} steps later than easy ones, beyond both nulls"
     else:
-        told = f"Not found that hard tokens settle later ({effect:+.2f} steps); fails: {'; '.join(failed)}"
+        told = f"Not found that hard tokens settle later ({effect:+.2f} steps); not found: {'; '.join(failed)}"
     distinct = len(np.unique(found.predicted[0]))
     return f"{told}. Different tokens predicted at the embedding: {distinct}."
 
@@ -148,7 +163,10 @@ def _figures(
 
 
 def _of_classes(found: Predictions, classes: Ints, generator: np.random.Generator) -> dict[str, Any]:
-    """Return both convergence steps and the stability of each class that has tokens."""
+    """Return both convergence steps and the stability of each class that has tokens.
+
+    Stability is the share of tokens whose prediction is that of the step before, by step.
+    """
     measured = {"first_repeat": first_repeat(found.predicted), "permanent": permanent(found.predicted)}
     stable = (found.predicted[1:] == found.predicted[:-1]).astype(float)
     content: dict[str, Any] = {}

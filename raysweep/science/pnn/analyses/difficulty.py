@@ -1,4 +1,8 @@
-"""Do harder tokens move the state more, at equal frequency and position? Difficulty is set without the network."""
+"""Measure whether harder tokens move their states further, at equal word frequency and position.
+
+Difficulty comes from counts of neighbours, not from the network (see `reference`). Frequency and position are
+covariates, and each sequence has a level of its own, so that the slope is not due to any of them.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ class Analysis:
         found = subject.predictions()
         difficulty = subject.difficulty()
         frequency = subject.frequency[found.labels]
+        # The square of the position lets both ends of a sequence differ from its middle.
         covariates = np.stack([np.log1p(frequency), found.positions, found.positions**2.0], 1)
         energies = _energies(subject.network, subject)
         twins = [_energies(twin, subject) for twin in subject.twins()]
@@ -50,21 +55,27 @@ class Analysis:
 
 @dataclass(frozen=True)
 class _Model:
-    """What the energies are explained by; (tokens, ...) each."""
+    """The regressors of the energies."""
 
     difficulty: Array
+    """(tokens,), nats."""
     covariates: Array
+    """(tokens, covariates)."""
     sequences: Ints
+    """(tokens,), sorted."""
 
 
 def _energies(network: Any, subject: PnnSubject) -> Array:
     """Return the log of |delta|^2 of each masked token at each step and over all steps, (steps + 1, tokens)."""
     found = activity(network, subject.batches)
+    # Logs, so that a slope is a relative change and a few large updates do not decide it. The smallest normal number
+    # keeps the log of an update of exactly 0 finite.
     squares = found.update_norm[:, found.masked] ** 2
     return np.log(np.concatenate([squares, squares.sum(0, keepdims=True)]) + np.finfo(float).tiny)
 
 
 def _compared(energies: Array, twins: list[Array], model: _Model, subject: PnnSubject) -> list[Comparison]:
+    """Test the slope at each step and over all steps, against none and against those of untrained networks."""
     generator = subject.generator("difficulty")
     tested = []
     for at, values in enumerate(energies):
@@ -78,17 +89,22 @@ def _compared(energies: Array, twins: list[Array], model: _Model, subject: PnnSu
 
 
 def _verdict(comparisons: list[Comparison]) -> str:
-    """Found where the slope over all steps differs from none and, in the same direction, from untrained networks'."""
+    """Say whether harder tokens move further, by the slope over all steps.
+
+    It must differ from 0 and, in the same direction, from the slopes of untrained networks: what those do, too, is not
+    an effect of training.
+    """
     by_name = {one.name: one for one in comparisons}
     slope, beyond = by_name[ALL_STEPS], by_name[f"{ALL_STEPS}, minus untrained"]
     told = f"{slope.effect:+.4f} in the log of |delta|^2 a nat, {beyond.effect:+.4f} beyond untrained networks"
     if slope.found and beyond.found and slope.effect * beyond.effect > 0:
         return f"Harder tokens move {'further' if slope.effect > 0 else 'less far'}: {told}."
-    return f"Not found that training makes difficulty change how far a token's state moves: {told}."
+    return f"Not found that harder tokens move further or less far because of training: {told}."
 
 
 def _panels(energies: Array, classes: Ints, comparisons: list[Comparison]) -> list[Panel]:
     steps = list(range(1, len(energies)))
+    # Comparisons come in pairs, slope and difference to untrained networks; the last pair is over all steps.
     slopes = comparisons[0:-2:2]
     return [
         Panel(

@@ -1,4 +1,4 @@
-"""What gates let through at each step, against a gate by chance and against untrained networks; padding left out."""
+"""Measure how far gates are open at each step, against chance and against untrained networks; padding is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from raysweep.science.statistics.finding import Comparison, Finding, Panel, Seri
 from raysweep.science.statistics.resampling import beyond_draws, paired
 
 CHANCE = 0.5
-"""Share of gates above 0.5 where queries and keys are unrelated: a gate is above it where their signs agree."""
+"""Share of open gates where queries and keys are unrelated: a gate, sigmoid(q k / tau), exceeds 0.5 where the signs of
+q and k agree, whatever tau is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Analysis:
         everyone = np.ones_like(trained.masked)
         twins = [_figures(activity(twin, subject.batches), everyone) for twin in subject.twins()]
         comparisons = _compared(trained, twins, subject)
+        # Masked tokens all begin with the embedding of the mask token, so their gates may differ from the others'.
         groups = {"all": everyone, "masked": trained.masked, "unmasked": ~trained.masked}
         return Finding(
             experiment="gates",
@@ -46,6 +48,7 @@ class Analysis:
 
 
 def _compared(trained: Activity, twins: list[dict[str, Any]], subject: PnnSubject) -> list[Comparison]:
+    """Test the open share at each step against chance by sequence, and against untrained networks by network."""
     generator = subject.generator("gates")
     shares = np.array([twin["open_share"] for twin in twins])
     tested = []
@@ -58,18 +61,24 @@ def _compared(trained: Activity, twins: list[dict[str, Any]], subject: PnnSubjec
 
 
 def _open(one: Activity) -> Array:
+    """Return the share of open gates, (steps, tokens); the subject was checked to have a gate."""
     assert one.gate_open is not None
     return one.gate_open
 
 
 def _figures(one: Activity, group: Mask) -> dict[str, Any]:
-    """Return a list over steps of each figure of some tokens."""
+    """Return a list over steps of each figure, mean over some tokens.
+
+    `sd` is the deviation over tokens and dimensions, `share_of_all_updates` the mean |delta| of a step over the sum of
+    those of all steps.
+    """
     assert one.gate_mean is not None and one.gate_square is not None and one.gate_variance is not None
     mean, square = one.gate_mean[:, group].mean(1), one.gate_square[:, group].mean(1)
     contributed = one.update_norm[:, group].mean(1)
     return {
         "tokens": int(group.sum()),
         "mean": mean.tolist(),
+        # The mean square minus the squared mean can be a little below 0 by rounding.
         "sd": np.sqrt(np.maximum(square - mean**2, 0)).tolist(),
         "open_share": _open(one)[:, group].mean(1).tolist(),
         "participation": one.participation[:, group].mean(1).tolist(),
@@ -79,7 +88,8 @@ def _figures(one: Activity, group: Mask) -> dict[str, Any]:
 
 
 def _verdict(comparisons: list[Comparison], steps: int) -> str:
-    """A gate selects at a step where its open share differs both from chance and from untrained networks'."""
+    """Say at which steps the open share differs both from chance and from that of untrained networks."""
+    # A share off 50% may be where untrained networks are, too; one that is unlike theirs may still be at chance.
     selects = [
         step
         for step in range(1, steps + 1)

@@ -1,4 +1,8 @@
-"""How many dimensions states fill at each step, and how far they leave the embedding, against untrained networks."""
+"""Measure how many dimensions states fill and how far they leave the embedding, beside untrained networks.
+
+Published as "brain modelling", by the spread of the mean state over dimensions. That grows with any residual state, so
+states are scaled to one size here.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ class Analysis:
 
 
 def _metrics(sequences: list[torch.Tensor]) -> dict[str, Array]:
-    """Return breadth (sequences, steps + 1) and similarity to the embedding (sequences, steps)."""
+    """Return the breadth, (sequences, steps + 1), and the similarity to the embedding, (sequences, steps)."""
     return {
         "breadth": np.stack([breadths(states) for states in sequences]),
         "similarity to the embedding": np.stack([alignments(states)[0, 1:] for states in sequences]),
@@ -49,6 +53,7 @@ def _metrics(sequences: list[torch.Tensor]) -> dict[str, Array]:
 
 
 def _compared(found: dict[str, Array], twins: list[dict[str, Array]]) -> list[Comparison]:
+    """Test the mean of each metric at each step as one more draw from those of untrained networks."""
     return adjusted([
         beyond_draws(f"{name} at step {step} - untrained", float(mean), [twin[name].mean(0)[at] for twin in twins])
         for name, values in found.items()
@@ -58,15 +63,16 @@ def _compared(found: dict[str, Array], twins: list[dict[str, Array]]) -> list[Co
 
 
 def _first(name: str) -> int:
-    """Return the step of a metric's first column: an embedding's likeness to itself is not measured."""
+    """Return the step of a metric's first column: the similarity of the embedding to itself is not measured."""
     return 0 if name == "breadth" else 1
 
 
 def _verdict(comparisons: list[Comparison]) -> str:
-    """Each metric is told to be larger or smaller than untrained networks' at the steps where that was found."""
+    """Say at which steps each metric is larger or smaller than in untrained networks."""
     told = []
     for name in ("breadth", "similarity to the embedding"):
         for word, sign in (("larger", 1), ("smaller", -1)):
+            # Names end with "at step <number> - untrained".
             steps = [
                 one.name.split()[-3] for one in comparisons
                 if one.name.startswith(name) and one.found and sign * one.effect > 0

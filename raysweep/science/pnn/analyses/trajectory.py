@@ -1,4 +1,7 @@
-"""Does the order of the steps matter? How updates shrink, and how alike neighbouring steps are, with steps permuted."""
+"""Measure whether the order of the steps matters: the trend of updates and the similarity of neighbouring steps.
+
+The null permutes the steps of each sequence: it has the same updates and states, but no order.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ FEWEST_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryMetrics:
-    """One network's metrics, each sequence on its own."""
+    """Metrics of the steps of one network, for each sequence."""
 
     relative_update: Array
     """(sequences, steps): mean over tokens of |delta| / |h|."""
     cosines: Array
-    """(sequences, steps, steps), of updates."""
+    """(sequences, steps, steps): mean cosine of the updates of two steps."""
     alignments: Array
-    """(sequences, steps + 1, steps + 1): CKA of states."""
+    """(sequences, steps + 1, steps + 1): CKA of the states after two steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class Analysis:
 
 
 def trajectory_metrics(sequences: list[torch.Tensor]) -> TrajectoryMetrics:
-    """Measure sequences of states (steps + 1, tokens, width)."""
+    """Return the metrics of sequences of states (steps + 1, tokens, width)."""
     ratios = [states.diff(dim=0).norm(dim=-1) / states[:-1].norm(dim=-1) for states in sequences]
     return TrajectoryMetrics(
         relative_update=np.stack([ratio.mean(-1).numpy() for ratio in ratios]),
@@ -70,7 +73,7 @@ def trajectory_metrics(sequences: list[torch.Tensor]) -> TrajectoryMetrics:
 
 
 def compared(found: TrajectoryMetrics, generator: np.random.Generator) -> list[Comparison]:
-    """Test each metric against its steps in random order."""
+    """Test each metric against the same steps in random order."""
     return adjusted([
         _against_order("trend of relative update", found.relative_update, _trend, generator),
         _against_order("cosine of neighbouring updates - any two", found.cosines, _neighbours, generator),
@@ -79,7 +82,14 @@ def compared(found: TrajectoryMetrics, generator: np.random.Generator) -> list[C
 
 
 def _against_order(name: str, values: Array, statistic: Any, generator: np.random.Generator) -> Comparison:
-    """Return the mean over sequences of a statistic of the steps' order, and how extreme it is among random orders."""
+    """Test the mean over sequences of a statistic of the order of the steps, among random orders.
+
+    Args:
+        values: (sequences, steps, ...).
+        statistic: (values, orders (sequences, steps)) -> (sequences,).
+    """
+    # Each sequence has an order of its own: one order for all would leave only as many nulls as there are orders of the
+    # steps, 6 of three steps.
     count, steps = values.shape[:2]
     own = statistic(values, np.tile(np.arange(steps), (count, 1)))
     null = [
@@ -92,22 +102,23 @@ def _against_order(name: str, values: Array, statistic: Any, generator: np.rando
 
 
 def _trend(values: Array, order: Any) -> Array:
-    """Return the least-squares slope over steps of each sequence, (sequences,), its steps in an order."""
+    """Return the least-squares slope over steps of each sequence, (sequences,), with its steps in an order."""
     steps = np.arange(values.shape[1]) - (values.shape[1] - 1) / 2
     return np.take_along_axis(values, order, 1) @ steps / (steps @ steps)
 
 
 def _neighbours(values: Array, order: Any) -> Array:
-    """Return the mean likeness of steps that follow each other in an order minus that of any two, (sequences,)."""
+    """Return the mean similarity of steps that follow each other in an order minus that of any two, (sequences,)."""
     rows = np.arange(len(values))[:, None]
     steps = values.shape[1]
     together = values[rows, order[:, :-1], order[:, 1:]].mean(1)
+    # All pairs but those of a step with itself, whose similarity is 1.
     any_two = (values.sum((1, 2)) - np.trace(values, axis1=1, axis2=2)) / (steps * (steps - 1))
     return together - any_two
 
 
 def _verdict(comparisons: list[Comparison]) -> str:
-    """The order matters by each metric that is found to differ from that of random orders."""
+    """Say by which metrics the order of the steps is found to matter."""
     found = [one for one in comparisons if one.found]
     if not found:
         return "Not found that the order of the steps matters."
@@ -115,6 +126,7 @@ def _verdict(comparisons: list[Comparison]) -> str:
 
 
 def _figures(found: TrajectoryMetrics) -> dict[str, Any]:
+    """Return the means of all metrics over sequences."""
     return {
         "relative_update": found.relative_update.mean(0).tolist(),
         "cosines": found.cosines.mean(0).tolist(),
@@ -123,7 +135,7 @@ def _figures(found: TrajectoryMetrics) -> dict[str, Any]:
 
 
 def _map(values: Array, first: int) -> Series:
-    """Return the likeness of each two steps, the first of which is step `first`."""
+    """Return a heat map of the similarity of each two steps, beginning with step `first`."""
     steps = list(range(first, first + len(values)))
     return Series(name="mean over sequences", x=steps, rows=steps, y=values.tolist())
 
