@@ -33,6 +33,7 @@ from raysweep.records.schema import perplexity
 from raysweep.science.language_models import load_plastic_model, trained_task
 from raysweep.trial.data.tokens import BatchOrder, TokenStore, prepare, windows_of
 from raysweep.trial.measures.evaluation import evaluate, shared_batches
+from raysweep.trial.measures.measures import PROBE_BATCH
 from raysweep.trial.runtime import Runtime
 
 TASK = "causal_lm"
@@ -115,6 +116,7 @@ def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: R
         DataError: the corpus cannot be loaded, or is too short.
         TrialError: no head can be ranked.
     """
+    # Training and evaluation splits are apart: routers learn on one, and everything is measured on the other.
     model, head_map, tokens = _load(name, data, runtime)
     train = windows_of(tokens.train, data.seq_len)
     held_out = windows_of(tokens.evaluation[: data.eval_tokens], data.seq_len)
@@ -138,17 +140,21 @@ def router_curve(
     """
     task = registry.build("tasks", TASK)
     batches = shared_batches(held_out, question.batch_size, task, runtime)
-    probed = shared_batches(train[: data.probe_windows], 4, task, runtime)
+    # Heads are scored on training windows: held-out ones would choose the heads by what is measured afterwards.
+    probed = shared_batches(train[: data.probe_windows], PROBE_BATCH, task, runtime)
     seq_len = data.seq_len
     with _frozen(model):
         model.set_gates(head_map)
         full = _measured_static(model, head_map, batches, seq_len, runtime)
         pruned = _StaticPruning(model, head_map, probed, seq_len, runtime)
+        # The routers of the last point are timed; without a penalty, untrained ones are.
         points, routers = [], HeadRouters(model, head_map)
         for penalty in question.penalties:
             routers = train_routers(model, head_map, train, penalty, question, runtime)
+            # `routing` counts open heads anew from here, so the shares below are those of the held-out windows.
             with routers.routing():
                 loss = evaluate(model, batches, runtime, "auto").loss
+            # The static network is allowed what the routed one costs, routers included.
             flops = routers.flops_per_token(seq_len)
             beside = pruned.at_most(flops)
             points.append(
@@ -177,6 +183,8 @@ def train_routers(
     seed = derived_seed(str(question.seed), "routers")
     # All penalties see the same windows in the same order: points of the curve differ in the penalty alone.
     order = BatchOrder(num_windows=len(train), batch_size=question.batch_size, seed=seed)
+    # The network is frozen, so the gradient reaches the routers alone, through the gates of closed heads as well: the
+    # hard gates have a straight-through gradient (see `routing.HardGate`).
     with _frozen(model), routers.routing():
         for step in range(question.steps):
             (batch,) = shared_batches(train[order.indices(step)], question.batch_size, task, runtime)
@@ -251,6 +259,7 @@ def _frozen(model: PlasticModel) -> Iterator[None]:
     was_training, gates = model.training, [gate.values for gate in model.gates]
     # Only what was trainable is made trainable again: a model may have had frozen parameters before.
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Dropout off and weights frozen: what changes between points is the gates alone.
     model.eval().requires_grad_(False)
     try:
         yield

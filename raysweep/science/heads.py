@@ -68,6 +68,7 @@ class HeadAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the analysis as plain data; scores that windows are too short for are None."""
+        # Tuples become lists here, so that the dict equals what is read back from JSON.
         content: dict[str, Any] = {
             "seq_len": self.seq_len,
             "windows": self.windows,
@@ -79,6 +80,7 @@ class HeadAnalysis:
             "perplexity": perplexity(self.loss),
             "scores": {name: _plain(scores) for name, scores in self.scores.items()},
         }
+        # Without contributions their keys are left out: a null would read as measured and not found.
         if self.interval is not None:
             low, high = self.interval
             content["contribution_interval"] = {"level": 0.95, "low": _plain(low), "high": _plain(high)}
@@ -119,7 +121,9 @@ def analyze_heads(
     spec = ModelSpec(name=model, task=learned)
     encoder, facts = pretrained_tokenizer(tokenizer or model)
     examples = text_windows(data, encoder, seq_len, windows)
+    # `whole` holds the heads that the model has; masked ones are closed on top of it.
     plastic, whole = load_plastic_model(spec, facts, seq_len)
+    # The batches' labels are the task's: the next token of a causal model, hidden tokens of a masked one.
     batches = shared_batches(examples, BATCH, build_task(spec, facts), RUNTIME)
     return _analysis(plastic, whole, _checked(masked, whole), batches, learned, progress if contribution else None)
 
@@ -150,6 +154,7 @@ def _analysis(
         absent=[(int(layer), int(head)) for layer, head in np.argwhere(~whole.present)],
         masked=sorted(masked),
         loss=loss,
+        # An absent head has zero weights, and so a score of 0 or one of uniform attention: neither is a measurement.
         scores={name: np.where(whole.present, array, np.nan) for name, array in scores.items()},
         interval=interval,
         agreement=ranks,
@@ -180,6 +185,7 @@ def _agreements(scores: dict[str, Array], statistics: HeadStatistics) -> dict[st
 
 def _checked(masked: Sequence[Slot], whole: HeadMap) -> set[Slot]:
     """Return the heads to silence, each once; every one must be present in the model."""
+    # A user who masks a head that does not exist should not get the result of another mask.
     layers, heads = whole.present.shape
     for layer, head in masked:
         if not (0 <= layer < layers and 0 <= head < heads):

@@ -34,6 +34,7 @@ def trained_task(name: str) -> str:
     """
     if name in scratch_sizes():
         raise ModelError(f"{name!r} is a size to train from scratch. Name a hub model or a folder with weights.")
+    # An export says what its network learned; of another model the first task of its family is taken.
     task = Manifest.read(Path(name)).task if is_export(name) else task_of(ModelSpec(name=name))
     if registry.load("tasks", task).reads != "windows":
         raise ModelError(f"model {name!r} learned {task}: it does not predict tokens of a text.")

@@ -103,6 +103,7 @@ def preservation(
         raise ModelError(
             f"model {name!r} learned {learned}, {other!r} {other_learned}: give two that learned the same."
         )
+    # Both are given the tokens of one tokenizer: token by token comparisons need the same positions.
     encoder, facts = pretrained_tokenizer(tokenizer or name)
     examples = text_windows(data, encoder, seq_len, windows)
     if tokenizer is None:
@@ -126,11 +127,13 @@ def compare(
         ModelError: a network does not show its hidden states or its attention, layer by layer.
         DivergedError: a loss is not finite.
     """
+    # Divergence is defined for heads that both networks have.
     sums = _Sums(ours[1].present & theirs[1].present)
     started = time.perf_counter()
     with torch.no_grad(), observed(*ours) as one, observed(*theirs) as other:
         for number, batch in enumerate(batches, 1):
             sums.add(batch, one(batch), other(batch))
+            # All batches are of one size, so the first gives the time of all.
             if number == 1:
                 seconds = len(batches) * (time.perf_counter() - started)
                 say(f"{len(batches)} batches through both models: about {duration(seconds)}")
@@ -158,14 +161,17 @@ class _Sums:
         for layer, states in enumerate(zip(one.states, other.states, strict=True)):
             self._add_states(layer, real, torch.stack(states).double())
         self.tokens += int(real.sum())
+        # Padding counts nowhere, and windows too short for a CKA are no part of its mean.
         long_enough = real.sum(1) >= FEWEST_TOKENS
         self.aligned += int(real[long_enough].sum())
         for layer, attended in enumerate(zip(one.attended, other.attended, strict=True)):
             divergence, keys = attention_divergence(*attended)
             # The mask is the same for all heads of a layer, so those of one head give the number of queries.
             counted = real[:, None] & (keys >= FEWEST_KEYS)
+            # Divergences are (batch, heads, queries): summed over windows and queries, a number for each head remains.
             self.divergences[layer] += torch.where(counted, divergence, 0.0).sum((0, 2)).numpy()
             self.queries[layer] += int(counted[:, 0].sum())
+        # Last: the predictions above are numbered from the windows before this batch.
         self.windows += len(batch.labels)
 
     def _add_predictions(self, batch: Batch, one: Outputs, other: Outputs) -> None:
@@ -173,6 +179,7 @@ class _Sums:
         log, other_log = one.logits.log_softmax(-1), other.logits.log_softmax(-1)
         columns = [
             torch.cosine_similarity(one.logits, other.logits, dim=-1),
+            # KL(MODEL || OTHER): what OTHER gives little probability to though MODEL expects it counts most.
             (log.exp() * (log - other_log)).sum(-1),
             (one.logits.argmax(-1) == other.logits.argmax(-1)).double(),
             one.losses.double(),
@@ -202,6 +209,7 @@ class _Sums:
         # Where all windows are too short for a CKA this is 0 / 0: NaN, which is reported as None.
         with np.errstate(invalid="ignore"):
             aligned = self.alignments / self.aligned
+        # An absent head has uniform attention by its zero weights, which is no attention of the network.
         divergences = np.where(self.present, self.divergences / self.queries, np.nan)
         return Preservation(
             windows=self.windows, predictions=len(numbers), logit_cosine=cosine, kl=kl, agreement=agreement,
@@ -236,6 +244,7 @@ def _check_tokenizers(name: str, other: str, encoder: Any, examples: Examples, d
 
 def _check_alike(name: str, other: str, one: PlasticModel, two: PlasticModel) -> None:
     """Check that two models have the same shape: vocabulary, layers, heads and width."""
+    # Hidden states and heads are compared position by position: a cosine of two widths does not exist.
     for what, ours, theirs in (
         ("tokens", one.network.config.vocab_size, two.network.config.vocab_size),
         ("layers", one.shape[0], two.shape[0]),

@@ -72,6 +72,7 @@ def batch_states(network: Any, batches: Sequence[Batch], steps: int | None = Non
         rows = torch.nonzero(real)[:, 0].cpu().numpy() + before
         before += len(batch.labels)
         yield BatchStates(
+            # fp64: |delta| is a difference of states, and norms of it are compared between networks.
             states=torch.stack([state[real] for state in states]).double(),
             gates=torch.stack([gate[real] for gate in gates]).double() if gates else None,
             masked=(batch.labels[real] != NO_LABEL).cpu().numpy(),
@@ -85,6 +86,7 @@ def states_by_sequence(network: Any, batches: Sequence[Batch]) -> list[torch.Ten
     Sequences of fewer than `FEWEST_TOKENS` tokens are left out: their alignments do not exist.
     """
     found = []
+    # Sequences are told apart by their numbers, as padding leaves rows of unequal length.
     for batch in batch_states(network, batches):
         for sequence in np.unique(batch.sequences):
             members = torch.from_numpy(batch.sequences == sequence)
@@ -135,10 +137,12 @@ def _measured(batch: BatchStates) -> dict[str, torch.Tensor]:
     measured = {
         "state_norm": batch.states.norm(dim=-1),
         "update_norm": updates.norm(dim=-1),
+        # Of each update with the one before it: the first update has none.
         "update_cosine": torch.cosine_similarity(updates[1:], updates[:-1], dim=-1),
         "participation": participation(updates),
     }
     if batch.gates is not None:
+        # Gates are reduced over dimensions at once: whole ones, (steps, tokens, width), are too large to be kept.
         measured["gate_mean"] = batch.gates.mean(-1)
         measured["gate_square"] = batch.gates.square().mean(-1)
         measured["gate_open"] = (batch.gates > 0.5).double().mean(-1)
@@ -152,6 +156,7 @@ def participation(updates: torch.Tensor) -> torch.Tensor:
     """
     square = updates.square().sum(-1)
     ratio = updates.abs().sum(-1).square() / (updates.shape[-1] * square)
+    # An update of zeros is 0 / 0: no dimension takes part in it.
     return torch.where(square > 0, ratio, torch.zeros_like(ratio))
 
 

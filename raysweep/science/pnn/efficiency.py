@@ -112,6 +112,7 @@ def ablations(model: ModelSpec) -> dict[str, ModelSpec]:
     # Stacks of layers have no gate: `gate` is no option of theirs.
     if model.options.get("trunk", "refiner") not in ("refiner", "hierarchical"):
         return {}
+    # The default of a PNN, if the job does not say.
     own = model.options.get("gate", "query_key")
     gates = [gate for gate in get_args(GateForm) if gate != own]
     return {f"gate {gate}": _changed(model, {**model.options, "gate": gate}) for gate in gates}
@@ -138,6 +139,7 @@ def _matches(model: ModelSpec, seq_len: int, target: Cost) -> Iterable[Match]:
     """Yield the baselines of equal cost, varied in their number of steps or in their feed-forward width."""
     shape = _shape(model)
     steps = shape.num_steps
+    # Name, trunk, steps, and the option that is varied.
     stacks = (
         ("layers, unshared", "layers", steps, "num_steps"),
         ("layers, unshared", "layers", steps, "intermediate_size"),
@@ -145,9 +147,11 @@ def _matches(model: ModelSpec, seq_len: int, target: Cost) -> Iterable[Match]:
         ("layer, shared", "shared_layer", steps, "num_steps"),
         ("layer, shared", "shared_layer", steps, "intermediate_size"),
     )
+    # A baseline of the model's depth is made wider, one of its width deeper; a single layer can only be made wider.
     for equal_in, (name, trunk, depth, varied) in itertools.product(MATCHED, stacks):
         sizes = {"num_steps": depth, "intermediate_size": shape.intermediate_size}
         costs = partial(_cost_of, model, seq_len, equal_in, varied, {"trunk": trunk, **sizes})
+        # `costs` depends on the varied option alone; all others are bound.
         number, wanted = _closest(costs, getattr(target, equal_in)), getattr(target, equal_in)
         # The trunk of a shared layer has the same parameters at any number of steps: nothing to match there.
         if number is not None:
@@ -170,6 +174,7 @@ def _closest(cost_at: Callable[[int], float], wanted: float) -> int | None:
 
 def _shape(model: ModelSpec) -> Any:
     """Return the configuration of a model, which holds its sizes."""
+    # The length does not matter for sizes: a length of 1 has the smallest table of positions.
     config: Any = build_skeleton(model, seq_len=1).network.config
     return config
 

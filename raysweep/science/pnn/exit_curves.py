@@ -95,6 +95,7 @@ class ExitCurves:
         able = [p for p in self.points if p.exit == name and p.searched["accuracy"] >= least]
         if not able:
             return None
+        # By counted FLOPs, not by seconds, which vary from run to run.
         best = min(able, key=lambda point: point.searched["flops_per_token"])
         return ExitSaving(
             exit=name,
@@ -135,6 +136,7 @@ def exit_curves(
     runtime = runtime or Runtime(device=torch.device("cpu"))
     meter = _ExitMeter(network=network.eval(), halves=halves, runtime=runtime, precision=precision)
     trained = int(network.config.num_steps)
+    # Up to twice the trained depth: a curve that still rises there shows what more steps would give.
     settings = [_ExitSetting(exit=FIXED, options={}, steps=steps) for steps in range(1, 2 * trained + 1)]
     for name, (option, values) in thresholds.items():
         # Only training with ponder weights gives a network the exit head that the learned rule reads.
@@ -142,6 +144,7 @@ def exit_curves(
             settings += [_ExitSetting(exit=name, options={option: value}, steps=trained) for value in values]
     found = [meter.measured(setting) for setting in settings]
     seconds = meter.seconds(settings, runs)
+    # Measured in two rounds, as times must not depend on what else is computed between the settings.
     points = [replace(point, seconds_per_token=own) for point, own in zip(found, seconds, strict=True)]
     return ExitCurves(trained_steps=trained, batch_size=len(halves[1][0][1]), points=points)
 

@@ -33,6 +33,7 @@ def chosen(names: Sequence[str]) -> list[str]:
     Raises:
         UsageError: no analysis has such a name.
     """
+    # Aliases are read from the classes: every analysis is imported, though none is built.
     known = registry.available(KIND)
     by_name = {name: name for name in known}
     for name in known:
@@ -64,6 +65,7 @@ def run_analyses(
     seconds = passes * (time.perf_counter() - started)
     tokens = sum(batch.labels.numel() for batch in subject.batches)
     say(f"{len(made)} analyses, {passes} passes over {tokens:,} tokens: about {duration(seconds)}")
+    # One after the other: each takes all the cores that torch is given.
     found: list[Finding | NotApplicable] = []
     for number, (name, analysis) in enumerate(made.items(), 1):
         started = time.perf_counter()

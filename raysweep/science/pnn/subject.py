@@ -138,6 +138,7 @@ def load_masked_lm(folder: str) -> Any:
     Raises:
         ModelError: there is no such folder, it holds another network, or weights are missing, left over or misshapen.
     """
+    # The configuration is checked first: an export of another network would be loaded as well.
     config = _config(folder)
     if is_export(folder):
         return load_model(folder)
@@ -173,6 +174,7 @@ def held_out_data(
     stored = Manifest.read(Path(folder)).data if is_export(folder) else {}
     if name is None and not stored:
         raise UsageError(f"model {folder!r} does not say what it was trained on. Name a text with --data.")
+    # An export brings its text with all settings; a named text starts from the defaults.
     own = DataSpec(name=name) if name is not None else DataSpec(**_known(stored))
     positions = _config(folder).max_position_embeddings
     changes = {"seq_len": seq_len or positions, "eval_tokens": eval_tokens, "tokenizer": tokenizer}

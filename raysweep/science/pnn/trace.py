@@ -62,6 +62,8 @@ def predictions(network: Any, batches: Sequence[Batch], steps: int | None = None
     for batch in batches:
         assert batch.labelled is not None
         labels = batch.labels.flatten()[batch.labelled]
+        # Logits at labelled positions alone: those of all positions, a vocabulary each at every step, take far more
+        # memory than the network.
         logits = [network.predict(state.flatten(0, 1)[batch.labelled]) for state in step_states(network, batch, steps)]
         for name, values in _described(logits, labels).items():
             rows.setdefault(name, []).append(values)
@@ -76,6 +78,7 @@ def _described(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> dict[str
     """Return the arrays of `Predictions` for one batch, from logits (tokens, vocabulary) after each step."""
     # fp64: margins and divergences are differences of nearly equal numbers.
     logs = [step.double().log_softmax(-1) for step in logits]
+    # Two largest: the first is the prediction, their difference the margin.
     firsts = [step.topk(2, -1) for step in logs]
     measured = {
         "loss": [-step.gather(-1, labels[:, None])[:, 0] for step in logs],

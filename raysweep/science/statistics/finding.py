@@ -48,6 +48,7 @@ class Comparison:
     @property
     def found(self) -> bool:
         """Whether the effect counts as found: its q-value is at most ALPHA."""
+        # A p-value alone must never decide: an unadjusted comparison is an error of the analysis.
         assert self.q_value is not None, "adjust the comparisons of an analysis first"
         return self.q_value <= ALPHA
 
@@ -123,6 +124,7 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     # effects that are real, above all where many are.
     if not comparisons:
         return []
+    # The procedure holds for independent tests and for those that are positively dependent, such as steps of a network.
     q_values = stats.false_discovery_control([comparison.p_value for comparison in comparisons])
     return [
         dataclasses.replace(comparison, q_value=float(q_value))

@@ -53,10 +53,12 @@ def conflict(subject: StressSubject) -> Conflict:
     scores = {"a": subject.scores(subject.a), "b": subject.scores(subject.b)}
     scores["both"] = summed_ranks(scores["a"], scores["b"], present)
     lowest = {name: subject.lowest(array) for name, array in scores.items()}
+    # `none` is measured among the pruned networks, too: its harm must be exactly 0.
     state = subject.state()
     whole = (subject.losses(state, subject.a), subject.losses(state, subject.b))
     return Conflict(
         agreement=agreement(scores["a"], scores["b"], present),
+        # Heads that A could do without and B could not.
         conflicting=sorted(set(lowest["a"]) - set(lowest["b"])),
         count=subject.count,
         pruned=[_pruned(subject, name, heads, whole) for name, heads in {"none": [], **lowest}.items()],

@@ -56,6 +56,7 @@ def damage(subject: StressSubject) -> Iterator[Arm]:
 
 def choices(subject: StressSubject, scores: Array) -> dict[str, list[Slot]]:
     """Return the heads that each damaged arm removes, by their scores [layers][heads]."""
+    # Negated scores make the heads that matter most the lowest ones, with the same bound of one head in each layer.
     highest = subject.lowest(-scores)
     draws = {
         f"random {number}": _drawn(subject, highest, subject.generator("draw", number))
@@ -80,6 +81,7 @@ def _arm(subject: StressSubject, name: str, heads: Sequence[Slot], whole: Losses
         whole: losses of the whole network.
         dense: loss of the dense arm after training; None for that arm itself, or if it diverged.
     """
+    # What was measured before an arm diverged is kept with its error.
     state = subject.state(without=heads)
     at_once: dict[str, Any] = {"arm": name, "heads": list(heads)}
     try:

@@ -48,6 +48,7 @@ def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, r
     """
     # Options first: a mistyped strategy should not cost the loading of a model and two texts.
     check_question(question)
+    # A from-scratch size knows nothing yet: damage and conflict of random weights would mean nothing.
     scratch = name in scratch_sizes()
     if scratch and not question.baseline:
         raise UsageError(
@@ -57,6 +58,7 @@ def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, r
     if registry.load("tasks", task_name).reads != "windows":
         raise ModelError(f"model {name!r} learns {task_name}: it does not predict tokens of a text.")
     spec = ModelSpec(name=name, task=task_name)
+    # Both texts under one tokenizer: losses of two vocabularies could not be compared.
     first, second = load_dataset(a, spec), load_dataset(b, spec, learned_from=a if scratch else None)
     for dataset, data in ((first, a), (second, b)):
         check_enough(dataset, data, question.batch_size)
@@ -114,6 +116,7 @@ def _check_held_out(dataset: Dataset, data: DataSpec) -> None:
 
 def _check_level(subject: StressSubject) -> None:
     """Check that `level` removes at least one head, and leaves one in each layer."""
+    # The bound holds for the lowest and for the highest heads alike.
     spare = int((subject.head_map.present.sum(1) - 1).clip(0).sum())
     if not 0 < subject.count <= spare:
         raise UsageError(

@@ -64,6 +64,7 @@ def work_of(subject: StressSubject, protocols: Sequence[str]) -> StressWork:
     evaluations = {"alternation": 2 * (1 + question.rounds), "damage": 1 + 2 * arms, "conflict": 2 * 5}
     to_train = question.baseline + sum(steps.get(name, 0) for name in protocols)
     to_measure = sum(evaluations[name] for name in protocols)
+    # A copy is trained here, so that timing changes nothing of what is measured later.
     state = subject.state()
     started = time.perf_counter()
     subject.train(state, subject.a.train, "timing", TIMED_STEPS)

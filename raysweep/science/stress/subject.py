@@ -104,8 +104,10 @@ class StressSubject:
 
     def state(self, without: Sequence[Slot] = ()) -> TrialState:
         """Return a copy of the network to train or measure, without some of its heads."""
+        # Every copy has a new optimizer: no arm carries momentum of another one.
         settings = TrainingSpec()
         state = TrialState.begun(copy.deepcopy(self.network), self.family, settings.weight_decay)
+        # Heads are closed by their gates, which equals their removal exactly and keeps the shape of the network.
         state.head_map = self.head_map.without(without)
         state.refresh()
         return state
@@ -121,6 +123,7 @@ class StressSubject:
         Raises:
             DivergedError: the loss or the gradient is not finite.
         """
+        # All other settings are a job's defaults, so that a round is like a learn phase of a sweep.
         settings = TrainingSpec(batch_size=self.question.batch_size)
         steps = steps or self.question.steps
         Training(
@@ -144,9 +147,11 @@ class StressSubject:
         Raises:
             DivergedError: a loss is not finite.
         """
+        # Dropout off: otherwise the losses of two states would differ by its noise, too.
         state.model.eval()
         values, windows, before = [], [], 0
         for batch in corpus.held_out:
+            # Positions without a label: the last one of a causal window, visible tokens of a masked one.
             asked = batch.labels != NO_LABEL
             values.append(losses_of(state.model, batch)[asked].double().cpu().numpy())
             # Windows are numbered over all batches: they are the units of the bootstrap.
@@ -159,6 +164,7 @@ class StressSubject:
 
     def scores(self, corpus: Corpus) -> Array:
         """Return the importance of each head for a text by the strategy, [layers][heads]; see `contracts.Pruner`."""
+        # Only what the strategy requires is measured; the generator is for strategies that draw at random.
         pruner = registry.build("prune", self.question.strategy, self.question.options)
         examiner = HeadMeter(batches=corpus.probed, runtime=self.runtime, causal=self.task.causal)
         statistics: HeadStatistics = examiner.statistics(self.state(), requires=getattr(pruner, "requires", ()))
@@ -167,11 +173,13 @@ class StressSubject:
 
     def lowest(self, scores: Array) -> list[Slot]:
         """Return the `count` heads with the lowest scores [layers][heads]; each layer keeps one head."""
+        # Heads are ranked over all layers; without the bound a layer could lose all of them.
         return lowest_heads(
             scores, self.head_map, self.count, budget="global", min_heads_per_layer=1, protected=set()
         )  # fmt: skip
 
     def generator(self, *purpose: object) -> np.random.Generator:
+        # Seeded by purpose, so that a protocol draws the same numbers alone as among the others.
         return np.random.default_rng(derived_seed(str(self.question.seed), "stress", *purpose))
 
 

@@ -56,6 +56,7 @@ class Analysis:
             raise NotApplicableError("it ablates the parts of a step, and a hierarchical step has several of each.")
         # All losses are of the same masked tokens, so each ablation is compared token by token.
         plain = subject.predictions()
+        # Means of the intact network, of each part at each step: steps differ in what they put out.
         means = {part: part_means(subject.network, part, subject.batches) for part in whole_parts(subject.network)}
         generator = subject.generator("ablation")
         tested = [
@@ -78,6 +79,7 @@ def _targets(network: Any) -> Iterator[Target]:
     """Yield every part of every step in both ways; none of a hierarchical refiner."""
     heads = network.config.num_attention_heads
     for part in whole_parts(network):
+        # Heads are ablated one by one, other parts as a whole.
         for head in range(heads) if part == "heads" else (None,):
             for step in range(network.config.num_steps):
                 for by in ("mean", "resample"):
@@ -120,6 +122,7 @@ class _Replacement:
 
 def _verdict(comparisons: list[Comparison]) -> str:
     """Say how many ablations raise or lower the loss, and which raises it most."""
+    # Hundreds of ablations are tested: only those that are found after adjustment count.
     raising = [one for one in comparisons if one.found and one.effect > 0]
     lowering = [one for one in comparisons if one.found and one.effect < 0]
     if not raising and not lowering:
@@ -132,6 +135,7 @@ def _verdict(comparisons: list[Comparison]) -> str:
 
 
 def _panel(by: By, targets: list[Target], comparisons: list[Comparison]) -> Panel:
+    # Targets come with their steps in order, so effects of one part or head line up as a line over steps.
     chosen = [(target, one) for target, one in zip(targets, comparisons, strict=True) if target.by == by]
     rows: dict[str, list[float]] = {}
     for target, one in chosen:

@@ -48,6 +48,7 @@ class Analysis:
     def __call__(self, subject: PnnSubject) -> Finding:
         components = _components(subject)
         parts = [COMPONENTS[name] for name in components]
+        # Means are those of the intact network, for every set of held components.
         means = {part: part_means(subject.network, part, subject.batches) for part in parts}
         every_step = range(subject.network.config.num_steps)
         scopes = {"every step": every_step, **{f"step {step + 1}": [step] for step in every_step}}
@@ -114,9 +115,11 @@ def leave_one_out(players: Sequence[str], losses: Losses) -> Values:
 def verdict(components: Sequence[str], comparisons: Sequence[Comparison]) -> str:
     """Name the component with the largest Shapley value over every step, if it differs from all others."""
     found = {comparison.name: comparison for comparison in comparisons}
+    # Each step alone is tested, too, but the sentence is about all steps together.
     ranked = sorted(components, key=lambda name: -found[f"shapley, every step: {name}"].effect)
     matters = [name for name in ranked if found[f"shapley, every step: {name}"].above]
     harmful = [name for name in ranked if found[f"shapley, every step: {name}"].below]
+    # A component whose mean is better than its output is worth saying, though it is not one that matters.
     if not matters:
         lowers = f"; holding {', '.join(harmful)} lowers it" if harmful else ""
         return f"No component matters: holding one at its mean does not raise the loss{lowers}."
@@ -131,6 +134,7 @@ def verdict(components: Sequence[str], comparisons: Sequence[Comparison]) -> str
 
 def _differ(one: str, other: str, found: Mapping[str, Comparison]) -> bool:
     """Return whether a difference of two components was found; each pair is tested in one of the two orders."""
+    # `combinations` gives each pair in the order of the components, which is not that of the ranks.
     names = (f"shapley, every step: {one} - {other}", f"shapley, every step: {other} - {one}")
     return any(found[name].found for name in names if name in found)
 
@@ -170,6 +174,7 @@ def _comparisons(
     for scope in shares:
         tested |= {f"shapley, {scope}: {name}": shares[scope][name] for name in components}
         tested |= {f"leave one out, {scope}: {name}": alone[scope][name] for name in components}
+    # Components are compared by their values for the same tokens, so the difference is tested as a paired one.
     whole = shares["every step"]
     tested |= {f"shapley, every step: {a} - {b}": whole[a] - whole[b] for a, b in combinations(components, 2)}
     generator, sequences = subject.generator("component_importance"), labelled_places(subject.batches)[1]

@@ -30,6 +30,7 @@ class Analysis:
         return 1 + TWINS + len(subject.compared)
 
     def __call__(self, subject: PnnSubject) -> Finding:
+        # Classes depend on text alone, so the same tokens are hard for this network, the untrained and the others.
         horizon = _horizon(subject)
         found = subject.predictions(horizon)
         others = {name: predictions(other, subject.batches) for name, other in subject.compared.items()}
@@ -101,12 +102,14 @@ def _compared(
     hard, easy = classes == HARD, classes == EASY
     # `contrast` tests hard minus easy within sequences. Other networks are compared token by token, on the same masks.
     own, repeat = permanent(found.predicted), first_repeat(found.predicted)
+    # One random order for each token; means over thousands of tokens leave little of its chance.
     permuted = permanent(permuted_steps(found.predicted, subject.generator("permuted steps")))
     effects = {EFFECT: own, "first repeat: hard - easy": repeat}
     effects |= {f"{EFFECT}, minus {name}": own - permanent(other.predicted) for name, other in others.items()}
     tested = [
         contrast(name, values.astype(float), hard, easy, found.sequences, generator) for name, values in effects.items()
     ]
+    # One difference for each untrained network: the test takes networks as units, not tokens.
     untrained = [permanent(twin.predicted) for twin in twins]
     null = [float(steps[hard].mean() - steps[easy].mean()) for steps in untrained]
     return adjusted([
@@ -123,6 +126,7 @@ def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
     more often in any iterated network; and predictions settle earlier than in random order of the steps.
     """
     by_name = {one.name: one for one in comparisons}
+    # Effect -> the sign that it must have.
     needed = {EFFECT: 1, f"{EFFECT}, minus untrained": 1, SETTLED: -1}
     effect = by_name[EFFECT].effect
     failed = [name for name, sign in needed.items() if not (by_name[name].found and sign * by_name[name].effect > 0)]
@@ -130,6 +134,7 @@ def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
         told = f"Hard tokens settle {effect:.2f} steps later than easy ones, beyond both nulls"
     else:
         told = f"Not found that hard tokens settle later ({effect:+.2f} steps); not found: {'; '.join(failed)}"
+    # At the embedding a masked position knows its place alone; few different predictions there show it.
     distinct = len(np.unique(found.predicted[0]))
     return f"{told}. Different tokens predicted at the embedding: {distinct}."
 
@@ -139,6 +144,7 @@ def _figures(
 ) -> dict[str, Any]:
     generator = subject.generator("convergence intervals")
     published = published_classes(found)
+    # What always guessing the most frequent token would reach, beside the accuracy at the embedding.
     commonest = int(subject.frequency.argmax())
     return {
         "steps": found.steps,

@@ -35,6 +35,7 @@ class Analysis:
         frequency = subject.frequency[found.labels]
         # The square of the position lets both ends of a sequence differ from its middle.
         covariates = np.stack([np.log1p(frequency), found.positions, found.positions**2.0], 1)
+        # The same regression is fitted to the network and to each untrained one.
         energies = _energies(subject.network, subject)
         twins = [_energies(twin, subject) for twin in subject.twins()]
         comparisons = _compared(energies, twins, _Model(difficulty, covariates, found.sequences), subject)
@@ -81,6 +82,7 @@ def _compared(energies: Array, twins: list[Array], model: _Model, subject: PnnSu
     for at, values in enumerate(energies):
         when = ALL_STEPS if at == len(energies) - 1 else f"step {at + 1}"
         found = partial_slope(when, values, model.difficulty, model.covariates, model.sequences, generator)
+        # Of untrained networks the slope alone is needed: their permutations would take most of the time.
         null = [
             slope_of(*partialled(twin[at], model.difficulty, model.covariates, model.sequences)) for twin in twins
         ]  # fmt: skip

@@ -45,6 +45,7 @@ class Analysis:
 
     def __call__(self, subject: PnnSubject) -> Finding:
         trained = dimensions(states_by_sequence(subject.network, subject.batches))
+        # Untrained networks pass the same tests: their numbers of each kind are those that come by themselves.
         twins = [_kinds(dimensions(states_by_sequence(twin, subject.batches))) for twin in subject.twins()]
         kinds = _kinds(trained)
         return Finding(
@@ -105,6 +106,7 @@ def _swings(sizes: Array) -> Mask:
     Args:
         sizes: (sequences, steps + 1, width). Tests are adjusted over dimensions and steps.
     """
+    # The published rule took any change of sign for a swing, so that every dimension with noise was one.
     changes = np.diff(sizes, axis=1)
     p_values = _p_values(changes)
     found = stats.false_discovery_control(p_values.ravel()).reshape(p_values.shape) <= ALPHA

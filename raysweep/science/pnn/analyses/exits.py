@@ -46,6 +46,7 @@ class Analysis:
 
     def __call__(self, subject: PnnSubject) -> Finding:
         config = subject.network.config
+        # `infer` lets tokens leave between steps of one shared module; separate layers have no such steps.
         if not config.shared:
             raise NotApplicableError(f"tokens leave between steps of one module; this trunk is {config.trunk!r}.")
         # Thresholds are chosen on one half and tested on the other: the best of several on one half is biased there.
@@ -92,6 +93,7 @@ def _compared(curves: ExitCurves, subject: PnnSubject, half: Sequence[Seeded]) -
     """Test each rule, at the threshold that saves most, against chance."""
     generator, found = subject.generator("exits"), []
     for point in _chosen(curves):
+        # The same tokens under the rule and by chance: the difference is paired.
         own, sequences = _hits(subject.network, half, point.exit, point.options, point.steps)
         mean = {"mean_steps": point.searched["mean_steps"]}
         chance, _ = _hits(subject.network, half, CONTROL, mean, point.steps)
@@ -101,6 +103,7 @@ def _compared(curves: ExitCurves, subject: PnnSubject, half: Sequence[Seeded]) -
 
 def _chosen(curves: ExitCurves) -> list[ExitPoint]:
     """Return the setting of each rule that its saving is that of."""
+    # A saving names its setting by options and steps; fixed depths have nothing to be compared with chance.
     kept = [(saving.exit, saving.chosen) for saving in curves.savings if saving.exit != FIXED]
     return [point for point in curves.points if (point.exit, {**point.options, "steps": point.steps}) in kept]
 

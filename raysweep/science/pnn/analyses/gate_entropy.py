@@ -50,6 +50,7 @@ class Analysis:
         return 2
 
     def __call__(self, subject: PnnSubject) -> Finding:
+        # Both passes see the same masked tokens in the same order, so entropies and predictions belong together.
         subject.require_gate()
         predictions = subject.predictions()
         entropies = gate_entropies(subject.network, subject.batches)
@@ -118,6 +119,7 @@ def _scores(entropies: Array, predictions: Predictions) -> dict[str, Array]:
     """Return all scores of the masked tokens, (tokens,) each; a larger one is to mean that the prediction is wrong."""
     return {
         **{f"gate entropy, step {step}": entropy for step, entropy in enumerate(entropies, 1)},
+        # The verdict rests on the mean: the step to look at would otherwise be chosen by its result.
         "gate entropy, mean": entropies.mean(0),
         CONFIDENCE: 1 - predictions.confidence[-1],
         MARGIN: -predictions.margin[-1],
@@ -129,6 +131,7 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
     """Say whether gate entropy, mean over steps, separates errors, and whether it adds to the largest probability."""
     found = {comparison.name: comparison for comparison in comparisons}
     chance, rival = found["gate entropy, mean: area - 0.5"], found["gate entropy, mean: area - that of confidence"]
+    # The comparison is of the area minus 0.5, and the sentence gives the area itself.
     area = 0.5 + chance.effect
     if chance.above:
         said = f"Gate entropy is higher where the prediction is wrong (area {area:.2f})"
@@ -146,6 +149,7 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
 
 def _check_both(right: Array) -> None:
     """Check that there are enough right and enough wrong predictions."""
+    # The area under the curve needs both kinds, and each fold of the regression has to learn from both.
     fewer = int(min(right.sum(), len(right) - right.sum()))
     if fewer < FEWEST:
         raise NotApplicableError(
@@ -159,6 +163,7 @@ def _confidences(entropies: Array, confidence: Array, right: Array, sequences: I
     # A regression on the logit can keep a calibrated probability as it is; clamped, as the logit of 1 is infinite.
     clamped = np.clip(confidence, 1e-12, 1 - 1e-12)
     logit = np.log(clamped / (1 - clamped))[:, None]
+    # Three regressions of the same form: "both" against "largest probability" shows what the entropies add.
     features = {"largest probability": logit, "gate entropies": entropies.T, "both": np.hstack([logit, entropies.T])}
     fitted = {f"fitted: {name}": fitted_confidence(made, right, sequences) for name, made in features.items()}
     return {"largest probability": confidence, **fitted}
@@ -177,6 +182,7 @@ def _against_confidence(gates: Mapping[str, Array], confidence: Array, sequences
 
 def _comparison(name: str, drawn: Array, sequences: Ints) -> Comparison:
     """Test whether a statistic is 0 by its bootstrap samples; `drawn` holds the statistic itself first."""
+    # All areas come from the same samples, so a difference of two is tested sample by sample, as a paired one.
     interval, p_value = from_bootstrap(drawn, 0.0)
     return Comparison(
         name=name, effect=interval.mean, low=interval.low, high=interval.high, p_value=p_value,
@@ -185,6 +191,7 @@ def _comparison(name: str, drawn: Array, sequences: Ints) -> Comparison:
 
 
 def _areas_panel(drawn: Mapping[str, Array]) -> Panel:
+    # The p-value is not drawn, so the null given here does not matter.
     bars = [from_bootstrap(of_score, 0.5)[0] for of_score in drawn.values()]
     return Panel(
         title="Telling wrong from right", kind="bars", x_label="", y_label="area under the ROC curve", level=0.5,

@@ -46,12 +46,15 @@ class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ()
 
     def passes(self, subject: PnnSubject) -> int:
+        # Two passes for the intact losses and the gates' means; then one for each change that is drawn once, in every
+        # scope, and one for each permutation.
         steps = subject.network.config.num_steps
         once = len(RATES) + len(WEIGHTS) + len(("inverted", "token_mean", "dimension_mean", "swapped"))
         return 2 + once * (steps + 1) + PERMUTATIONS + PERMUTATIONS_OF_A_STEP * steps + len(subject.compared)
 
     def __call__(self, subject: PnnSubject) -> Finding:
         subject.require_gate()
+        # Each rise is that of the same masked token: paired, the spread between tokens drops out.
         intact = final_losses(subject.network, subject.batches)
         changes = _gate_changes(subject)
         steps = range(subject.network.config.num_steps)
@@ -60,6 +63,7 @@ class Analysis:
         spread = {}
         for scope, of_scope in scopes.items():
             drawn = {name: _draws(subject, name, change, scope, of_scope) - intact for name, change in changes.items()}
+            # Repetitions are averaged for each token before the test: they are no further independent tokens.
             rises[scope] = {name: values.mean(0) for name, values in drawn.items()}
             spread[scope] = _spread(drawn["permuted"])
         others = {name: final_losses(other, subject.batches) - intact for name, other in subject.compared.items()}
@@ -78,6 +82,7 @@ def conclude(
         others: network to compare with -> its losses minus those of this network, (tokens,).
     """
     tested = {f"{name}, {scope}": values for scope, of_scope in rises.items() for name, values in of_scope.items()}
+    # Both keep each token's values and change their order alone; inverting is the order that is furthest off.
     tested[DIRECTION] = rises[EVERY]["inverted"] - rises[EVERY]["permuted"]
     tested |= {f"{name} - this network": values for name, values in others.items()}
     generator, sequences = subject.generator("gate_specificity"), labelled_places(subject.batches)[1]
@@ -134,11 +139,13 @@ def _against(name: str, comparison: Comparison) -> str:
     if not comparison.found:
         return f"{name} is not found to differ from this network."
     word = "worse" if comparison.above else "better"
+    # Resampled sequences cannot tell how far two training runs of one network differ: the sentence says so.
     return f"{name} is {word} by {abs(comparison.effect):.3f} nats (one training run each)."
 
 
 def _gate_changes(subject: PnnSubject) -> dict[str, GateChange]:
     """Return all changes of the gates by the names of their conditions."""
+    # The mean of a gate differs between steps, so each step has a mean of its own.
     means = part_means(subject.network, "gate", subject.batches)
     return {
         **{f"dropped {rate:.0%}": partial(_dropped, rate) for rate in RATES},
@@ -163,6 +170,7 @@ def _draws(subject: PnnSubject, name: str, change: GateChange, scope: str, steps
     """Return the losses of each repetition of a condition, (repetitions, tokens)."""
     # Other changes are not repeated: their draws are averaged over all tokens and dimensions already.
     count = 1 if name != "permuted" else PERMUTATIONS if scope == EVERY else PERMUTATIONS_OF_A_STEP
+    # A generator for each condition and scope, so that none depends on which others ran before it.
     seeds = subject.generator(f"gate_specificity {name} {scope}").integers(2**62, size=count)
     return np.stack([_losses(subject, change, steps, torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
@@ -218,6 +226,7 @@ def _panels(comparisons: list[Comparison], rises: Rises, others: list[str]) -> l
             ],
         ),
     ]  # fmt: skip
+    # Other networks differ by a training run, not by a change of the gate: they have a panel of their own.
     if others:
         panels.append(_bars("Other networks", {name: found[f"{name} - this network"] for name in others}))
     return panels

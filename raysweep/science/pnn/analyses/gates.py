@@ -49,6 +49,7 @@ class Analysis:
 
 def _compared(trained: Activity, twins: list[dict[str, Any]], subject: PnnSubject) -> list[Comparison]:
     """Test the open share at each step against chance by sequence, and against untrained networks by network."""
+    # The share over sequences says whether the gate is off chance; over networks, whether training put it there.
     generator = subject.generator("gates")
     shares = np.array([twin["open_share"] for twin in twins])
     tested = []
@@ -74,6 +75,7 @@ def _figures(one: Activity, group: Mask) -> dict[str, Any]:
     """
     assert one.gate_mean is not None and one.gate_square is not None and one.gate_variance is not None
     mean, square = one.gate_mean[:, group].mean(1), one.gate_square[:, group].mean(1)
+    # |delta| = |g p|: what a step contributes, which an open gate before a small proposal does not.
     contributed = one.update_norm[:, group].mean(1)
     return {
         "tokens": int(group.sum()),
@@ -104,6 +106,7 @@ def _verdict(comparisons: list[Comparison], steps: int) -> str:
 def _panel(
     title: str, label: str, name: str, trained: Activity, twins: list[dict[str, Any]], level: float | None = None
 ) -> Panel:
+    # Over all tokens, as in untrained networks.
     own = _figures(trained, np.ones_like(trained.masked))[name]
     untrained = np.array([twin[name] for twin in twins])
     steps = list(range(1, len(own) + 1))

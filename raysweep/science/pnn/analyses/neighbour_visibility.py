@@ -34,6 +34,7 @@ class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("cross_token_interference",)
 
     def passes(self, subject: PnnSubject) -> int:
+        # In both networks, for each target, a row without a change and one for each neighbour on either side.
         return 2 * TARGETS * (1 + 2 * len(_distances(subject)))
 
     def __call__(self, subject: PnnSubject) -> Finding:
@@ -70,6 +71,8 @@ def conclude(
         null: effects in the untrained network.
         sequences: (tokens,), of each masked token.
     """
+    # At far distances fewer targets have neighbours. With too few sequences no effect could be found, and a test that
+    # cannot find anything would only raise the q-values of the others.
     tested = {**_by_distance(effects, sequences), DECAY: slopes(effects, sequences)}
     comparisons = adjusted([
         paired(name, values, of, generator)
@@ -130,6 +133,7 @@ def _by_distance(effects: NeighbourEffects, sequences: Ints) -> dict[str, tuple[
     far = np.abs(effects.distances)
     for distance in np.unique(far):
         here = far == distance
+        # Showing a masked neighbour and masking a visible one are two interventions; together they are one effect.
         kinds = {"": here, ", shown": here & effects.shown, ", hidden": here & ~effects.shown}
         for kind, chosen in kinds.items():
             found[f"distance {distance}{kind}"] = effects.effect[chosen], sequences[effects.targets[chosen]]
@@ -155,6 +159,7 @@ def _panel(effects: NeighbourEffects, null: NeighbourEffects, sequences: Ints, g
 
 
 def _line(name: str, effects: NeighbourEffects, sequences: Ints, generator: np.random.Generator) -> Series:
+    # Left and right together; `figures` hold both sides.
     far = np.abs(effects.distances)
     distances = np.unique(far)
     means = [

@@ -46,6 +46,7 @@ class Analysis:
 
 def _metrics(sequences: list[torch.Tensor]) -> dict[str, Array]:
     """Return the breadth, (sequences, steps + 1), and the similarity to the embedding, (sequences, steps)."""
+    # One value for each sequence: CKA and breadth are defined for a set of tokens, not for a single one.
     return {
         "breadth": np.stack([breadths(states) for states in sequences]),
         "similarity to the embedding": np.stack([alignments(states)[0, 1:] for states in sequences]),
@@ -54,6 +55,7 @@ def _metrics(sequences: list[torch.Tensor]) -> dict[str, Array]:
 
 def _compared(found: dict[str, Array], twins: list[dict[str, Array]]) -> list[Comparison]:
     """Test the mean of each metric at each step as one more draw from those of untrained networks."""
+    # Networks are the units: ten untrained ones give ten means, of which the trained one would be an eleventh.
     return adjusted([
         beyond_draws(f"{name} at step {step} - untrained", float(mean), [twin[name].mean(0)[at] for twin in twins])
         for name, values in found.items()
@@ -83,6 +85,7 @@ def _verdict(comparisons: list[Comparison]) -> str:
 
 
 def _figures(found: dict[str, Array]) -> dict[str, Any]:
+    # The published experiment asked at which step states are narrowest; here it is a share of sequences.
     narrowest = found["breadth"].argmin(1)
     steps = found["breadth"].shape[1]
     return {name: values.mean(0).tolist() for name, values in found.items()} | {
@@ -92,6 +95,7 @@ def _figures(found: dict[str, Array]) -> dict[str, Any]:
 
 def _panel(name: str, found: dict[str, Array], twins: list[dict[str, Array]], subject: PnnSubject) -> Panel:
     generator = subject.generator(f"representation {name}")
+    # The band of the trained network is over sequences, that of the untrained ones over networks.
     untrained = np.array([twin[name].mean(0) for twin in twins])
     return Panel(
         title=name, kind="lines", x_label="step", y_label=name,

@@ -34,6 +34,7 @@ class Analysis:
 
     def __call__(self, subject: PnnSubject) -> Finding:
         measured = activity(subject.network, subject.batches)
+        # Untrained networks run on the same text: what differs is the weights alone.
         nulls = [activity(twin, subject.batches) for twin in subject.twins()]
         return conclude(
             measured.relative_update, [null.relative_update for null in nulls], measured.sequences,
@@ -58,6 +59,7 @@ def conclude(
         norms: sizes of the states, (steps + 1, tokens), of the network and of the mean untrained one.
     """
     comparisons = _compared(trained, untrained, sequences, generator)
+    # Shown beside: from the embedding to the last step, how many times larger the state is.
     growth = {name: float(values[-1].mean() / values[0].mean()) for name, values in norms.items()}
     return Finding(
         experiment="step_activity",
@@ -100,6 +102,7 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
     if TREND not in found:
         return "One step has no trend."
     trend, caused = found[TREND], found[TREND_OF_TRAINING]
+    # A trend within the network is no effect of training until it differs from that of untrained ones.
     course = "rises" if trend.above else "falls" if trend.below else "is not found to change"
     said = f"|delta|/|h| {course} from the first step to the last ({trend.effect:+.3f})"
     if not caused.found:

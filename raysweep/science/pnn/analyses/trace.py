@@ -28,6 +28,7 @@ class Analysis:
         moved = activity(subject.network, subject.batches)
         comparisons = _compared(masked, subject)
         generator = subject.generator("trace intervals")
+        # Intervals are for the picture alone; tests above have random numbers of their own.
         losses, hits = (intervals(values.T, masked.sequences, generator) for values in (masked.loss, masked.correct))
         updates = intervals(moved.relative_update.T, moved.sequences, generator)
         return Finding(
@@ -50,6 +51,7 @@ class Analysis:
 def _compared(masked: Predictions, subject: PnnSubject) -> list[Comparison]:
     """Test the change of the loss at each step, paired by token."""
     generator = subject.generator("trace")
+    # Each step against the one before it, not against the embedding: the question is what that step adds.
     return adjusted([
         paired(f"step {step}: loss - before", change, masked.sequences, generator)
         for step, change in enumerate(np.diff(masked.loss, axis=0), 1)

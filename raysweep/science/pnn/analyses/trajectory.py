@@ -48,6 +48,7 @@ class Analysis:
             raise NotApplicableError(
                 f"it permutes steps: it takes {FEWEST_STEPS} or more, and this network has {steps}."
             )
+        # The untrained network is drawn beside, not tested: the null here is the order of the network's own steps.
         trained = trajectory_metrics(states_by_sequence(subject.network, subject.batches))
         untrained = trajectory_metrics(states_by_sequence(subject.untrained, subject.batches))
         comparisons = compared(trained, subject.generator("trajectory"))
@@ -64,6 +65,7 @@ class Analysis:
 
 def trajectory_metrics(sequences: list[torch.Tensor]) -> TrajectoryMetrics:
     """Return the metrics of sequences of states (steps + 1, tokens, width)."""
+    # Updates are relative to the state before: the state grows from step to step in any residual network.
     ratios = [states.diff(dim=0).norm(dim=-1) / states[:-1].norm(dim=-1) for states in sequences]
     return TrajectoryMetrics(
         relative_update=np.stack([ratio.mean(-1).numpy() for ratio in ratios]),
@@ -91,7 +93,9 @@ def _against_order(name: str, values: Array, statistic: Any, generator: np.rando
     # Each sequence has an order of its own: one order for all would leave only as many nulls as there are orders of the
     # steps, 6 of three steps.
     count, steps = values.shape[:2]
+    # The order that the steps have, in the form of the random ones.
     own = statistic(values, np.tile(np.arange(steps), (count, 1)))
+    # The statistic of the mean over sequences in random order, RESAMPLES times.
     null = [
         statistic(values, order).mean()
         for order in orders(count, steps, RESAMPLES, generator)
@@ -103,6 +107,7 @@ def _against_order(name: str, values: Array, statistic: Any, generator: np.rando
 
 def _trend(values: Array, order: Any) -> Array:
     """Return the least-squares slope over steps of each sequence, (sequences,), with its steps in an order."""
+    # Centred steps make the slope a single product.
     steps = np.arange(values.shape[1]) - (values.shape[1] - 1) / 2
     return np.take_along_axis(values, order, 1) @ steps / (steps @ steps)
 
@@ -111,6 +116,7 @@ def _neighbours(values: Array, order: Any) -> Array:
     """Return the mean similarity of steps that follow each other in an order minus that of any two, (sequences,)."""
     rows = np.arange(len(values))[:, None]
     steps = values.shape[1]
+    # `values` is symmetric, so the direction of a pair does not matter.
     together = values[rows, order[:, :-1], order[:, 1:]].mean(1)
     # All pairs but those of a step with itself, whose similarity is 1.
     any_two = (values.sum((1, 2)) - np.trace(values, axis1=1, axis2=2)) / (steps * (steps - 1))
@@ -146,6 +152,7 @@ def _panels(trained: TrajectoryMetrics, untrained: TrajectoryMetrics, subject: P
         name: intervals(one.relative_update, np.arange(len(one.relative_update)), generator)
         for name, one in (("trained", trained), ("untrained", untrained))
     }
+    # There is an update for each step from 1, but a state from 0, the embedding.
     maps = {"cosine of updates": (trained.cosines, 1), "alignment (CKA) of states": (trained.alignments, 0)}
     return [
         Panel(
