@@ -1,4 +1,4 @@
-"""Per-token head gates beside static Taylor pruning, on a gpt2-nano trained from scratch on the embedded corpus."""
+"""Compare per-token head gates with static Taylor pruning, on a gpt2-nano trained from scratch on the corpus."""
 
 from __future__ import annotations
 

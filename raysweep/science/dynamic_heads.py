@@ -151,19 +151,7 @@ def router_curve(
         points, routers = [], HeadRouters(model, head_map)
         for penalty in question.penalties:
             routers = train_routers(model, head_map, train, penalty, question, runtime)
-            # `routing` counts open heads anew from here, so the shares below are those of the held-out windows.
-            with routers.routing():
-                loss = evaluate(model, batches, runtime, "auto").loss
-            # The static network is allowed what the routed one costs, routers included.
-            flops = routers.flops_per_token(seq_len)
-            beside = pruned.at_most(flops)
-            points.append(
-                CostPoint(
-                    penalty=penalty, open_share=routers.open_share(), flops_per_token=flops, loss=loss,
-                    perplexity=perplexity(loss),
-                    static=None if beside is None else _measured_static(model, beside, batches, seq_len, runtime),
-                )
-            )  # fmt: skip
+            points.append(_point(penalty, routers, pruned, batches, runtime))
             # The static network left its own gates set; the next routers are to see the model as it was.
             model.set_gates(head_map)
         seconds = _seconds_per_token(model, routers, batches[0])
@@ -194,6 +182,25 @@ def train_routers(
             optimizer.step()
             optimizer.zero_grad()
     return routers
+
+
+def _point(
+    penalty: float, routers: HeadRouters, pruned: _StaticPruning, batches: Sequence[Batch], runtime: Runtime
+) -> CostPoint:
+    """Measure trained routers, and the static network beside them; the gates stay set to that of the latter."""
+    # `routing` counts open heads anew from here, so the shares below are those of the held-out windows.
+    with routers.routing():
+        loss = evaluate(pruned.model, batches, runtime, "auto").loss
+    # The static network is allowed what the routed one costs, routers included.
+    flops = routers.flops_per_token(pruned.seq_len)
+    beside = pruned.at_most(flops)
+    static = None
+    if beside is not None:
+        static = _measured_static(pruned.model, beside, batches, pruned.seq_len, runtime)
+    return CostPoint(
+        penalty=penalty, open_share=routers.open_share(), flops_per_token=flops, loss=loss,
+        perplexity=perplexity(loss), static=static,
+    )  # fmt: skip
 
 
 class _StaticPruning:

@@ -1,4 +1,4 @@
-"""The curve of per-token gates: penalties move the share of open heads, the network stays as it was, costs compare."""
+"""The curve of per-token gates: penalties move the share of open heads, the network is unchanged, costs compare."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_point_stands_beside_pruning_that_costs_no_more(answer: RouterCurve) -
 
 
 def test_the_static_network_is_pruned_by_taylor_scores() -> None:
-    """A head that writes nothing is the first to go, and its loss is then that of the full network."""
+    """A head that writes nothing is pruned first, and the loss stays that of the full network."""
     model = tiny_model("gpt2", dtype=torch.float64)
     model.network.transformer.h[1].attn.c_proj.weight.data[5:10] = 0
     found = curve_of(model, HeadMap.full(*model.shape), penalties=(8.0,), lr=0.02)

@@ -1,4 +1,4 @@
-"""Spoilt gates keep their means; what the pattern is worth flips with what a planted gate depends on."""
+"""Changed gates keep their means; the verdict on their pattern follows what a planted gate depends on."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def planted_gate(kind: str) -> Any:
 
 
 def subject_that_is_right(network: Any) -> PnnSubject:
-    """Return a subject whose labels are what the network predicts: whatever changes its states costs."""
+    """Return a subject whose labels are the predictions of the network, so that any change of its states costs."""
     subject = tiny_subject(network, sequences=24)
     predicted, at, batches = subject.predictions().predicted[-1], 0, []
     for batch in subject.batches:

@@ -1,4 +1,4 @@
-"""Likeness of states, and the dimensions that they fill, against formulas written out."""
+"""Similarity of states, and the dimensions that they fill, against formulas written out."""
 
 from __future__ import annotations
 

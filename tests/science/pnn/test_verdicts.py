@@ -269,7 +269,7 @@ def test_harder_tokens_are_said_to_move_further_only_where_difficulty_does_it() 
 
 
 def knowing_subject(network: Any) -> PnnSubject:
-    """Return a subject whose labels are what the network predicts: whatever it uses, ablating it costs."""
+    """Return a subject whose labels are the predictions of the network, so that ablating what it uses costs."""
     subject = tiny_subject(network, sequences=30)
     with torch.no_grad():
         batches = [

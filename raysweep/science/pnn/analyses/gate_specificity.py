@@ -1,6 +1,6 @@
 """Measure whether it matters which gates are open, and for which token: the pattern is destroyed, the mean kept.
 
-Changes that keep the mean leave the size of the update alone, so a rise of the loss is due to the pattern. Permuting or
+The mean is kept, so that a rise of the loss is not due to gates that are wider or narrower as a whole. Permuting or
 levelling within a token tests the dimensions; another token's gates, or each dimension's mean, test the token.
 """
 
