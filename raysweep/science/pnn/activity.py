@@ -86,7 +86,7 @@ def states_by_sequence(network: Any, batches: Sequence[Batch]) -> list[torch.Ten
     Sequences of fewer than `FEWEST_TOKENS` tokens are left out: their alignments do not exist.
     """
     found = []
-    # Sequences are told apart by their numbers, as padding leaves rows of unequal length.
+    # Sequences are found by their numbers, as padding leaves rows of unequal length.
     for batch in batch_states(network, batches):
         for sequence in np.unique(batch.sequences):
             members = torch.from_numpy(batch.sequences == sequence)

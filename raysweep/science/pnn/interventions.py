@@ -60,7 +60,7 @@ def changed(network: Any, part: Part, change: Change) -> Iterator[None]:
     # Every pass begins with the embedding, so the count starts anew there, whatever ended the last pass.
     handles = [network.pnn.embeddings.register_forward_pre_hook(begin)]
     for module in modules:
-        # Heads are told apart only before the output projection mixes them: its input is changed, not its output.
+        # The output projection mixes the heads: its input is changed, not its output.
         handles.append(
             module.register_forward_pre_hook(before) if part == "heads" else module.register_forward_hook(after)
         )

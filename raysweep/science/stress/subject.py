@@ -152,10 +152,10 @@ class StressSubject:
         values, windows, before = [], [], 0
         for batch in corpus.held_out:
             # Positions without a label: the last one of a causal window, visible tokens of a masked one.
-            asked = batch.labels != NO_LABEL
-            values.append(losses_of(state.model, batch)[asked].double().cpu().numpy())
+            labelled = batch.labels != NO_LABEL
+            values.append(losses_of(state.model, batch)[labelled].double().cpu().numpy())
             # Windows are numbered over all batches: they are the units of the bootstrap.
-            windows.append(torch.nonzero(asked)[:, 0].cpu().numpy() + before)
+            windows.append(torch.nonzero(labelled)[:, 0].cpu().numpy() + before)
             before += len(batch.labels)
         found = Losses(values=np.concatenate(values), windows=np.concatenate(windows))
         if not math.isfinite(found.mean):

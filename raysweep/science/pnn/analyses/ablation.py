@@ -127,11 +127,11 @@ def _verdict(comparisons: list[Comparison]) -> str:
     lowering = [one for one in comparisons if one.found and one.effect < 0]
     if not raising and not lowering:
         return f"None of {len(comparisons)} ablations was found to change the loss."
-    told = f"Of {len(comparisons)} ablations {len(raising)} raise the loss and {len(lowering)} lower it"
+    said = f"Of {len(comparisons)} ablations {len(raising)} raise the loss and {len(lowering)} lower it"
     if raising:
         worst = max(raising, key=lambda one: one.effect)
-        told += f"; most of all {worst.name}, {worst.effect:+.3f} nats"
-    return f"{told}."
+        said += f"; the largest rise is that of {worst.name}, {worst.effect:+.3f} nats"
+    return f"{said}."
 
 
 def _panel(by: By, targets: list[Target], comparisons: list[Comparison]) -> Panel:

@@ -131,12 +131,12 @@ def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
     effect = by_name[EFFECT].effect
     failed = [name for name, sign in needed.items() if not (by_name[name].found and sign * by_name[name].effect > 0)]
     if not failed:
-        told = f"Hard tokens settle {effect:.2f} steps later than easy ones, beyond both nulls"
+        said = f"Hard tokens settle {effect:.2f} steps later than easy ones, beyond both nulls"
     else:
-        told = f"Not found that hard tokens settle later ({effect:+.2f} steps); not found: {'; '.join(failed)}"
+        said = f"Not found that hard tokens settle later ({effect:+.2f} steps); not found: {'; '.join(failed)}"
     # At the embedding a masked position knows its place alone; few different predictions there show it.
     distinct = len(np.unique(found.predicted[0]))
-    return f"{told}. Different tokens predicted at the embedding: {distinct}."
+    return f"{said}. Different tokens predicted at the embedding: {distinct}."
 
 
 def _figures(

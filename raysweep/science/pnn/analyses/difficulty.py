@@ -98,10 +98,10 @@ def _verdict(comparisons: list[Comparison]) -> str:
     """
     by_name = {one.name: one for one in comparisons}
     slope, beyond = by_name[ALL_STEPS], by_name[f"{ALL_STEPS}, minus untrained"]
-    told = f"{slope.effect:+.4f} in the log of |delta|^2 a nat, {beyond.effect:+.4f} beyond untrained networks"
+    said = f"{slope.effect:+.4f} in the log of |delta|^2 a nat, {beyond.effect:+.4f} beyond untrained networks"
     if slope.found and beyond.found and slope.effect * beyond.effect > 0:
-        return f"Harder tokens move {'further' if slope.effect > 0 else 'less far'}: {told}."
-    return f"Not found that harder tokens move further or less far because of training: {told}."
+        return f"Harder tokens move {'further' if slope.effect > 0 else 'less far'}: {said}."
+    return f"Not found that harder tokens move further or less far because of training: {said}."
 
 
 def _panels(energies: Array, classes: Ints, comparisons: list[Comparison]) -> list[Panel]:

@@ -144,10 +144,10 @@ def _verdict(kinds: list[str], twins: list[list[str]]) -> str:
     tested = adjusted([
         beyond_draws(kind, kinds.count(kind), [float(twin.count(kind)) for twin in twins]) for kind in KINDS
     ])  # fmt: skip
-    told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS)
+    said = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS)
     unlike = [f"{one.name} ({one.effect:+.1f})" for one in tested if one.found]
     compared = f"unlike untrained networks in {', '.join(unlike)}" if unlike else "as in untrained networks"
-    return f"Of {len(kinds)} dimensions: {told}; {compared}."
+    return f"Of {len(kinds)} dimensions: {said}; {compared}."
 
 
 def _panels(found: Dimensions, kinds: list[str], twins: list[list[str]]) -> list[Panel]:

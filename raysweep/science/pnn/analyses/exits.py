@@ -125,13 +125,13 @@ def _hits(network: Any, half: Sequence[Seeded], name: str, options: dict[str, fl
 def _verdict(curves: ExitCurves, comparisons: Sequence[Comparison]) -> str:
     """Say what each exit saves, and whether it is right more often than chance after as many steps."""
     by_name = {one.name.partition(" - ")[0]: one for one in comparisons}
-    told = []
+    said = []
     for saving in curves.savings:
         saved = f"{saving.exit} {saving.flops:.0%} of FLOPs ({100 * saving.accuracy:+.2f} points)"
         one = by_name.get(saving.exit)
         better = "" if one is None else ", better than chance" if one.above else ", not found better than chance"
-        told.append(saved + better)
-    return f"Saved against {curves.trained_steps} steps: {'; '.join(told)}."
+        said.append(saved + better)
+    return f"Saved against {curves.trained_steps} steps: {'; '.join(said)}."
 
 
 def _panel(curves: ExitCurves, cost: str, label: str) -> Panel:

@@ -34,7 +34,7 @@ FEWEST = 10
 """Fewest right and fewest wrong predictions: with fewer, a fold of the regression may hold none of them."""
 MEASURED = (
     "Area under the ROC curve of wrong against right predictions at the last step: the gates' binary entropy, beside "
-    "the largest probability, the margin and the output's entropy. Null: 0.5, and what the largest probability tells."
+    "the largest probability, the margin and the output's entropy. Null: 0.5, and the area of the largest probability."
 )
 CONFIDENCE, MARGIN, OUTPUT = "1 - largest probability", "negative margin", "output entropy"
 OF_OUTPUT = (CONFIDENCE, MARGIN, OUTPUT)
@@ -138,9 +138,9 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
     elif chance.below:
         said = f"Gate entropy is lower where the prediction is wrong (area {area:.2f})"
     else:
-        said = f"Gate entropy is not found to tell wrong predictions from right ones (area {area:.2f})"
+        said = f"Gate entropy is not found to separate wrong predictions from right ones (area {area:.2f})"
     if rival.found:
-        beside = f"it tells {'more' if rival.above else 'less'} than"
+        beside = f"it separates them {'better' if rival.above else 'worse'} than"
     else:
         beside = "it is not found to differ from"
     added = "adds to" if found[ADDED].above else "is not found to add to"
@@ -153,7 +153,7 @@ def _check_both(right: Array) -> None:
     fewer = int(min(right.sum(), len(right) - right.sum()))
     if fewer < FEWEST:
         raise NotApplicableError(
-            f"it tells wrong predictions from right ones; of {len(right)} there are {int(right.sum())} right, and "
+            f"it separates wrong predictions from right ones; of {len(right)} there are {int(right.sum())} right, and "
             f"{FEWEST} of each are needed. Give more --eval-tokens, or a network that has learnt."
         )
 

@@ -71,7 +71,7 @@ def _first(name: str) -> int:
 
 def _verdict(comparisons: list[Comparison]) -> str:
     """Say at which steps each metric is larger or smaller than in untrained networks."""
-    told = []
+    said = []
     for name in ("breadth", "similarity to the embedding"):
         for word, sign in (("larger", 1), ("smaller", -1)):
             # Names end with "at step <number> - untrained".
@@ -80,8 +80,8 @@ def _verdict(comparisons: list[Comparison]) -> str:
                 if one.name.startswith(name) and one.found and sign * one.effect > 0
             ]  # fmt: skip
             if steps:
-                told.append(f"{name} is {word} than untrained at step {', '.join(steps)}")
-    return f"{'; '.join(told) or 'no difference from untrained networks was found'}.".capitalize()
+                said.append(f"{name} is {word} than untrained at step {', '.join(steps)}")
+    return f"{'; '.join(said) or 'no difference from untrained networks was found'}.".capitalize()
 
 
 def _figures(found: dict[str, Array]) -> dict[str, Any]:

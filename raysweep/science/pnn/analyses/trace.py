@@ -64,8 +64,8 @@ def _verdict(comparisons: list[Comparison]) -> str:
     for step, change in enumerate(comparisons, 1):
         kind = "is not found to change" if not change.found else "falls" if change.effect < 0 else "rises"
         kinds[kind].append(step)
-    told = [f"{kind} at step {', '.join(map(str, steps))}" for kind, steps in kinds.items() if steps]
-    return f"The loss {'; '.join(told)}."
+    said = [f"{kind} at step {', '.join(map(str, steps))}" for kind, steps in kinds.items() if steps]
+    return f"The loss {'; '.join(said)}."
 
 
 def _predicted(found: Predictions) -> dict[str, Any]:

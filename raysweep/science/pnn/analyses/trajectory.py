@@ -54,7 +54,7 @@ class Analysis:
         comparisons = compared(trained, subject.generator("trajectory"))
         return Finding(
             experiment="trajectory",
-            measured="Trend of |delta| / |h| over steps, and likeness of neighbouring steps minus that of any two, "
+            measured="Trend of |delta| / |h| over steps, and similarity of neighbouring steps minus that of any two, "
             "against the same steps in random order within each sequence. There is no time and no frequency in it.",
             verdict=_verdict(comparisons),
             comparisons=comparisons,
