@@ -89,6 +89,7 @@ class RouterCurve:
     data_sha256: str
     seq_len: int
     question: RouterOptions
+    """Options of the measurement."""
     full: StaticNetwork
     """The model with its present heads open for every token."""
     points: list[CostPoint]
@@ -105,7 +106,7 @@ def here() -> Runtime:
     return Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: Runtime) -> RouterCurve:
+def dynamic_heads(name: str, data: DataSpec, options: RouterOptions, runtime: Runtime) -> RouterCurve:
     """Measure a model on a corpus.
 
     Args:
@@ -120,16 +121,16 @@ def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: R
     model, head_map, tokens = _load(name, data, runtime)
     train = windows_of(tokens.train, data.seq_len)
     held_out = windows_of(tokens.evaluation[: data.eval_tokens], data.seq_len)
-    if len(train) < max(question.batch_size, data.probe_windows):
+    if len(train) < max(options.batch_size, data.probe_windows):
         raise DataError(
             f"data.name = {data.name!r} is too short: {len(train)} training windows of {data.seq_len} tokens, but a "
-            f"batch takes {question.batch_size} and the probe {data.probe_windows}. Give a longer text."
+            f"batch takes {options.batch_size} and the probe {data.probe_windows}. Give a longer text."
         )
-    return router_curve(model, head_map, train, held_out, data, question, runtime, name=name, sha256=tokens.text_sha256)
+    return router_curve(model, head_map, train, held_out, data, options, runtime, name=name, sha256=tokens.text_sha256)
 
 
 def router_curve(
-    model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, question: RouterOptions,
+    model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, options: RouterOptions,
     runtime: Runtime, *, name: str, sha256: str,
 ) -> RouterCurve:  # fmt: skip
     """Measure a loaded model; its weights and gates are left unchanged.
@@ -139,7 +140,7 @@ def router_curve(
         name, sha256: of the model and of the text, for the record.
     """
     task = registry.build("tasks", TASK)
-    batches = shared_batches(held_out, question.batch_size, task, runtime)
+    batches = shared_batches(held_out, options.batch_size, task, runtime)
     # Heads are scored on training windows: held-out ones would choose the heads by what is measured afterwards.
     probed = shared_batches(train[: data.probe_windows], PROBE_BATCH, task, runtime)
     seq_len = data.seq_len
@@ -149,33 +150,33 @@ def router_curve(
         pruned = _StaticPruning(model, head_map, probed, seq_len, runtime)
         # The routers of the last point are timed; without a penalty, untrained ones are.
         points, routers = [], HeadRouters(model, head_map)
-        for penalty in question.penalties:
-            routers = train_routers(model, head_map, train, penalty, question, runtime)
+        for penalty in options.penalties:
+            routers = train_routers(model, head_map, train, penalty, options, runtime)
             points.append(_point(penalty, routers, pruned, batches, runtime))
             # The static network left its own gates set; the next routers are to see the model as it was.
             model.set_gates(head_map)
         seconds = _seconds_per_token(model, routers, batches[0])
     return RouterCurve(
-        model=name, data=data.name, data_sha256=sha256, seq_len=seq_len, question=question, full=full, points=points,
+        model=name, data=data.name, data_sha256=sha256, seq_len=seq_len, question=options, full=full, points=points,
         seconds_per_token=seconds,
     )  # fmt: skip
 
 
 def train_routers(
-    model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, question: RouterOptions, runtime: Runtime
+    model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, options: RouterOptions, runtime: Runtime
 ) -> HeadRouters:
     """Return routers trained on windows (count, seq_len) of tokens; the model is left unchanged."""
     task = registry.build("tasks", TASK)
     routers = HeadRouters(model, head_map)
-    optimizer = torch.optim.Adam(routers.parameters(), lr=question.lr)
-    seed = derived_seed(str(question.seed), "routers")
+    optimizer = torch.optim.Adam(routers.parameters(), lr=options.lr)
+    seed = derived_seed(str(options.seed), "routers")
     # All penalties see the same windows in the same order: points of the curve differ in the penalty alone.
-    order = BatchOrder(num_windows=len(train), batch_size=question.batch_size, seed=seed)
+    order = BatchOrder(num_windows=len(train), batch_size=options.batch_size, seed=seed)
     # The network is frozen, so the gradient reaches the routers alone, through the gates of closed heads as well: the
     # hard gates have a straight-through gradient (see `routing.HardGate`).
     with _frozen(model), routers.routing():
-        for step in range(question.steps):
-            (batch,) = shared_batches(train[order.indices(step)], question.batch_size, task, runtime)
+        for step in range(options.steps):
+            (batch,) = shared_batches(train[order.indices(step)], options.batch_size, task, runtime)
             with runtime.autocast("auto"):
                 loss = mean_loss(losses_of(model, batch), batch.labels)
             (loss + penalty * routers.expected_share(train.shape[1])).backward()

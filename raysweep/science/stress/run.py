@@ -19,7 +19,7 @@ TIMED_STEPS = 3
 
 
 @dataclass(kw_only=True)
-class Stress:
+class StressResults:
     """Results so far; those of a protocol that has not begun are empty."""
 
     a: str
@@ -46,9 +46,9 @@ class StressWork:
     seconds: float
 
 
-def stress_of(subject: StressSubject, protocols: Sequence[str]) -> Stress:
+def stress_of(subject: StressSubject, protocols: Sequence[str]) -> StressResults:
     """Return an empty result with all chosen protocols unfinished, in the order of PROTOCOLS."""
-    return Stress(
+    return StressResults(
         a=subject.a.name, b=subject.b.name, question=subject.question, heads=subject.head_map.active,
         unfinished=[name for name in PROTOCOLS if name in protocols],
     )  # fmt: skip
@@ -74,7 +74,7 @@ def work_of(subject: StressSubject, protocols: Sequence[str]) -> StressWork:
     return StressWork(steps=to_train, evaluations=to_measure, seconds=to_train * step + to_measure * evaluation)
 
 
-def run(subject: StressSubject, found: Stress, say: Callable[[str], None]) -> None:
+def run(subject: StressSubject, found: StressResults, say: Callable[[str], None]) -> None:
     """Run the unfinished protocols and add their results to `found` as they come.
 
     Args:

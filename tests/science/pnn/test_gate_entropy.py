@@ -111,7 +111,12 @@ def planted(of_gates: float, of_confidence: float, *, same: bool = False) -> Any
     ("of_gates", "of_confidence", "same", "said"),
     [
         (0.0, 1.0, False, ["is not found to separate", "it separates them worse than", "is not found to add"]),
-        (1.0, 1.0, False, ["is higher where the prediction is wrong", "it separates them better than", "and adds to it"]),
+        (
+            1.0,
+            1.0,
+            False,
+            ["is higher where the prediction is wrong", "it separates them better than", "and adds to it"],
+        ),
         (-1.0, 1.0, False, ["is lower where the prediction is wrong", "and adds to it"]),
         (0.0, 1.0, True, ["is higher where the prediction is wrong", "is not found to add"]),
     ],
