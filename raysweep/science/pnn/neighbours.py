@@ -73,7 +73,7 @@ def _of_batch(
     row, column, neighbour = rows[target], columns[target], neighbours[target, which]
     shown = (batch.labels.cpu().numpy() != NO_LABEL)[row, neighbour]
     # The unchanged rows stand in front: the loss of each target without any change is computed once, for all of its
-    # neighbours. A masked neighbour is shown and a visible one is masked; the sign makes both "in sight minus masked".
+    # neighbours. A masked neighbour is shown and a visible one is masked; the sign makes either the gain of log p.
     none = np.full(len(rows), -1)
     losses = _losses(network, batch, mask_token, np.r_[rows, row], np.r_[columns, column], np.r_[none, neighbour])
     rise = losses[len(rows) :] - losses[: len(rows)][target]
