@@ -1,4 +1,4 @@
-"""What a trial costs beside its phases in proposing, planning and recording, and whether that grows with the sweep.
+"""Measure the time of a trial outside its phases, for proposing, planning and recording, as the sweep grows.
 
 Trials are stubs: their records are made up, as large as GPT-2's, and arrive at once. Everything else is real: the
 agenda, the study (random search) with its journal, the recorder, TensorBoard and the archive. No Ray, no torch.
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def sweep(trials: int) -> list[float]:
-    """Run a sweep of stub trials; return the seconds of each, the making of its records left out."""
+    """Run a sweep of stub trials; return the seconds of each, without those for making its records."""
     mapping = copy.deepcopy(JOB)
     mapping["search"]["trials"] = trials
     job = load_job(mapping)
@@ -75,11 +75,11 @@ class Stub:
     def __init__(self, job: Job, agenda: Agenda, recorder: Recorder) -> None:
         self._job, self._agenda, self._recorder = job, agenda, recorder
         self._records: dict[str, dict[str, Any]] = {}
-        """Made up once for each kind of phase."""
+        """Return the stub records, made once for each kind of phase."""
         self._ran: set[str] = set()
 
     def next_trial(self) -> float | None:
-        """Run one trial; return what its bookkeeping took in seconds, None where there is no more."""
+        """Run one trial; return the seconds of its bookkeeping, or None if there is no further trial."""
         started = time.perf_counter()
         proposal = self._agenda.next()
         if proposal is None:

@@ -1,4 +1,4 @@
-"""What tokens that leave early save: a PNN trained from scratch on the embedded corpus, by every exit rule.
+"""Measure what tokens that leave early save, by every exit rule, on a PNN trained from scratch.
 
 python -m benchmarks.pnn_halting [folder]     also draws the curves there
 """
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(model: dict[str, Any]) -> ExitCurves:
-    """Train a network, and let its tokens leave."""
+    """Train a network and measure its exit curves."""
     runtime = Runtime(device=torch.device("cpu"))
     job = check_job(JOB | {"model": model}, "halting")
     plan = make_plan(job.spec, {}, trial=1, fingerprints=preflight(job))

@@ -1,4 +1,4 @@
-"""What holds for every analysis, whoever wrote it."""
+"""Rules that every analysis keeps."""
 
 from __future__ import annotations
 

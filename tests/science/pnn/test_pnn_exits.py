@@ -1,4 +1,4 @@
-"""The curves of one network by how its tokens leave: paired, chosen on one half, reported on the other."""
+"""Exit curves of one network: paired, with thresholds chosen on one half and reported on the other."""
 
 from __future__ import annotations
 
