@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,6 +18,7 @@ from raysweep.networks.plasticity.compaction import compact, key_value_index
 from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.objective import logits_of
 from raysweep.networks.quiet import quietly
+from raysweep.records.atomic_folders import renamed_into_place
 from raysweep.records.folder import SweepFolder
 from raysweep.trial.data.tokenizers import special_roles, tokenizer_source
 from raysweep.trial.exports.card import card
@@ -45,7 +44,9 @@ def export(folder: SweepFolder, trial: int, out: Path, form: Format) -> Manifest
     _check_free(out)
     finished = restore(folder, trial)
     manifest = _manifest(finished, form)
-    with _appearing(out) as part:
+    with _refused(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with renamed_into_place(out, out.parent, translate=_refused(out)) as part:
         # Dense: the names that other programs know. Compact: those of the network, which load_model fills by name.
         with quietly():
             _network(finished, form).save_pretrained(part, save_original_format=form == "dense")
@@ -126,16 +127,9 @@ def _check_free(out: Path) -> None:
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Hand out a folder beside `out` that becomes `out` by one rename."""
+def _refused(out: Path) -> Iterator[None]:
+    """Raise a UsageError that names `out` where the system refuses to make a folder."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=out.parent, prefix=".part-"))
+        yield
     except OSError as error:
         raise UsageError(f"OUT = {str(out)!r} cannot be written ({error.strerror}). Name another folder.") from error
-    try:
-        yield part
-        os.chmod(part, 0o755)  # mkdtemp makes it private
-        os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
