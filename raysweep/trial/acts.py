@@ -153,6 +153,7 @@ def grow(
         taylor=statistics.taylor, stored=state.stored, directions=meter.directions(state) if directed else ()
     )
     sensitivity = _sensitivity(state, form, initializer, key, sources, meter)
+    # Only the sensitivity is one of proposed weights; all other statistics are from before the proposals.
     statistics = replace(statistics, sensitivity=sensitivity)
     # A seed of its own for each purpose: another initializer leaves the slots that a random strategy chooses alone.
     heads = grower(statistics, count, np.random.default_rng(derived_seed(key, "grow")))

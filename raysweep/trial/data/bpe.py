@@ -20,7 +20,7 @@ def train_bpe(lines: Iterable[str], vocab_size: int, special: Iterable[str]) -> 
         vocab_size: largest number of tokens; a short text gives fewer.
         special: special tokens, all of `ROLES` or none.
     """
-    # Imported here: whoever only needs the names of special tokens need not load the library.
+    # Imported here: code that only needs the names of special tokens then does not load the library.
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -105,6 +105,7 @@ def blocks_of(text: str, size: int) -> Iterator[str]:
     length = 0
     for line in text.splitlines(keepends=True):
         for start in range(0, len(line), size):
+            # Only a line longer than a block is cut; the usual line is one part.
             part = line[start : start + size]
             block.append(part)
             length += len(part)
@@ -145,6 +146,7 @@ def _folder_splits(folder: Path, data: DataSpec) -> tuple[str, str]:
     files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
     if not files:
         raise DataError(f"data folder {str(folder)!r} holds no .txt file.")
+    # Without a file named train, and without names in the job, no file is meant as a split.
     if not (data.train or data.evaluate or "train" in files):
         return split_by_hash("\n".join(_read_text(path) for path in files.values()))
     train, evaluation = choose_splits(files, data)
@@ -165,6 +167,7 @@ def choose_splits(names: Collection[str], data: DataSpec) -> tuple[str, str | No
         DataError: there is no split of the name that the job asks for, or it asks for one split twice.
     """
     train = data.train or "train"
+    # A job may train on a split that is held out elsewhere, such as `test`; it is then not evaluated on, too.
     evaluation = data.evaluate or next((name for name in EVALUATION_STEMS if name in names and name != train), None)
     for key, name in (("data.train", train), ("data.evaluate", evaluation)):
         if name is not None and name not in names:
@@ -219,6 +222,7 @@ def _streamed_splits(path: str, configuration: str | None, column: str, data: Da
         rows = datasets.load_dataset(path, configuration, split=split, streaming=True)
         return _join(_until(_texts(rows, column, data.name), characters))
 
+    # The checks of a job ask for `data.max_tokens` wherever its corpus is streamed.
     assert data.max_tokens is not None
     train, evaluation = choose_splits(STREAMED[data.name], data)
     assert evaluation is not None
@@ -264,6 +268,7 @@ def _texts(rows: Iterable[Mapping[str, Any]], column: str, name: str) -> Iterato
         if column not in row:
             raise DataError(f"data.name = {name!r}: no column {column!r}; it has {', '.join(row)}.")
         text = row[column]
+        # Some data sets have rows without a text; those are no fault.
         if isinstance(text, str):
             yield text
         elif text is not None:

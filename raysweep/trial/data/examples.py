@@ -52,6 +52,7 @@ def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None
     check_kind(data, model)
     name = task_of(model)
     task = registry.load("tasks", name)
+    # Only text windows can share the tokenizer of another corpus.
     load: dict[str, Callable[..., Dataset]] = {
         "windows": partial(_windows, learned_from=learned_from), "sentences": _sentences, "images": _images
     }  # fmt: skip
@@ -76,6 +77,7 @@ def check_kind(data: DataSpec, model: ModelSpec) -> None:
     """
     name = task_of(model)
     task = registry.load("tasks", name)
+    # There is one data set of images, so every other name is that of a text.
     if data.name == DIGITS and task.reads != "images":
         raise DataError(
             f"data.name = {DIGITS!r} holds images, but model.name = {model.name!r} learns {name} from text. "
@@ -107,6 +109,7 @@ def check_enough(dataset: Dataset, data: DataSpec, batch_size: int) -> None:
     Raises:
         DataError: it has fewer.
     """
+    # With fewer, one batch would hold a window twice, or the probe would be smaller than the job says.
     count = len(dataset.train)
     for key, needed in (("training.batch_size", batch_size), ("data.probe_windows", data.probe_windows)):
         if count < needed:
@@ -174,6 +177,7 @@ def _sentences(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
 def _images(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
     """Load labelled images; all held-out ones are used, since `data.eval_tokens` is about text."""
     rows, facts = load_images(data)
+    # No tokenizer turns pixels into something else, so one hash is of the content and of the examples.
     digest = content_key([rows["train"].tolist(), rows["evaluation"].tolist()])
     return Dataset(
         train=rows["train"],

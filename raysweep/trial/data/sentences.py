@@ -178,14 +178,14 @@ def read_table(path: Path) -> Sentences:
     texts = _text_columns(lines[0])
     if texts is None and len(lines[0]) not in WITHOUT_HEADER:
         raise DataError(
-            f"data file {str(path)!r}: the first of its {len(lines[0])} columns' line names no text and label. "
+            f"data file {str(path)!r}: its first line, of {len(lines[0])} columns, names no text and label. "
             f"Add a header: {_wanted()}"
         )
     # Positions of the label and of the text in each line.
     label, *columns = map(lines[0].index, (LABEL, *texts)) if texts else WITHOUT_HEADER[len(lines[0])]
     for number, line in enumerate(lines, 1):
         if len(line) != len(lines[0]) or not line[label] or not all(line[column].strip() for column in columns):
-            raise DataError(f"data file {str(path)!r}, row {number}: no sentence with a label stands there: {line!r}.")
+            raise DataError(f"data file {str(path)!r}, row {number}: no sentence with a label: {line!r}.")
     # The first line is left out where it is a header.
     return [Labelled(line[label], *(line[column].strip() for column in columns)) for line in lines[bool(texts) :]]
 

@@ -32,6 +32,7 @@ def card(plan: TrialPlan, records: Sequence[PhaseRecord], manifest: Manifest, fa
         facts: facts about the data that it learned from.
     """
     last, task = records[-1], registry.load("tasks", manifest.task)
+    # The map has an entry for every slot, absent ones too.
     slots = sum(map(len, last.head_map))
     sections = [
         HEADER.format(form=manifest.format)
@@ -69,6 +70,7 @@ def _phases(records: Sequence[PhaseRecord]) -> Iterator[str]:
     """Yield the rows of the table of phases."""
     metrics = list(_quality(records[-1]))
     yield f"| phase | cycle | steps | loss | {' | '.join(metrics)} | heads | parameters | FLOPs |"
+    # Seven columns that every task has, and one a metric.
     yield "|---" * (7 + len(metrics)) + "|"
     for each in records:
         yield (
@@ -90,6 +92,7 @@ def _decisions(records: Sequence[PhaseRecord]) -> Iterator[str]:
         if each.decision is not None:
             done = "removed" if each.phase == "prune" else "grew"
             options = ", ".join(f"{name}: {value}" for name, value in each.decision["options"].items())
+            # A decision lists heads in the order in which they were chosen; by layer they are easier to find.
             heads = ", ".join(f"{layer}.{head}" for layer, head in sorted(map(tuple, each.decision["heads"])))
             by = each.decision["strategy"] + (f" ({options})" if options else "")
             yield f"- cycle {each.cycle}: {by} {done} {len(each.decision['heads'])} (layer.head): {heads or 'none'}"

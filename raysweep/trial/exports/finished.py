@@ -88,6 +88,7 @@ def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
         raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, not COMPLETE: {ended.error}")
     found = {record.key: record for record in folder.phases() if record.trial == trial}
     records = [found[key] for key in ended.phases if key in found]
+    # The record lists all phases that were planned. A stopped trial has not run the last ones; a complete one has.
     if not records or (ended.status == "COMPLETE" and len(records) != len(ended.phases)):
         raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, but its phases have no record.")
     # A halted trial was rolled back: its result is an earlier phase, and the ones after it are left out.

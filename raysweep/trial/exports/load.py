@@ -64,6 +64,7 @@ def _load(folder: Path) -> tuple[Any, Manifest, HeadMap]:
         else:
             network = _plain(folder, type(network), network.config)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # Strict loading lists every tensor that does not fit; the beginning tells enough.
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"the weights {str(folder / WEIGHTS)!r} cannot be loaded: {reason}") from error
     return network.eval(), manifest, head_map
@@ -75,6 +76,7 @@ def _plain(folder: Path, model_class: Any, config: Any) -> Any:
     Raises:
         ValueError: a weight is missing, unexpected or of another shape.
     """
+    # In the precision of the file, whatever the default of torch or transformers is: weights come back bit for bit.
     with quietly():
         network, report = model_class.from_pretrained(
             folder, config=config, dtype=config.dtype, attn_implementation="sdpa", use_safetensors=True,
@@ -107,6 +109,7 @@ def _of_full_shape(folder: Path, manifest: Manifest) -> Any:
     if getattr(model_class, "config_class", None) is not type(config):
         raise ModelError(f"{str(folder)!r} is damaged: {manifest.model_class!r} is no model of {manifest.family!r}.")
     network = unloaded(model_class, config, config.dtype)
+    # A network that is built from its configuration has default settings for generation, not those of the export.
     if network.can_generate() and (folder / "generation_config.json").is_file():
         network.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return network
@@ -120,6 +123,7 @@ def _head_map(folder: Path, manifest: Manifest, network: Any, family: Family) ->
     """
     sites = family.sites(network)
     rows = manifest.head_map
+    # A layer without any head is refused, too: no export has one, and it could not be built.
     if [len(row) for row in rows] != [site.num_heads for site in sites] or any(max(row) < 0 for row in rows):
         raise ModelError(f"{str(folder)!r} is damaged: the head map of raysweep.json does not fit config.json.")
     head_map = HeadMap.from_lists(rows)

@@ -16,6 +16,7 @@ Format = Literal["compact", "dense"]
 class Manifest(BaseModel):
     """The content of raysweep.json."""
 
+    # An unknown field means another version of this file, which may mean something else by the fields it shares.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     raysweep_schema: Literal[1] = 1

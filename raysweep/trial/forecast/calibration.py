@@ -43,6 +43,7 @@ def measure(plan: TrialPlan, *, workers: int, cpus: float, on_gpu: bool) -> Cali
         workers: ranks that share a batch.
         cpus: CPU cores of a worker, and so its threads.
     """
+    # As many threads as the cores that a worker will have, not all cores of this machine.
     with torch_threads(max(1, int(cpus))):
         return _measure(plan, workers, Runtime(device=torch.device("cuda" if on_gpu else "cpu")))
 
@@ -62,6 +63,7 @@ def _measure(plan: TrialPlan, workers: int, runtime: Runtime) -> Calibration:
     measures = Measures.of(plan, runtime)
     data, task = measures.data, measures.task
     state = TrialState.first(plan, data.facts, runtime)
+    # One worker's share of a batch: the others work at the same time, and take as long.
     share = plan.training["batch_size"] // workers
     times: list[float] = []
     training = Training(

@@ -30,6 +30,7 @@ def preflight(job: Job) -> Fingerprints:
     named = {(spec.model, spec.data, spec.training.batch_size, spec.training.compile, spec.cycle.infer): spec
              for spec in _specs(job)}  # fmt: skip
     found = list(dict.fromkeys(map(_check, named.values())))
+    # Counts of heads last: they need models that can be built.
     faults, _ = budget_faults(job)
     if faults:
         raise SpecError(faults)
@@ -44,6 +45,7 @@ def faults_here(job: Job) -> tuple[list[Fault], list[str]]:
     It uses no network and reads no corpus: whether the hub has a model or a corpus, and whether a corpus is long
     enough, is checked by `preflight`.
     """
+    # Messages are kept in order, each once: several points of a space often have the same fault.
     named = {(spec.model, spec.data, spec.training.compile): spec for spec in _specs(job)}
     wrong = dict.fromkeys(message for spec in named.values() for message in _wrong_names(spec))
     faults = [Fault(file=job.source, key="", message=message) for message in wrong]
@@ -83,10 +85,10 @@ def _untold(spec: JobSpec) -> Iterator[str]:
     """Yield a note on each name of the hub, which is not looked up here."""
     model, data = spec.model.name, spec.data.name
     if is_hub_name(model):
-        way = f"whether it is there, learns from {data!r} and has heads enough, `raysweep plan` finds out."
+        way = f"`raysweep plan` checks whether it exists, learns from {data!r} and has enough heads."
         yield f"model.name = {model!r} is a name of the hub: {way}"
     if is_hub_data(data):
-        yield f"data.name = {data!r} is a name of the hub: whether it can be had, `raysweep plan` finds out."
+        yield f"data.name = {data!r} is a name of the hub: `raysweep plan` checks whether it can be loaded."
 
 
 def check_unchanged(job: Job, about: Mapping[str, Any], sweep: str) -> Fingerprints:
@@ -99,6 +101,7 @@ def check_unchanged(job: Job, about: Mapping[str, Any], sweep: str) -> Fingerpri
         ArchiveError: they have changed.
         ModelError, DataError: they can no longer be loaded.
     """
+    # The whole check again, not the hashes alone: a folder may have gone, or a hub's corpus may have changed.
     fingerprints = preflight(job)
     if fingerprints.__dict__ != about["fingerprints"]:
         changed = [kind for kind, mark in fingerprints.__dict__.items() if mark != about["fingerprints"][kind]]

@@ -31,7 +31,7 @@ class ExitNumbers:
     accuracy: float
     """Share of labels that have the largest logit."""
     flops_per_token: float
-    """Forward FLOPs spent, per position of the windows; positions that are skipped, padding too, lower it."""
+    """Forward FLOPs spent, divided by all positions of the windows: skipped work, that for padding too, lowers it."""
     mean_steps: float
     """Refiner steps that a token takes, padding left out."""
 
@@ -102,11 +102,13 @@ def measure_inference(
     for batch, seeds in batches:
         with runtime.autocast(precision):
             found = infer(network, batch, rule, steps=steps, min_steps=min_steps, seeds=seeds)
+        # Logits come in the order of the labelled positions, so the labels are picked in the same way.
         labels = flat_labels(batch.labels, batch.labelled)
         losses = label_losses(found.logits, labels).sum()
         hits, count = (found.logits.argmax(-1) == labels).sum(), label_count(labels)
         taken, real = found.steps.sum(), (found.steps > 0).sum()
-        # Skipped positions, padding among them, have 0 steps: the mean is over the positions that took at least one.
+        # Padding has 0 steps, and does not count in the mean. FLOPs are a Python integer and the others tensors; as
+        # float64 all can be added up over batches and ranks together.
         numbers = (losses, hits, count, taken, real, found.flops, found.steps.numel())
         total += torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=runtime.device)
     network.train(was_training)

@@ -73,6 +73,7 @@ class Measures:
 
     def inference(self, state: TrialState, spec: InferSpec) -> dict[str, Any]:
         """Return held-out numbers with early exits: of the half that the search sees, and `reported`, of the other."""
+        # Absent heads are taken out once, for both halves.
         network, examples = present_network(state), self.data.evaluation
         halves = [
             measure_inference(
@@ -105,6 +106,7 @@ class Measures:
     def step_flops(self, state: TrialState, head_map: HeadMap) -> float:
         """Return the FLOPs of a training step of all ranks together, with the heads of a head map present."""
         tokens = self.tokens_of_an_example(state)
+        # In training a network may predict from several steps, which evaluation does not.
         per_token = flops_per_token(state.model, head_map, tokens, predicted=self.task.predicted, training=True)
         return TRAINING_TO_FORWARD * per_token * tokens * self.plan.training["batch_size"]
 

@@ -73,6 +73,7 @@ def survey(folder: SweepFolder, keep: Keep) -> Survey:
             path=path, phase=phase, trials=trials, bytes=disk.size(path), why=why or "superseded, and not shared"
         )
         (kept if why else collected).append(found)
+    # A trial that may resume would go on from the checkpoint inside its phase, so that is kept as long as any may.
     collected += list(_remains(folder, in_use=bool(known.open_trials)))
     return Survey(kept=kept, collected=collected)
 
@@ -106,6 +107,7 @@ class _Known:
         for record in folder.phases(stop="curve"):
             self.phases[self._place(record.trial, record.key)].append(record)
             self._ran[record.trial].add(record.key)
+            # Results, and what `best` and `latest` mean, are about a trial's own phases, not about its control arms.
             if record.arm == "main":
                 self.own[record.trial].append(record)
 
@@ -142,6 +144,7 @@ class _Known:
                 yield from (
                     (self._place(needed, key), f"trial {trial} may go on from it") for key in self._keys(needed)
                 )
+        # The phase that an export was made from can be restored as long as its checkpoint is kept.
         for trial, key in self._exported:
             yield from self._behind(trial, key, f"trial {trial} was exported")
         for place, records in self.phases.items():
@@ -150,6 +153,7 @@ class _Known:
             # While points are still to be proposed, every baseline may be the prefix of one of them.
             elif self._search_left and any(record.phase == "baseline" for record in records):
                 yield place, "the next trials may share it"
+        # A phase without steps has no tensors of its own, so it is no checkpoint to count.
         for trial in self._ended:
             trained = [record for record in self.own[trial] if record.phase in TRAINING_PHASES and record.steps]
             for record in trained[len(trained) - keep.trial_latest :] if keep.trial_latest else []:
@@ -181,6 +185,7 @@ class _Known:
 
     def _keys(self, trial: int) -> set[str]:
         """Return the keys of all phases that a trial has run or would run."""
+        # The phases still to come count, too: another trial may have run them already.
         planned = plan_of(self._job, self._proposals[trial], self._fingerprints).every_phase()
         return self._ran[trial] | {phase.key for phase in planned}
 
@@ -200,6 +205,7 @@ class _Known:
 
 def _best_of(candidates: Mapping[int, objectives.Goals], count: int) -> list[int]:
     """Return whole Pareto fronts, the best first, until they have `count` trials."""
+    # A front is not cut: of trials that are better in different objectives, none is the better one.
     best: list[int] = []
     waiting = dict(candidates)
     while waiting and len(best) < count:
@@ -223,6 +229,7 @@ def _weights(folder: SweepFolder) -> Iterator[tuple[Place, Path]]:
     """Yield the place and the tensor file of every undamaged entry that has one."""
     for store in _stores(folder):
         for path in sorted(store.glob(f"*/{TENSORS}")):
+            # What was set aside as damaged is no entry; it is listed among the remains.
             if path.parent.suffix != ".damaged":
                 yield (store, path.parent.name), path
 

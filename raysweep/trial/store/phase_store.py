@@ -109,6 +109,7 @@ class PhaseStore:
         for done in reversed(outcome.history):
             if self.find(done) is None:
                 return done
+            # Files that were removed to free space are still listed in the manifest, with their names in `collected`.
             held = entries.manifest(self.folder / done)
             wanted = [name for name in (SLICES, *(() if trained else (TENSORS,))) if name in held.sha256]
             if any(name in held.collected for name in wanted) or not self._as_written(self.folder / done, wanted):
@@ -136,7 +137,7 @@ class PhaseStore:
                 if content is not None:
                     save_file(_contiguous(content), folder / name)
             (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-        # Only now: a kill before this line leaves the entry and a checkpoint that nobody reads any more.
+        # Only now: a kill before this line leaves the entry, and a checkpoint that is never read again.
         shutil.rmtree(self._partial(key), ignore_errors=True)
 
     def tensors(self, key: str) -> dict[str, torch.Tensor] | None:
@@ -203,6 +204,7 @@ class PhaseStore:
     def _set_aside(self, folder: Path, error: DamagedError) -> None:
         """Rename a damaged entry, so that its phase is run again and the files can still be looked at."""
         aside = folder.with_name(f"{folder.name}.damaged")
+        # An earlier damaged entry of the same key makes room: a folder cannot be renamed onto one that is not empty.
         entries.remove(aside)
         try:
             os.rename(folder, aside)

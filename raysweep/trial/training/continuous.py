@@ -41,6 +41,7 @@ class Events:
             if event["step"] == step:
                 for phase in event["phases"]:
                     self.done.append({"step": step, **self._act(phase, step)})
+                # After the last phase of the event: peers are the heads that are left when all is done.
                 if self.seed_second_moments:
                     self.state.seed_second_moments(step)
 
@@ -65,6 +66,7 @@ class Events:
         """Restore what `structure` and `tensors` returned, before the next event takes place."""
         state, entropy = self.state, structure["reference_entropy"]
         state.head_map = HeadMap.from_lists(structure["head_map"])
+        # JSON has made lists of the slots; as keys and as indices of arrays they have to be tuples.
         state.removed_heads = [(layer, head) for layer, head in structure["removed"]]
         state.new_heads = {(layer, head): born for layer, head, born in structure["new_heads"]}
         state.new_slices = {slice_named(name): born for name, born in structure["new_slices"].items()}

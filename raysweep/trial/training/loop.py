@@ -202,7 +202,7 @@ class Training:
     def _set_gates(self, step: int) -> None:
         """Set the gates of new heads for a step, as long as any is in its warm-up."""
         state, schedule = self.state, self.schedule
-        # Equality is included: at that age the gate is set once more, to exactly 1. After that, nothing is to be done.
+        # Equality is included: at that age the gate is set once more, to exactly 1, and never again.
         if any(step - born <= schedule.gate_warmup_steps for born in state.new_heads.values()):
             gates = {slot: schedule.gate(step, born) for slot, born in state.new_heads.items()}
             state.model.set_gates(state.head_map, gates)

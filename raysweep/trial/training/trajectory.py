@@ -49,6 +49,7 @@ class Trajectory:
         if not births or (step % self.every and step != self.steps and step not in births.values()):
             return
         statistics = self.meter.statistics(self.state)
+        # Copies, because the next step changes the weights in place.
         now = {slot: self._weights(slot) for slot in births}
         self.points.append(
             {
