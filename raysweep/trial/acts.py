@@ -102,6 +102,7 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     pruner = registry.build("prune", params["strategy"], options)
     # Seeded by the phase key: equal phases of different trials, and a phase that is run again, draw the same numbers.
     generator = np.random.default_rng(derived_seed(key, "prune"))
+    # All layers of a network have equally many key/value heads, so the first stands for all.
     groups = state.model.sites[0].num_key_value_heads
     heads: list[Slot] = []
     scores, before = np.zeros(state.model.shape), None
@@ -148,6 +149,7 @@ def grow(
     # Each initializer lists first the form of sensitivity that tells its new heads apart; a job may ask for another.
     form: SensitivityForm = options.get("form") or initializer.forms[0]
     statistics = meter.statistics(state)
+    # Directions take a pass of their own, so they are measured only for GradMax.
     directed = form == "gradmax" or initializer.needs == "directions"
     sources = Sources(
         taylor=statistics.taylor, stored=state.stored, directions=meter.directions(state) if directed else ()
@@ -240,6 +242,7 @@ def _described(statistics: HeadStatistics) -> dict[str, Any]:
     found = {name: getattr(statistics, name) for name in (*MEASURED, *MEASURED_ON_DEMAND)}
     found = {name: scores for name, scores in found.items() if scores is not None}
     rows = {name: _or_none(scores, statistics.present) for name, scores in found.items()}
+    # The contribution is the truth that the other statistics approximate; without it there is nothing to agree with.
     if statistics.contribution is None:
         return {"statistics": rows}
     truth = found.pop("contribution")

@@ -67,6 +67,7 @@ def number_to_grow(params: Mapping[str, Any], head_map: HeadMap, removed: int) -
     Raises:
         BudgetError: it is more than are absent.
     """
+    # `ratio` is a share of what the last prune removed, not of all slots; an event gives the number itself.
     count = params["count"] if "count" in params else share(params["ratio"], removed)
     check_absent(head_map, count, asked_by="cycle.continuous.grow" if "count" in params else "cycle.grow.ratio")
     return int(count)

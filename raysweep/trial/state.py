@@ -75,6 +75,7 @@ class TrialState:
     def begun(network: Any, family: Family, weight_decay: float) -> TrialState:
         """Return the state of a network before its first step, all heads present."""
         model = PlasticModel(network, family.sites(network))
+        # Weight decay acts on matrices only; a network may name matrices, such as embeddings, that it spares too.
         undecayed = network.undecayed() if hasattr(network, "undecayed") else ()
         optimizer = SliceAdamW(dict(network.named_parameters()), weight_decay, undecayed)
         return TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
@@ -176,6 +177,7 @@ class TrialState:
 
     def seed_second_moments(self, born: int = 0) -> None:
         """Give the slices that were born at a step the mean second moments of present slices of the same kind."""
+        # Peers are present slices without the fresh ones, whose own moments are still zero.
         fresh = [part for part, birth in self.new_slices.items() if birth == born]
         peers = [part for part in present_slices(self.model.sites, self.head_map) if part not in set(fresh)]
         self.optimizer.seed_second_moments(fresh, peers)
@@ -225,6 +227,7 @@ def _last_tensors(store: PhaseStore, history: Sequence[str]) -> tuple[dict[str, 
         tensors = store.tensors(history[index])
         if tensors is not None:
             return tensors, index
+    # Every index is beyond -1: the decisions then build on the first weights, which follow from the trial's seed.
     return None, -1
 
 

@@ -56,6 +56,7 @@ def _asking(task: type[Task], facts: Facts, data: dict[str, Any]) -> list[str]:
             f"logits = model(rows.input_ids, attention_mask=rows.attention_mask{segments}).logits",
             "print(logits.argmax(-1))  # the class of each",
         ]
+    # What is left reads windows of text: causal models continue it, others fill in what is masked.
     if task.causal:
         return [
             'prompt = tokenizer("The first", return_tensors="pt")',

@@ -102,6 +102,7 @@ def estimate(
     """
     plans = list(_drawn_plans(job, fingerprints))
     tree = StageTree.of(plans)
+    # Control arms included. With sharing, phases of equal keys are one, whichever trial they belong to.
     everything = [phase for plan in plans for phase in plan.every_phase()]
     run = list({phase.key: phase for phase in everything}.values()) if sharing else everything
     model = build_skeleton(job.spec.model, seq_len=job.spec.data.seq_len)
@@ -133,6 +134,7 @@ def _drawn_plans(job: Job, fingerprints: Fingerprints) -> Iterator[TrialPlan]:
     """
     spec, search = job.spec, job.spec.search
     raw = spec.resolved()
+    # A seed of its own, so that the same job has the same estimate every time.
     generator = random.Random(derived_seed(str(spec.seed), "estimate"))
     drawn = [job.space.draw(raw, generator) if job.space else {} for _ in range(search.trials if search else 1)]
     specs = [job.with_values(values) for values in drawn]

@@ -35,6 +35,7 @@ def budget_faults(job: Job) -> tuple[list[Fault], list[str]]:
     points = [values for _, values in corners] or [{}]
     # Points that differ in neither model nor cycle prune and grow alike, and are rehearsed once.
     specs = {(spec.model, spec.cycle): spec for spec in map(job.with_values, points)}
+    # None from `_impossible` means that the point is possible, or that only a trial can tell.
     found = [(spec, *impossible) for spec in specs.values() if (impossible := _impossible(spec)) is not None]
     faults: dict[str, Fault] = {}
     for spec, phase, error in found:
@@ -126,5 +127,6 @@ def _grown_evenly(head_map: HeadMap, count: int, cycle: int, grace: int) -> Head
         open_layers = (layer for layer, heads in enumerate(absent) if heads)
         layer = min(open_layers, key=lambda each: (protected[each], -len(absent[each])))
         slots.append((layer, absent[layer].pop()))
+        # The head just grown is protected, too, and counts for the next one.
         protected[layer] += 1
     return head_map.with_grown(slots, cycle)

@@ -67,6 +67,7 @@ def evaluate(
     for batch in batches:
         with runtime.autocast(precision):
             logits, labels = predictions(model, batch)
+        # Outside autocast: the losses are taken from logits in fp32, in whatever precision these were computed.
         predicted = logits.argmax(-1)
         hits = (predicted == labels).sum()
         total += torch.stack([label_losses(logits, labels).sum(), hits, label_count(labels)]).double()
@@ -143,6 +144,7 @@ def write_samples(model: PlasticModel, windows: Examples, tokenizer: Any, runtim
     new_tokens = min(NEW_TOKENS, windows.shape[1] - prompt_tokens)
     prompts = torch.from_numpy(windows[:PROMPTS, :prompt_tokens].astype("int64")).to(runtime.device)
     network: Any = model.network
+    # All prompts are equally long, so nothing is padded and the padding id means nothing.
     # Greedy decoding and an exact length draw no random number, so texts of two phases can be compared.
     written = network.generate(
         input_ids=prompts, attention_mask=torch.ones_like(prompts), do_sample=False, use_cache=True,

@@ -172,6 +172,7 @@ class PhaseStore:
         """Return the newest undamaged checkpoint inside a phase, or None."""
         # Usually there is one; there are two if the writer was killed before it removed the old one.
         for folder in sorted(self._partial(key).glob("step-*"), reverse=True):
+            # Read by checksum here, once, since the training goes on from these very tensors.
             try:
                 for name in (PROGRESS, TENSORS):
                     entries.check(folder, name)

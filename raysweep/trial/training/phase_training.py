@@ -55,6 +55,7 @@ class PhaseTraining:
             meter=self.measures.head_meter(),
             gate=schedule.gate,
             steps=phase.steps,
+            # By default at least four points between two events, so that no generation of new heads passes unseen.
             every=phase.params.get("trajectory_every") or max(1, _stretch(phase) // 4),
         )
         self._training = Training(
@@ -194,5 +195,6 @@ class PhaseTraining:
 
 def _stretch(phase: PhasePlan) -> int:
     """Return the steps from the first event of a phase to the next, or to the end; without events, all of them."""
+    # A phase without events counts as one with an event before its first step.
     first, *later = [event["step"] for event in phase.params.get("events", ())] or [0]
     return (later or [phase.steps])[0] - first

@@ -99,4 +99,5 @@ class Trajectory:
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:
     """Return the Euclidean norm over all elements of some tensors."""
+    # In float64, since small updates are added up over many elements.
     return sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5
