@@ -65,6 +65,7 @@ def renamed_into_place(
         translate: turns the OSError of a folder that cannot be made into an error of the caller's.
         rename: puts the finished folder in place; by default a target that is there is replaced only if it is empty.
     """
+    # `within` is on the file system of the target: a rename is atomic within one file system only.
     with translate or nullcontext():
         temporary = Path(tempfile.mkdtemp(dir=within, prefix=UNFINISHED))
     try:
@@ -73,7 +74,7 @@ def renamed_into_place(
         os.chmod(temporary, 0o755)
         rename(temporary, target)
     finally:
-        # After a rename nothing is there any more, and nothing is removed.
+        # After the rename there is nothing left to remove.
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -145,12 +146,14 @@ def _write(folder: Path, content: FolderManifest) -> None:
 def _rename_unless_complete(temporary: Path, target: Path) -> None:
     if is_complete(target):
         return
+    # A damaged or collected target has to go first: no rename replaces a folder that holds files.
     remove(target)
     try:
         os.rename(temporary, target)
     except OSError as error:
+        # A target that has appeared since was written by a faster writer, with the same content.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise  # else another writer was first
+            raise
 
 
 def _digest(path: Path) -> str:

@@ -33,9 +33,7 @@ MEASURED = (
     "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
     "magnitude", "magnitude_ov", "magnitude_qk",
 )  # fmt: skip
-"""Statistics that every measurement has; they take one forward and backward pass together."""
 MEASURED_ON_DEMAND = ("contribution",)
-"""Statistics that take passes of their own, one a head, and are measured only where a job or a pruner asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +105,10 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     heads: list[Slot] = []
     scores, before = np.zeros(state.model.shape), None
     ranked_by = tuple(getattr(pruner, "requires", ()))
-    # Statistics on demand are recorded as they are before the prune, so later rounds measure only what ranks heads.
     first = MEASURED_ON_DEMAND if params["contribution"] else ranked_by
     for count in removal_rounds(params, state.model.shape, groups):
         left = state.head_map.without(heads)
+        # Statistics on demand are recorded as they are before the prune, so later rounds measure only what ranks heads.
         statistics = meter.statistics(state, head_map=left, requires=first if before is None else ranked_by)
         before = before or statistics
         now = pruner(statistics, generator)
@@ -238,7 +236,6 @@ def measure(state: TrialState, meter: HeadMeter, *, contribution: bool) -> dict[
 
 
 def _described(statistics: HeadStatistics) -> dict[str, Any]:
-    """Return the statistics as a record holds them, None at absent heads."""
     found = {name: getattr(statistics, name) for name in (*MEASURED, *MEASURED_ON_DEMAND)}
     found = {name: scores for name, scores in found.items() if scores is not None}
     rows = {name: _or_none(scores, statistics.present) for name, scores in found.items()}

@@ -179,7 +179,6 @@ class PhaseTraining:
         )  # fmt: skip
 
     def _event(self, kind: str, **content: Any) -> dict[str, Any]:
-        """Return an event about this phase."""
         phase = self.phase
         about = {"trial": self.measures.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
         return {"type": kind, **about, "steps": phase.steps, **content}
