@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,17 +62,18 @@ def in_circles(package: Path) -> int:
     """Return how many modules import themselves through others, in functions and for types included."""
     files = {".".join(path.relative_to(package.parent).with_suffix("").parts): path for path in package.rglob("*.py")}
     files = {name.removesuffix(".__init__"): path for name, path in files.items()}
-    graph = {name: {found for found in _imported(path) if found in files} for name, path in files.items()}
+    graph = {name: set(_imported(path, files.keys())) for name, path in files.items()}
     return sum(name in _reached(graph, name) for name in graph)
 
 
-def _imported(path: Path) -> Iterator[str]:
+def _imported(path: Path, modules: Collection[str]) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            # `from a import b` imports the module a.b where there is one, else something that a holds.
+            within = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else node.module for name in within]
+        yield from (name for name in names if name in modules)
 
 
 def _reached(graph: dict[str, set[str]], start: str) -> set[str]:
