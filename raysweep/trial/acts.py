@@ -92,7 +92,6 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
 
     Args:
         key: of the phase or event; random strategies draw from it.
-        meter: measures the statistics that the strategy scores by.
 
     Returns:
         The decision, and every statistic of every head that was present before.
@@ -135,7 +134,6 @@ def grow(
 
     Args:
         key: of the phase or event; random strategies and initializers draw from it.
-        meter: measures the statistics that the strategy chooses by.
         born: finished steps of the training phase in which the new heads learn.
 
     Returns:
@@ -150,15 +148,7 @@ def grow(
     initializer = registry.build("init", params["init"], init_options)
     # Each initializer lists first the form of sensitivity that tells its new heads apart; a job may ask for another.
     form: SensitivityForm = options.get("form") or initializer.forms[0]
-    statistics = meter.statistics(state)
-    # Directions take a pass of their own, so they are measured only for GradMax.
-    directed = form == "gradmax" or initializer.needs == "directions"
-    sources = Sources(
-        taylor=statistics.taylor, stored=state.stored, directions=meter.directions(state) if directed else ()
-    )
-    sensitivity = _sensitivity(state, form, initializer, key, sources, meter)
-    # Only the sensitivity is one of proposed weights; all other statistics are from before the proposals.
-    statistics = replace(statistics, sensitivity=sensitivity)
+    statistics, sources = _growth_statistics(state, form, initializer, key, meter)
     # A seed of its own for each purpose: another initializer leaves the slots that a random strategy chooses alone.
     heads = grower(statistics, count, np.random.default_rng(derived_seed(key, "grow")))
     _check_grown(heads, count, statistics, params["strategy"])
@@ -168,7 +158,8 @@ def grow(
     state.add_heads(heads, cycle, born)
     state.initialise_new_heads(heads, initializer, key, sources)
     _check_alive(state, heads, params["init"], meter)
-    scores = np.where(statistics.present, 0.0, sensitivity)
+    assert statistics.sensitivity is not None
+    scores = np.where(statistics.present, 0.0, statistics.sensitivity)
     decision = _decision(params["strategy"], {**options, "init": params["init"], **init_options}, heads, scores)
     if initializer.needs == "donor":
         # The donors follow from the statistics, so they are worked out again here instead of handed through.
@@ -197,6 +188,21 @@ def regrown(
         {"slot": slot, "pruned_in": pruned_in[tuple(slot)], "grown_in": cycle, "init": init}
         for slot in decision["heads"]
     ]
+
+
+def _growth_statistics(
+    state: TrialState, form: SensitivityForm, initializer: Initializer, key: str, meter: HeadMeter
+) -> tuple[HeadStatistics, Sources]:
+    """Return the statistics with the sensitivity of absent slots, and what new heads may be made from."""
+    statistics = meter.statistics(state)
+    # Directions take a pass of their own, so they are measured only for GradMax.
+    directed = form == "gradmax" or initializer.needs == "directions"
+    sources = Sources(
+        taylor=statistics.taylor, stored=state.stored, directions=meter.directions(state) if directed else ()
+    )
+    # Only the sensitivity is one of proposed weights; all other statistics are from before the proposals.
+    sensitivity = _sensitivity(state, form, initializer, key, sources, meter)
+    return replace(statistics, sensitivity=sensitivity), sources
 
 
 def _sensitivity(

@@ -89,13 +89,22 @@ def prepare(
         text_sha256=content_key(digests),
         facts=facts,
     )
+    _check_length(store, data)
+    return store
+
+
+def _check_length(store: TokenStore, data: DataSpec) -> None:
+    """Check that each split has enough tokens for one window.
+
+    Raises:
+        DataError: one has fewer.
+    """
     for name, tokens in (("train", store.train), ("evaluate", store.evaluation)):
         if len(tokens) < data.seq_len:
             raise DataError(
                 f"data.name = {data.name!r}: its {name} split has {len(tokens)} tokens, fewer than one window of "
                 f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
             )
-    return store
 
 
 def windows_of(tokens: Tokens, seq_len: int) -> Tokens:
