@@ -20,7 +20,8 @@ from raysweep.reports.plots.exit_curves import draw_exit_curves
 from raysweep.science.pnn.exit_curves import ExitCurves, ExitSaving, exit_curves
 from raysweep.trial.data.trial_data import trial_data, trial_task
 from raysweep.trial.forecast.preflight import preflight
-from raysweep.trial.measures.inference import halves_of, seeded_batches
+from raysweep.trial.measures.evaluation import seeded_batches
+from raysweep.trial.measures.inference import halves_of
 from raysweep.trial.phases import run_trial
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -46,17 +46,36 @@ def appearing(target: Path, within: Path) -> Iterator[Path]:
     Raises:
         DiskFullError: there is no space left; nothing has changed.
     """
-    with refuse_when_full(target):
+    with refuse_when_full(target), renamed_into_place(target, within, rename=_rename_unless_complete) as temporary:
+        yield temporary
+        _write(temporary, FolderManifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
+
+
+@contextmanager
+def renamed_into_place(
+    target: Path,
+    within: Path,
+    *,
+    translate: AbstractContextManager[None] | None = None,
+    rename: Callable[[Path, Path], None] = os.rename,
+) -> Iterator[Path]:
+    """Hand out an empty folder under `within` that becomes `target` at the end; if the block raises, nothing is left.
+
+    Args:
+        translate: turns the OSError of a folder that cannot be made into an error of the caller's.
+        rename: puts the finished folder in place; by default a target that is there is replaced only if it is empty.
+    """
+    # `within` is on the file system of the target: a rename is atomic within one file system only.
+    with translate or nullcontext():
         temporary = Path(tempfile.mkdtemp(dir=within, prefix=UNFINISHED))
-        try:
-            yield temporary
-            _write(temporary, FolderManifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
-            os.chmod(temporary, 0o755)  # mkdtemp makes it private; a sweep's folder is read by others
-            if not is_complete(target):
-                remove(target)
-                _rename(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        # mkdtemp makes the folder private, but other users read sweeps and exports.
+        os.chmod(temporary, 0o755)
+        rename(temporary, target)
+    finally:
+        # After the rename there is nothing left to remove.
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def manifest(folder: Path) -> FolderManifest:
@@ -124,12 +143,17 @@ def _write(folder: Path, content: FolderManifest) -> None:
     os.replace(temporary, folder / MANIFEST)
 
 
-def _rename(temporary: Path, target: Path) -> None:
+def _rename_unless_complete(temporary: Path, target: Path) -> None:
+    if is_complete(target):
+        return
+    # A damaged or collected target has to go first: no rename replaces a folder that holds files.
+    remove(target)
     try:
         os.rename(temporary, target)
     except OSError as error:
+        # A target that has appeared since was written by a faster writer, with the same content.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise  # else another writer was first
+            raise
 
 
 def _digest(path: Path) -> str:

@@ -217,15 +217,15 @@ class _Trial:
         return self._train(state, phase)
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        found = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        found = prune(state, phase.params, cycle=phase.cycle, key=phase.key, meter=self.measures.head_meter())
         state.refresh()
         return found
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        return measure(state, self.measures.examiner(), contribution=phase.params["contribution"])
+        return measure(state, self.measures.head_meter(), contribution=phase.params["contribution"])
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        found = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        found = grow(state, phase.params, cycle=phase.cycle, key=phase.key, meter=self.measures.head_meter())
         state.refresh()
         before = [self._stored(key).record for key in state.history]
         return {**found, "regrown": regrown(found["decision"], phase.cycle, phase.params["init"], before)}
@@ -244,7 +244,7 @@ class _Trial:
         events = Events(
             state=state,
             planned=phase.params.get("events", []),
-            examiner=self.measures.examiner(),
+            meter=self.measures.head_meter(),
             measure=lambda: self.measures.common(state),
             seed_second_moments=phase.params["seed_second_moments"],
         )

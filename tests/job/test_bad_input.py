@@ -489,7 +489,7 @@ def test_validate_says_what_only_a_network_could_tell() -> None:
     model, data = result.stderr.splitlines()
     assert (
         model.startswith("note: job.yaml: model.name = 'gpt2' is a name of the hub: ")
-        and "`raysweep plan` finds out" in model
+        and "`raysweep plan` checks whether it exists" in model
     )
     assert data.startswith("note: job.yaml: data.name = 'wikitext-2' is a name of the hub: ")
 

@@ -149,9 +149,9 @@ def grow_by_gradmax(_: Path) -> Any:
             state = TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
             state.remove_heads(slots, None)
             state.refresh()
-            examiner = HeadMeter(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
+            meter = HeadMeter(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
             params = {"strategy": "gradient_sensitivity", "init": "gradmax", "count": len(slots) - 1}
-            decision = grow(state, params, cycle=1, key="key", examiner=examiner)["decision"]
+            decision = grow(state, params, cycle=1, key="key", meter=meter)["decision"]
             found[kind, str(dtype)] = decision["heads"], np.array(decision["scores"]), state.changed_slices()
     return found
 

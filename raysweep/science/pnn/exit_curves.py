@@ -19,7 +19,8 @@ from raysweep.contracts import Batch, Exit
 from raysweep.job import registry
 from raysweep.networks.pnn.dynamic import infer
 from raysweep.science.pnn.interventions import step_states
-from raysweep.trial.measures.inference import Seeded, measure_inference
+from raysweep.trial.measures.evaluation import Seeded
+from raysweep.trial.measures.inference import measure_inference
 from raysweep.trial.runtime import Runtime
 
 THRESHOLDS: dict[str, tuple[str, Sequence[float]]] = {

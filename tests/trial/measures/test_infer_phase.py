@@ -29,7 +29,8 @@ from raysweep.records.schema import PhaseRecord
 from raysweep.reports.summary import sweep_state
 from raysweep.reports.tensorboard.writer import TrialWriter
 from raysweep.trial.forecast.preflight import preflight
-from raysweep.trial.measures.inference import ExitNumbers, check_inference, measure_inference, seeded_batches
+from raysweep.trial.measures.evaluation import seeded_batches
+from raysweep.trial.measures.inference import ExitNumbers, check_inference, measure_inference
 
 PNN: dict[str, Any] = {"model__name": "pnn-nano", "cycle__prune": None, "cycle__grow": None, "cycle__learn": None,
                        "cycle__cycles": 1}  # fmt: skip

@@ -22,7 +22,7 @@ from raysweep.science.pnn.exit_curves import CONTROL, FIXED, ExitCurves, ExitPoi
 from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
 from raysweep.science.statistics.resampling import Ints, paired
-from raysweep.trial.measures.inference import Seeded
+from raysweep.trial.measures.evaluation import Seeded
 
 THRESHOLDS: dict[str, tuple[str, Sequence[float]]] = {
     "delta_norm": ("threshold", (0.05, 0.1, 0.2, 0.3)),
