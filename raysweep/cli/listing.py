@@ -11,7 +11,8 @@ from raysweep.errors import UsageError, known_names_hint
 from raysweep.job import registry
 from raysweep.job.names import DIGITS, EMBEDDED, GLUE, HUB
 from raysweep.job.registry import scratch_sizes
-from raysweep.records.folder import SweepFolder, list_sweeps
+from raysweep.records.folder import SweepFolder
+from raysweep.records.results import list_sweeps
 from raysweep.reports.summary import sweep_state
 
 STRATEGIES = ("prune", "grow", "init", "samplers", "schedulers", "tasks", "exits", "analyses")

@@ -101,6 +101,22 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     return replace(checked, overridden=frozenset(values))
 
 
+def read_job(raw: Mapping[str, Any], source: str) -> Job:
+    """Read a job that was checked when it was written, such as that of a sweep, without checking it anew.
+
+    No strategy is looked up and no rule between settings is applied: a sweep can be looked at where its strategies
+    cannot be imported, were renamed, or break a rule that came later. Whatever starts or continues work calls
+    `check_job`.
+
+    Raises:
+        SpecError: a setting is unknown to this raysweep or has another type, or the search space cannot be parsed.
+    """
+    spec, faults = _validated(raw, source)
+    if spec is None:
+        raise SpecError(faults)
+    return Job(spec=spec, space=_load_space(raw, source), source=source)
+
+
 def parse_settings(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault]]:
     """Read settings given as `key=value`; return those, and the faults of the others."""
     values: dict[str, Any] = {}
@@ -177,20 +193,25 @@ def _copied(value: Any) -> Any:
 
 
 def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:
-    faults: list[Fault] = []
-    spec = None
-    try:
-        spec = JobSpec.model_validate(raw)
-    except pydantic.ValidationError as error:
-        for detail in error.errors():
-            fault = _to_fault(detail, source)
-            if fault.key not in (other.key for other in faults):  # a setting of several types fails each of them
-                faults.append(fault)
+    spec, faults = _validated(raw, source)
     faults += strategy_faults(raw, source)
     faults += cross_faults(raw, source)
     if faults or spec is None:
         raise SpecError(faults)
     return spec
+
+
+def _validated(raw: Mapping[str, Any], source: str) -> tuple[JobSpec | None, list[Fault]]:
+    """Check the names and types of a job's settings; return its spec, or None and every fault."""
+    try:
+        return JobSpec.model_validate(raw), []
+    except pydantic.ValidationError as error:
+        faults: dict[str, Fault] = {}
+        for detail in error.errors():
+            fault = _to_fault(detail, source)
+            # A setting that takes several types yields one error for each of them; the first stands for all.
+            faults.setdefault(fault.key, fault)
+        return None, list(faults.values())
 
 
 def _to_fault(detail: Any, source: str) -> Fault:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,25 +24,16 @@ from filelock import FileLock, Timeout
 
 from raysweep.contracts import Report
 from raysweep.errors import ArchiveError, known_names_hint
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job, read_job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.job.yamlfile import dump_mapping, load_mapping
 from raysweep.records.disk import refuse_when_full
 from raysweep.records.jsonlines import JsonLines
-from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, TrialRecord
+from raysweep.records.results import check_new_sweep, is_sweep, list_sweeps, make_folder
+from raysweep.records.schema import DERIVED, PhaseRecord, Proposal, Retry, Session, TrialRecord
 
 LOOK_S = 0.2
 """How long a driver waits for the lock: whoever looks if the sweep is running holds it for a moment."""
-
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-ON_OTHER_SEEDS = ("replicate", "confirmation")
-
-
-DERIVED = (*ON_OTHER_SEEDS, "fork")
-"""Proposers of trials made from another one; all others are the search's own, and its sampler hears of them."""
 
 
 class SweepFolder:
@@ -66,10 +56,9 @@ class SweepFolder:
         Raises:
             ArchiveError: the name is taken or unusable, or the results folder cannot be written.
         """
-        SweepFolder.check_new(results, name)
+        check_new_sweep(results, name)
         try:
-            results.mkdir(parents=True, exist_ok=True)
-            folder = _make_named(results, name) if name else _make_numbered(results, job.spec.name)
+            folder = make_folder(results, name, job.spec.name)
             sweep = SweepFolder(folder)
             _write_text(folder / "env.json", json.dumps(environment, indent=2, sort_keys=True) + "\n")
             _write_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))  # last: a folder with a job is a sweep
@@ -80,25 +69,13 @@ class SweepFolder:
         return sweep
 
     @staticmethod
-    def check_new(results: Path, name: str | None) -> None:
-        """Check that a new sweep may be called `name`.
-
-        Raises:
-            ArchiveError: the name is unusable or taken.
-        """
-        if name is not None and not NAME.fullmatch(name):
-            raise ArchiveError(f"--name {name!r}: use letters, digits, '-', '_' and '.'.")
-        if name is not None and (results / name).exists():
-            raise _taken(name)
-
-    @staticmethod
     def open(results: Path, name: str) -> SweepFolder:
         """Open an existing sweep.
 
         Raises:
             ArchiveError: there is none of that name.
         """
-        if not NAME.fullmatch(name) or not (results / name / "job.yaml").is_file():
+        if not is_sweep(results, name):
             known = list_sweeps(results)
             hint = known_names_hint(name, known) if known else f"no {name!r}, nor any other sweep."
             raise ArchiveError(f"sweep in {str(results)!r}: {hint}")
@@ -138,7 +115,13 @@ class SweepFolder:
         return self.store if self.environment()["sharing"] else self.store / f"trial-{trial}"
 
     def job(self) -> Job:
-        return check_job(load_mapping(self.path / "job.yaml"), str(self.path / "job.yaml"))
+        """Return the sweep's job as it is stored, not checked anew; see `read_job`.
+
+        Raises:
+            SpecError: job.yaml cannot be read.
+        """
+        path = self.path / "job.yaml"
+        return read_job(load_mapping(path), str(path))
 
     def replace_job(self, job: Job) -> None:
         """Write a job with other limits in the place of the sweep's own. It stays as old as it was: sweeps are listed
@@ -291,36 +274,6 @@ def plan_of(job: Job, proposal: Proposal, fingerprints: Fingerprints) -> TrialPl
     spec = job.with_values(proposal.values, proposal.seed)
     judged = proposal.proposer not in DERIVED
     return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints, judged=judged)
-
-
-def list_sweeps(results: Path) -> list[str]:
-    """Return the names of all sweeps under a results folder, oldest first."""
-    jobs = [path for path in results.glob("*/job.yaml") if path.is_file()]
-    return [path.parent.name for path in sorted(jobs, key=lambda path: (path.stat().st_mtime_ns, path))]
-
-
-def _make_named(results: Path, name: str) -> Path:
-    try:
-        (results / name).mkdir()
-    except FileExistsError:
-        raise _taken(name) from None
-    return results / name
-
-
-def _taken(name: str) -> ArchiveError:
-    way = f"Continue it with 'raysweep resume {name}', or choose another --name."
-    return ArchiveError(f"sweep {name!r} exists already. {way}")
-
-
-def _make_numbered(results: Path, job: str) -> Path:
-    number = 1
-    while True:
-        try:
-            folder = results / f"{job}-{number}"
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
 
 
 def _write_text(path: Path, text: str) -> None:

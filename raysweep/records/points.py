@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from raysweep.job.spec import JobSpec
 from raysweep.records import objectives
-from raysweep.records.folder import DERIVED
-from raysweep.records.schema import Proposal, TrialRecord
+from raysweep.records.schema import DERIVED, Proposal, TrialRecord
 
 Proposals = Mapping[int, Proposal]
 Records = Mapping[int, TrialRecord]

@@ -11,9 +11,12 @@ from functools import cache
 from typing import Any, Literal
 
 SCHEMA = 1
-
-
 Status = Literal["COMPLETE", "STOPPED", "DIVERGED", "FAILED", "CANCELLED"]
+ON_OTHER_SEEDS = ("replicate", "confirmation")
+"""Proposers of trials that run a point of the search again on another seed."""
+DERIVED = (*ON_OTHER_SEEDS, "fork")
+"""Proposers of trials that were made from another trial. All other trials are the search's own: its sampler learns from
+them, and its stopping rule may end them."""
 
 
 @dataclass(frozen=True, kw_only=True)
