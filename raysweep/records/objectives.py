@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from raysweep.job import expressions
-from raysweep.job.spec import SearchSpec
+from raysweep.job.search import SearchSpec
 from raysweep.records.halting import Halt, result
 from raysweep.records.schema import PhaseRecord
 

@@ -13,7 +13,7 @@ from raysweep.job.checks.inference import infer_faults
 from raysweep.job.checks.sections import Number, ToFault, sentence
 from raysweep.job.checks.strategies import form_faults
 from raysweep.job.paths import get_path
-from raysweep.job.spec import MEASURED
+from raysweep.job.search import MEASURED
 
 MADE_BY = {
     "baseline": None,
@@ -45,6 +45,12 @@ def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
         yield fault("cycle.grow", None, "nothing to grow back without pruning; add cycle.prune or remove cycle.grow.")
     yield from _cycle_faults(raw, number, fault)
     yield from form_faults(cycle.get("grow") if isinstance(cycle, Mapping) else None, source)
+    yield from _size_faults(number, fault)
+    yield from _streaming_faults(raw, fault)
+
+
+def _size_faults(number: Number, fault: ToFault) -> Iterable[Fault]:
+    """Check that a batch can be divided, an evaluation holds a window, and schedules end within their phase."""
     batch = number("training.batch_size", 16)
     workers, accumulation = number("scale.workers", 1), number("training.accumulation", 1)
     if batch % (workers * accumulation):
@@ -61,6 +67,9 @@ def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
     decay = number("cycle.learn.multiplier_decay_steps", 0)
     if steps and decay > steps:
         yield fault("cycle.learn.multiplier_decay_steps", decay, f"must be at most cycle.learn.steps = {steps}.")
+
+
+def _streaming_faults(raw: Mapping[str, Any], fault: ToFault) -> Iterable[Fault]:
     streamed = get_path(raw, "data.name") == "c4"
     if streamed != (get_path(raw, "data.max_tokens") is not None):
         way = (

@@ -8,8 +8,8 @@ from raysweep.errors import Fault
 from raysweep.job import registry
 from raysweep.job.checks.sections import TRIAL_STRATEGIES
 from raysweep.job.parameter import Parameter
+from raysweep.job.search import SearchSpec
 from raysweep.job.space import Space
-from raysweep.job.spec import SearchSpec
 
 
 def sampler_faults(search: SearchSpec, space: Space, source: str) -> Iterable[Fault]:
