@@ -84,10 +84,10 @@ class LearnSpec(Section):
 
 
 class InferSpec(StrategySection):
-    """The last phase of a trial: evaluate the network while tokens leave it early. No weight changes.
+    """Needs a network that applies one module several times (a PNN); changes no weight.
 
-    Needs a network that applies one module several times (a PNN). The search sees the results on held-out examples of
-    even number; the record's `reported` holds those of odd number, on which nothing was chosen.
+    The search sees the results on held-out examples of even number; the record's `reported` holds those of odd number,
+    on which nothing was chosen.
     """
 
     exit: str = "none"
@@ -99,7 +99,7 @@ class InferSpec(StrategySection):
 
 
 class ContinuousSpec(Section):
-    """Prune and grow inside the learn phase instead of before it, without a restart of the optimizer.
+    """Events inside the learn phase do not restart its optimizer.
 
     The gate and the multiplier of each head count from the head's own birth, whatever later events do to other heads. A
     head that is pruned and grown again starts anew.
@@ -118,7 +118,7 @@ class ContinuousSpec(Section):
 
 
 class RegressionSpec(Section):
-    """End a trial after a cycle that did too much damage: perplexity must exceed both limits."""
+    """The perplexity at the end of the cycle must exceed both limits."""
 
     ratio: float = Field(default=1.10, ge=1)
     """Factor by which perplexity must exceed the lowest at the end of an earlier cycle."""
@@ -127,17 +127,13 @@ class RegressionSpec(Section):
 
 
 class PlateauSpec(Section):
-    """End a trial after cycles that no longer lower its perplexity."""
-
     patience: int = Field(default=2, ge=1)
     """Last cycles that are compared with all cycles before them."""
     min_gain: float = Field(default=0.01, gt=0, lt=1)
-    """Share of the lowest earlier perplexity by which the last cycles must have lowered it."""
+    """Share of the lowest earlier perplexity by which the last cycles must have lowered it; less ends the trial."""
 
 
 class CycleSpec(Section):
-    """A trial: a baseline, then prune, measure, grow and learn, `cycles` times."""
-
     cycles: int = Field(default=1, ge=1)
     """How often prune, measure, grow and learn are repeated."""
     level_escalation: float = Field(default=0.0, ge=0, lt=1)

@@ -6,11 +6,14 @@ with that kind's fixed name, a frozen dataclass whose fields are its YAML option
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -46,6 +49,14 @@ def module_of(kind: str, name: str) -> str:
     return f"raysweep.{KINDS[kind][0]}.{name}"
 
 
+def first_line(kind: str, name: str) -> str:
+    """Return the first line of a strategy's file, without importing it."""
+    spec = importlib.util.find_spec(module_of(kind, name))
+    assert spec is not None and spec.origin is not None
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
 @lru_cache
 def _modules(path: tuple[str, ...]) -> list[str]:
     """Look into folders once a process: checking a sweep's trials asks thousands of times."""
@@ -59,7 +70,8 @@ def scratch_sizes() -> dict[str, str]:
 
 
 @lru_cache
-def _adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
+def adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
+    """Return what checks and converts the options of a strategy, given its class."""
     return pydantic.TypeAdapter(strategy)
 
 
@@ -96,7 +108,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
             faults.append((option, value, f"unknown option; {own}"))
     known = {option: value for option, value in options.items() if option in fields}
     try:
-        _adapter(strategy).validate_python(known)
+        adapter(strategy).validate_python(known)
     except pydantic.ValidationError as error:
         for detail in error.errors():
             option = str(detail["loc"][0]) if detail["loc"] else ""
@@ -112,4 +124,4 @@ def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any
     """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
     strategy = load(kind, name)
     written = strategy(**(options or {}))
-    return _adapter(strategy).validate_python(dataclasses.asdict(written))
+    return adapter(strategy).validate_python(dataclasses.asdict(written))

@@ -21,15 +21,11 @@ MEASURED = (*get_args(Objective), "accuracy")
 
 
 class SamplerSpec(StrategySection):
-    """What proposes the points of the search space."""
-
     name: str = "tpe"
     """A file in raysweep/strategies/samplers/, or the dotted name of a module."""
 
 
 class StoppingSpec(StrategySection):
-    """What ends unpromising trials early."""
-
     name: str = "none"
     """A file in raysweep/strategies/schedulers/, or the dotted name of a module. Every rule but `none` needs
     training.evaluate_every."""

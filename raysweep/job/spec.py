@@ -96,7 +96,7 @@ class ScaleSpec(Section):
 
 
 class BudgetSpec(Section):
-    """What a sweep may use over all its sessions. When a limit is reached it stops at a step, and can be resumed."""
+    """Limits count over all sessions of a sweep. When one is reached, the sweep stops at a step and can be resumed."""
 
     hours: float | None = Field(default=None, gt=0)
     """Wall time in hours. Default: no limit."""
@@ -107,7 +107,7 @@ class BudgetSpec(Section):
 
 
 class JobSpec(Section):
-    """A job, resolved: every default filled in, the search space inlined."""
+    """A job: one YAML file. Resolved, it has every default filled in and its search space inlined."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """Name of the job; its sweeps are called `<name>-<number>`. At most 100 letters, digits, `-`, `_` and `.`."""
@@ -120,13 +120,13 @@ class JobSpec(Section):
     training: TrainingSpec = TrainingSpec()
     """How every training phase trains."""
     cycle: CycleSpec
-    """What a trial does to its network, phase by phase."""
+    """What a trial does to its network: a baseline, then prune, measure, grow and learn, `cycles` times."""
     search: SearchSpec | None = None
     """What is searched, and how results are compared. Default: a single trial, of the job as it is."""
     scale: ScaleSpec = ScaleSpec()
     """Workers, and how many trials run at once."""
     budget: BudgetSpec = BudgetSpec()
-    """Limits after which the sweep stops. Default: none."""
+    """Limits after which the sweep stops. Default: no limit."""
 
     def resolved(self) -> dict[str, Any]:
         """Return the job as a plain mapping that parses back to an equal job."""
