@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -138,7 +138,7 @@ def type_text(body: Schema) -> str:
         return f"list of: {type_text(body['items'])}"
     if kind == "object":
         values = body.get("additionalProperties")
-        return f"mapping of names to: {type_text(values)}" if isinstance(values, Mapping) else "mapping"
+        return f"mapping of names to: {type_text(values)}" if isinstance(values, dict) else "mapping"
     bounds = [text.format(_yaml(body[bound])) for bound, text in BOUNDS.items() if bound in body]
     return f"{TYPES[str(kind)]}{', ' if bounds else ''}{' and '.join(bounds)}"
 

@@ -1,4 +1,4 @@
-"""The results folder: which sweeps it holds, and how a new one is named."""
+"""The results folder: list its sweeps, and name and make the folder of a new one."""
 
 from __future__ import annotations
 
