@@ -16,7 +16,7 @@ from typing import Any
 
 from raysweep.job import registry
 from raysweep.job.checks.sections import STRATEGY_KEYS, TRIAL_SECTIONS, section_class
-from raysweep.job.parameter import FORMS
+from raysweep.job.entries import FORMS
 from raysweep.job.spec import JobSpec
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
