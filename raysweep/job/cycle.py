@@ -161,6 +161,7 @@ class CycleSpec(Section):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> CycleSpec:
+        # grow and infer need one of these; other rules between sections are in checks/rules.py.
         if not (self.baseline or self.prune or self.learn):
             raise ValueError("nothing to do: name at least one of baseline, prune, learn")
         return self

@@ -26,6 +26,7 @@ def parse_parameter(path: str, body: Mapping[str, Any]) -> Parameter:
     Raises:
         ValueError: the entry is malformed.
     """
+    # Unknown keys are named first: where a form is misspelt, "needs exactly one of" would not say which word is wrong.
     forms = [form for form in FORMS if form in body]
     unknown = [key for key in body if key not in KEYS]
     if unknown:
@@ -91,6 +92,7 @@ def _parse_ends(form: str, body: Mapping[str, Any]) -> tuple[float, float]:
     low, high = (_number(end) for end in ends)
     if low >= high:
         raise ValueError(f"low {low:g} must be below high {high:g}")
+    # There is no logarithm of 0.
     if form == "log_uniform" and low <= 0:
         raise ValueError("log_uniform needs low > 0")
     if form == "integer" and (low != int(low) or high != int(high)):
@@ -104,6 +106,7 @@ def _parse_step(form: str, body: Mapping[str, Any], low: float, high: float) -> 
     given = [key for key in ("step", "values", "continuous") if body.get(key) not in (None, False)]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other")
+    # A number of values would rarely divide the range into whole numbers.
     if form == "integer" and given not in ([], ["step"]):
         raise ValueError(f"integer takes no {given[0]}; it takes a step")
     if given == ["values"]:
@@ -111,6 +114,7 @@ def _parse_step(form: str, body: Mapping[str, Any], low: float, high: float) -> 
     if body.get("step") is None:
         return 1.0 if form == "integer" else None
     step = _number(body["step"])
+    # A constant difference between values is not what a logarithmic range is for.
     if form == "log_uniform":
         raise ValueError("log_uniform takes no step; say how many values, or list them as a choice instead")
     if not 0 < step <= high - low:
@@ -131,6 +135,7 @@ def _parse_count(count: Any) -> int:
 
 
 def _parse_continuous(body: Mapping[str, Any]) -> bool:
+    # Not every truthy value: `continuous: "no"` would switch it on.
     continuous = body.get("continuous", False)
     if not isinstance(continuous, bool):
         raise ValueError("continuous is true or false")

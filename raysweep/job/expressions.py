@@ -99,6 +99,7 @@ def parse(text: str) -> ParsedComparison:
         raise ValueError(f"{text!r} cannot be read near character {error.offset}") from None
     if not isinstance(node, ast.Compare):
         raise ValueError(f"{text!r} compares nothing; write it with one of {' '.join(COMPARISONS.values())}")
+    # Python reads `a < b < c` as one comparison; its violation would be two numbers.
     if len(node.ops) > 1:
         raise ValueError(f"{text!r} compares more than once; write two rules")
     sign = COMPARISONS.get(type(node.ops[0]))
@@ -107,6 +108,7 @@ def parse(text: str) -> ParsedComparison:
     left, right = node.left, node.comparators[0]
     # This also walks both sides, so nothing that a rule may not contain gets past here.
     names = frozenset((*_names(left), *_names(right)))
+    # `1 < 2` is the same at every point: a misspelt name in quotes would end here, too.
     if not names:
         raise ValueError(f"{text!r} names nothing that could change")
     # Found here where a side is a quoted text; where a name stands for text, only its value shows it: see `violation`.

@@ -78,8 +78,10 @@ def job_schema() -> Schema:
     """Return the JSON Schema of a job file, the options of raysweep's own strategies included."""
     schema = _tidied(JobSpec.model_json_schema())
     sections = schema["$defs"]
+    # Sections that share a class would share these additions, but each section that names a strategy has its own.
     for section in STRATEGY_KEYS:
         _add_options(section, sections[section_class(section).__name__])
+    # To pydantic a space is any mapping: parse_space checks it, and what it accepts is described by hand above.
     space = sections["SearchSpec"]["properties"]["space"]
     space["anyOf"] = [{"type": "string"}, {"$ref": "#/$defs/Space"}, {"type": "null"}]
     sections |= {"Space": _space_body(schema), **SPACE_PARTS}
@@ -119,7 +121,9 @@ def section_body(schema: Schema, body: Schema) -> Schema | None:
 
 
 def _space_body(schema: Schema) -> Schema:
+    """Return the schema of a space, without the parts that it refers to."""
     known: dict[str, Schema] = {}
+    # Two strategies may have options of one name; an editor can only show the description of one of them.
     for path, doc in _trial_paths(schema):
         known.setdefault(path, {"$ref": "#/$defs/Entry", "description": doc})
     group = {
@@ -162,6 +166,7 @@ def _trial_paths(schema: Schema) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(schema: Schema, path: str, body: Schema) -> Iterator[tuple[str, str]]:
+    """Yield the path and description of each setting inside a section, at any depth."""
     section = section_body(schema, body)
     if section is None:
         yield path, body["description"]
@@ -172,6 +177,7 @@ def _leaves(schema: Schema, path: str, body: Schema) -> Iterator[tuple[str, str]
 
 def _add_options(section: str, body: Schema) -> None:
     """Add to a section's schema the names that its strategies can have, and the options of each."""
+    # `if` and `then` for each strategy, since which keys are right depends on the value of another key.
     clauses: list[Schema] = []
     fields: dict[str, Schema] = body["properties"]
     options: set[str] = set()
@@ -214,7 +220,10 @@ def _written(kind: str, name: str) -> list[str]:
 def _field_docs(strategy: type) -> dict[str, str]:
     """Return the docstring under each field of a dataclass, or else the `help` of its metadata."""
     docs: dict[str, str] = {}
-    for base in reversed(strategy.__mro__[:-1]):  # the subclass last: what it says of a field replaces the base's
+    # The subclass comes last: its docstring of a field replaces that of the base.
+    for base in reversed(strategy.__mro__[:-1]):
+        # Python keeps no docstring of a field, so the source is read. pydantic does the same for its own models, but
+        # not for the dataclasses that strategies are.
         [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(definition, ast.ClassDef)
         for statement, following in pairwise(definition.body):

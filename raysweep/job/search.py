@@ -16,6 +16,7 @@ Objectives = Annotated[
     Annotated[Objective, Tag("one")] | Annotated[tuple[Objective, ...], Tag("several")],
     Discriminator(lambda given: "several" if isinstance(given, list | tuple) else "one"),
 ]
+# Objectives are minimized, so accuracy is none of them; error_rate stands for it there.
 MEASURED = (*get_args(Objective), "accuracy")
 """Numbers of every phase record that a constraint may name."""
 

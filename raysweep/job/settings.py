@@ -60,6 +60,7 @@ class Setting:
         return self.type in ("section", "strategy")
 
 
+# Making the schema takes a second, since it reads the sources of all strategies; `find` and `inside` need it often.
 @cache
 def settings() -> tuple[Setting, ...]:
     """Return every section and setting of a job, each section before its settings."""
@@ -92,6 +93,7 @@ def find(key: str) -> list[Setting]:
     """
     everything = (*settings(), *strategies())
     found = [setting for setting in everything if setting.key == key]
+    # A person sees an option as `cycle.prune.direction` in a job, and rarely knows whose option it is.
     section, _, option = key.rpartition(".")
     kinds = [kind for kind, _ in STRATEGY_KEYS.get(section, ())]
     found = found or [s for s in strategies() if s.key.split(".")[0] in kinds and s.key.split(".")[2:] == [option]]
@@ -105,6 +107,7 @@ def find(key: str) -> list[Setting]:
 def inside(key: str = "") -> list[Setting]:
     """Return the settings directly inside a section or a strategy; without a key, the top level of a job."""
     prefix = f"{key}." if key else ""
+    # Without a key every strategy's kind would pass for a part of the top level.
     everything = settings() if not key else (*settings(), *strategies())
     return [s for s in everything if s.key.startswith(prefix) and "." not in s.key.removeprefix(prefix)]
 
@@ -118,6 +121,7 @@ def settings_page() -> str:
             parts.append(f"\n## `{section.key}`\n\n{default}{section.doc}\n\n{_table(inside(section.key))}")
     parts.append("\n## Options of strategies\n\nA strategy's options stand in the section that names it.\n")
     for strategy in strategies():
+        # Strategies without options are listed by `raysweep list`; here they would only be headings.
         if strategy.is_section and (options := inside(strategy.key)):
             parts.append(f"\n### `{strategy.key}`\n\n{strategy.doc}\n\n{_table(options)}")
     return "".join(parts)
@@ -125,12 +129,14 @@ def settings_page() -> str:
 
 def type_text(body: Schema) -> str:
     """Return the type of a setting in words, from its schema."""
+    # Before the type: an enum has one, too, but its values say more.
     if "enum" in body:
         return f"one of {', '.join(map(_yaml, body['enum']))}"
     if forms := body.get("anyOf") or body.get("oneOf"):
         return ", or ".join(map(type_text, forms))
     if "$ref" in body:
         return "search space" if body["$ref"].endswith("/Space") else "section"
+    # The pattern is of use to an editor; a person reads what it stands for.
     if body.get("pattern") == DOTTED:
         return "the dotted name of a module"
     kind = body.get("type")
@@ -156,6 +162,7 @@ def _settings_in(schema: Schema, body: Schema, prefix: str) -> Iterator[Setting]
 def _whole(body: Schema, section: Schema | None) -> str:
     """Return the description of a field, followed by that of the section's class where it says more."""
     own, of_class = body.get("description", ""), (section or {}).get("description", "")
+    # pydantic already uses the class's description where the field has none, so they can be the same.
     return " ".join(dict.fromkeys(text for text in (own, of_class) if text))
 
 
@@ -171,6 +178,7 @@ def _yaml(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
+        # 1 and not 1.0, and six digits of 1/6: this is read, not parsed.
         return f"{value:g}"
     return str(value)
 

@@ -216,6 +216,7 @@ def parse_space(raw: Mapping[str, Any], source: str, origins: Mapping[str, str] 
     space = Space(parameters=tuple(parameters), constants=constants, rules=tuple(rules), source=source,
                   origins=space.origins, raw=space.raw)  # fmt: skip
     if not faults:
+        # A parent must meet all conditions of all parameters that the parameter depends on, at the same time.
         faults += [
             space.fault(parameter.path, f"can never exist: no value of {parent.path} ({parent.described()}) meets its "
                         "conditions.", raw.get(parameter.path))
@@ -246,6 +247,7 @@ def _a_mapping(body: Any) -> Mapping[str, Any]:
 def _parse_rules(written: Any, space: Space) -> tuple[list[ParsedComparison], list[Fault]]:
     if not isinstance(written, list):
         return [], [space.fault(REQUIRE, "needs a list of rules, such as ['cycle.learn.steps <= 100'].", written)]
+    # All rules are read, so that a person sees all faults at once.
     rules, faults = [], []
     for rule in written:
         try:

@@ -103,6 +103,7 @@ def _with_conditions(group: Mapping[str, Any], file: str, name: str) -> dict[str
     bodies = {str(path): body for path, body in group.items() if path != "when"}
     if not isinstance(shared, Mapping):
         raise _refused(file, f"{GROUPS}.{name}.when", "when needs {path: value}.", shared)
+    # Without a condition a group may also hold fixed values.
     if not shared:
         return bodies
     for path, body in bodies.items():
@@ -133,6 +134,7 @@ def _listed(raw: Mapping[str, Any], key: str, file: str) -> Iterable[str]:
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _refused(file, key, "needs a name, or a list of names.", given)
+    # Twice the same file or group has no effect, so it is a mistake for another one.
     if len(set(names)) < len(names):
         raise _refused(file, key, "names one twice.", given)
     return names

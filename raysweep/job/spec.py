@@ -109,6 +109,7 @@ class BudgetSpec(Section):
 class JobSpec(Section):
     """A job: one YAML file. Resolved, it has every default filled in and its search space inlined."""
 
+    # A sweep's folder is named after it.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """Name of the job; its sweeps are called `<name>-<number>`. At most 100 letters, digits, `-`, `_` and `.`."""
     seed: int = Field(default=0, ge=0)
@@ -130,4 +131,5 @@ class JobSpec(Section):
 
     def resolved(self) -> dict[str, Any]:
         """Return the job as a plain mapping that parses back to an equal job."""
+        # null is the default of every setting that may be null, so leaving it out changes nothing and reads better.
         return self.model_dump(mode="json", exclude_none=True)
