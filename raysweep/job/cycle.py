@@ -163,5 +163,5 @@ class CycleSpec(Section):
     def _something_to_do(self) -> CycleSpec:
         # grow and infer need one of these; other rules between sections are in checks/rules.py.
         if not (self.baseline or self.prune or self.learn):
-            raise ValueError("nothing to do: name at least one of baseline, prune, learn")
+            raise ValueError("nothing to do: add at least one of baseline, prune, learn")
         return self

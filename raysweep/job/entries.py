@@ -81,7 +81,7 @@ def _parse_choices(body: Mapping[str, Any]) -> tuple[Scalar, ...]:
         raise ValueError("choices must be plain values: text, numbers, true, false or null")
     # By repr, because 1, 1.0 and True are equal in Python but different choices.
     if len(set(map(repr, choices))) != len(choices):
-        raise ValueError("a choice stands twice")
+        raise ValueError("a choice is given twice")
     return tuple(choices)
 
 
@@ -116,7 +116,7 @@ def _parse_step(form: str, body: Mapping[str, Any], low: float, high: float) -> 
     step = _number(body["step"])
     # A constant difference between values is not what a logarithmic range is for.
     if form == "log_uniform":
-        raise ValueError("log_uniform takes no step; say how many values, or list them as a choice instead")
+        raise ValueError("log_uniform takes no step; give a number of values, or list them as a choice")
     if not 0 < step <= high - low:
         raise ValueError(f"step {step:g} must be above 0 and at most high - low")
     # With tolerance: (0.6 - 0.2) / 0.1 is 3.9999999999999996 in floating point.
@@ -154,7 +154,7 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{value!r} is no finite number")
+        raise ValueError(f"{value!r} is not a finite number")
     return number
 
 

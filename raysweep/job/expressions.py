@@ -104,7 +104,7 @@ def parse(text: str) -> ParsedComparison:
         raise ValueError(f"{text!r} compares more than once; write two rules")
     sign = COMPARISONS.get(type(node.ops[0]))
     if sign is None:
-        raise ValueError(f"{text!r} compares by none of {' '.join(COMPARISONS.values())}")
+        raise ValueError(f"{text!r} must be a comparison by one of {' '.join(COMPARISONS.values())}")
     left, right = node.left, node.comparators[0]
     # This also walks both sides, so nothing that a rule may not contain gets past here.
     names = frozenset((*_names(left), *_names(right)))
@@ -177,7 +177,7 @@ def _value(node: ast.expr, lookup: Lookup) -> str | float:
     assert name is not None
     found = lookup(name)
     if not isinstance(found, str | int | float):
-        raise ValueError(f"{name!r} stands for no number or text")
+        raise ValueError(f"{name!r} is not a number or text")
     return found if isinstance(found, str) else float(found)
 
 

@@ -69,7 +69,7 @@ def _read(raw: Mapping[str, Any], file: str, place: str, inside: tuple[str, ...]
     for name in _listed(raw, INCLUDE, file):
         found = _found(name, place, INCLUDE)
         if str(found.resolve()) in inside:
-            raise _refused(file, INCLUDE, "includes itself in the end.", name)
+            raise _refused(file, INCLUDE, "includes itself, perhaps through other files.", name)
         _read(load_mapping(found), str(found), str(found), (*inside, str(found.resolve())), entries)
     # All groups are known before any is used: a file may use a group that it defines below, or that it includes.
     entries.groups.update({name: (file, group) for name, group in _groups(raw, file).items()})
@@ -81,7 +81,7 @@ def _read(raw: Mapping[str, Any], file: str, place: str, inside: tuple[str, ...]
         for path, body in _with_conditions(group, origin, name).items():
             # A group and the file that uses it are written together, so one of the two entries must be a mistake.
             if path in own:
-                raise _refused(file, path, f"stands in group {name!r} too, which the file uses.")
+                raise _refused(file, path, f"is also in group {name!r}, which the file uses.")
             _put(entries, path, body, origin)
     for path, body in own.items():
         _put(entries, path, body, file)
@@ -113,7 +113,7 @@ def _with_conditions(group: Mapping[str, Any], file: str, name: str) -> dict[str
         # Two conditions on the same parameter cannot both stand in one mapping, and one must not silently win.
         both = [parent for parent in shared if isinstance(own, Mapping) and parent in own]
         if both:
-            message = f"names {both[0]} in its own condition and in that of its group; say it once."
+            message = f"names {both[0]} in its own condition and in that of its group; leave one out."
             raise _refused(file, f"{GROUPS}.{name}.{path}", message)
         bodies[path] = {**body, "when": {**shared, **own} if isinstance(own, Mapping) else own}
     return bodies
@@ -136,7 +136,7 @@ def _listed(raw: Mapping[str, Any], key: str, file: str) -> Iterable[str]:
         raise _refused(file, key, "needs a name, or a list of names.", given)
     # Twice the same file or group has no effect, so it is a mistake for another one.
     if len(set(names)) < len(names):
-        raise _refused(file, key, "names one twice.", given)
+        raise _refused(file, key, "gives a name twice.", given)
     return names
 
 

@@ -38,18 +38,18 @@ def _model_faults(raw: Mapping[str, Any], fault: ToFault) -> Iterable[Fault]:
     family = registry.load("models", registry.scratch_sizes()[name])
     # Only families that can apply a module several times name the trunks that do.
     if not hasattr(family, "recurrent_trunks"):
-        way = "applies no layer twice, so there is no step to leave after; take a PNN (`raysweep list models`)."
+        way = "applies no layer twice, so no token can leave between steps; take a PNN (`raysweep list models`)."
         yield fault("cycle.infer", None, f"model.name = {name!r} {way}")
         return
     trunk, weights = (model.get(key, getattr(family, key)) for key in ("trunk", "step_weights"))
     if trunk not in family.recurrent_trunks:
         others = ", ".join(family.recurrent_trunks)
-        yield fault("model.trunk", trunk, f"has no step to leave after for cycle.infer; take one of {others}.")
+        yield fault("model.trunk", trunk, f"has no step after which tokens of cycle.infer could leave; take {others}.")
     infer = get_path(raw, "cycle.infer")
     # The exit head takes part in the loss of `ponder` alone; otherwise it would keep its random first weights.
     exit_name = name_in("cycle.infer", "exit", infer) if isinstance(infer, Mapping) else None
     if _reads_exit_head(exit_name) and weights != "ponder":
-        way = "reads an exit head, which only model.step_weights: ponder trains; train with that, or take another exit."
+        way = "reads an exit head, which only model.step_weights: ponder trains; set that, or take another exit."
         yield fault("cycle.infer.exit", exit_name, way)
 
 

@@ -78,9 +78,9 @@ def _streaming_faults(raw: Mapping[str, Any], fault: ToFault) -> Iterable[Fault]
     streamed = get_path(raw, "data.name") == "c4"
     if streamed != (get_path(raw, "data.max_tokens") is not None):
         way = (
-            "c4 is streamed: say how many training tokens to take."
+            "c4 is streamed: set the number of training tokens to read."
             if streamed
-            else "only streamed corpora (c4) take it."
+            else "only for streamed corpora (c4); leave it out."
         )
         yield fault("data.max_tokens", get_path(raw, "data.max_tokens"), way)
 
@@ -96,7 +96,7 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
         yield fault("cycle.level_escalation", step, f"the level of cycle {cycles} would not be below 1.")
     for rule in ("regression", "plateau"):
         if get_path(raw, f"cycle.{rule}") is not None and "learn" not in has:
-            yield fault(f"cycle.{rule}", None, "is judged after learning; add cycle.learn.")
+            yield fault(f"cycle.{rule}", None, "is checked after learning; add cycle.learn.")
     # A plateau compares the last `patience` cycles with those before, and after the last cycle it ends nothing.
     patience = number("cycle.plateau.patience", 2)
     if get_path(raw, "cycle.plateau") is not None and patience >= cycles:
@@ -111,7 +111,7 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
     # Without evaluations inside training a stopping rule would hear of a trial only when it has ended.
     rule = get_path(raw, "search.stopping.name")
     if rule not in (None, "none") and get_path(raw, "training.evaluate_every") is None:
-        way = "judges held-out losses inside training; say every how many steps with training.evaluate_every."
+        way = "compares held-out losses inside training; set training.evaluate_every to the steps between them."
         yield fault("search.stopping.name", rule, way)
     trials = number("search.trials", 1)
     if get_path(raw, "search.space") is None and trials > 1:
@@ -136,7 +136,7 @@ def _goal_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Iter
         yield fault("search.minimize", minimize, "name at least one objective, and none twice.")
     top = get_path(raw, "search.top")
     if top is not None and number("search.seeds", 1) == 1:
-        yield fault("search.top", top, "says which points are run on more seeds; add search.seeds, or leave it out.")
+        yield fault("search.top", top, "chooses the points to run on more seeds; add search.seeds, or leave it out.")
 
 
 def _constraint_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault) -> Iterable[Fault]:

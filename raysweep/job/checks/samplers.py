@@ -51,5 +51,5 @@ def _asked_of_sampler(search: SearchSpec, space: Space) -> dict[str, str]:
     if isinstance(search.minimize, tuple) and len(search.minimize) > 1:
         asked["objectives"] = f"search.minimize names {len(search.minimize)} objectives"
     if search.constraints:
-        asked["constraints"] = "search.constraints would teach it nothing"
+        asked["constraints"] = "it cannot learn from search.constraints"
     return asked

@@ -68,7 +68,7 @@ def form_faults(grow: Any, source: str) -> Iterable[Fault]:
     if init in names and form in known and form not in forms[init]:
         fitting = ", ".join(map(repr, forms[init]))
         others = ", ".join(repr(name) for name in forms if form in forms[name])
-        message = f"is no measure of init {init!r}, which takes {fitting}; it fits {others}."
+        message = f"does not fit init {init!r}, which takes {fitting}; it fits {others}."
         yield Fault(file=source, key="cycle.grow.form", value=form, message=message)
 
 
