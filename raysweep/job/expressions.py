@@ -104,7 +104,7 @@ def parse(text: str) -> ParsedComparison:
         raise ValueError(f"{text!r} compares more than once; write two rules")
     sign = COMPARISONS.get(type(node.ops[0]))
     if sign is None:
-        raise ValueError(f"{text!r} must be a comparison by one of {' '.join(COMPARISONS.values())}")
+        raise ValueError(f"{text!r} must compare by one of {' '.join(COMPARISONS.values())}")
     left, right = node.left, node.comparators[0]
     # This also walks both sides, so nothing that a rule may not contain gets past here.
     names = frozenset((*_names(left), *_names(right)))
