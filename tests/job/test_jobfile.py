@@ -687,7 +687,8 @@ ONE_STRATEGY = {**LEVEL, "cycle.prune.strategy": {"choice": ["taylor"]}, "model.
                    "cycle.prune.rounds": {"integer": [1, 3], "when": {"cycle.learn.lr": {"above": 0.5}}}}, {},
          "cycle.prune.rounds exists under a condition only. These can: gp, nsga2, quasi_random, random, tpe."),
         ("cmaes", LEVEL, {"minimize": ["loss", "params"]}, f"search.minimize names 2 objectives. {ALL_BUT_CMAES}"),
-        ("cmaes", LEVEL, {"constraints": ["perplexity <= 3"]}, f"it cannot learn from search.constraints. {ALL_BUT_CMAES}"),
+        ("cmaes", LEVEL, {"constraints": ["perplexity <= 3"]},
+         f"it cannot learn from search.constraints. {ALL_BUT_CMAES}"),
         ("strategy_bandit", LEVEL, {}, "none of cycle.prune.strategy, cycle.grow.strategy, cycle.grow.init, "
                                        f"cycle.infer.exit has two choices in its space. {THOSE_WITHOUT_BANDIT}"),
         ("strategy_bandit", ONE_STRATEGY, {}, "has two choices in its space. These can: gp, grid, nsga2,"),
