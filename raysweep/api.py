@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import UsageError
-from raysweep.job.jobfile import Job, load_job
+from raysweep.job.jobfile import Job, check_job, load_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records import environment
-from raysweep.records.folder import SweepFolder, list_sweeps
+from raysweep.records.folder import SweepFolder
+from raysweep.records.results import check_new_sweep, list_sweeps
 from raysweep.records.schema import Status
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep import lifecycle
@@ -61,7 +62,7 @@ def run(
     checked = load_job(job, _with_trials(overrides, trials))
     if address is None:
         check_local_room(checked)
-    SweepFolder.check_new(results, name)
+    check_new_sweep(results, name)
     fingerprints = preflight(checked)
     about = environment.describe() | {
         "fingerprints": fingerprints.__dict__, "sharing": sharing, "code": code_of(checked),
@@ -287,7 +288,9 @@ def _go_on(
     from raysweep.trial.forecast.preflight import check_unchanged
 
     with _driving(folder):
-        before, about = folder.job(), folder.environment()
+        stored, about = folder.job(), folder.environment()
+        # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
+        before = check_job(stored.spec.resolved(), stored.source)
         job = change(before)
         if address is None:
             check_local_room(job)

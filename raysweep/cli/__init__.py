@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import export, jobs, lifecycle, look, simulate
+from raysweep.cli import export, jobs, lifecycle, look, settings, simulate
 from raysweep.cli import run as work
 from raysweep.cli.analyze import heads as analyze
 
@@ -47,6 +47,6 @@ def main() -> None:
 for command in (
     work.run, lifecycle.resume, lifecycle.extend, lifecycle.fork, lifecycle.retry, lifecycle.stop, jobs.validate,
     jobs.plan, look.list_command, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,
-    analyze.analyze, simulate.simulate, look.doctor,
+    analyze.analyze, simulate.simulate, settings.help_command, settings.schema, look.doctor,
 ):  # fmt: skip
     main.add_command(command)

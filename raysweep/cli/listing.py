@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,8 @@ from raysweep.errors import UsageError, known_names_hint
 from raysweep.job import registry
 from raysweep.job.names import DIGITS, EMBEDDED, GLUE, HUB
 from raysweep.job.registry import scratch_sizes
-from raysweep.records.folder import SweepFolder, list_sweeps
+from raysweep.records.folder import SweepFolder
+from raysweep.records.results import list_sweeps
 from raysweep.reports.summary import sweep_state
 
 STRATEGIES = ("prune", "grow", "init", "samplers", "schedulers", "tasks", "exits", "analyses")
@@ -44,18 +43,11 @@ def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
     if kind == "models":
         sizes = [{"name": size, "about": f"from scratch, {family}"} for size, family in sorted(scratch_sizes().items())]
         families = [
-            {"name": f"<any {name}>", "about": first_line("models", name)} for name in registry.available("models")
+            {"name": f"<any {name}>", "about": registry.first_line("models", name)}
+            for name in registry.available("models")
         ]
         return [*sizes, *families]
-    return [{"name": name, "about": first_line(kind, name)} for name in registry.available(kind)]
-
-
-def first_line(kind: str, name: str) -> str:
-    """Return the first line of a strategy's file, without importing it."""
-    spec = importlib.util.find_spec(registry.module_of(kind, name))
-    assert spec is not None and spec.origin is not None
-    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
+    return [{"name": name, "about": registry.first_line(kind, name)} for name in registry.available(kind)]
 
 
 def _sweep(folder: SweepFolder) -> dict[str, Any]:

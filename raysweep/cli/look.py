@@ -113,7 +113,7 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
     Without SWEEPS, on all of them. It answers on this machine only.
     """
     from raysweep.errors import ArchiveError
-    from raysweep.records.folder import list_sweeps
+    from raysweep.records.results import list_sweeps
     from raysweep.reports.tensorboard.server import serve, serve_folder
 
     folders = {name: open_sweep(results, name).path / "tensorboard" for name in (sweeps or list_sweeps(results))}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raysweep.job.spec import SearchSpec
+from raysweep.job.search import SearchSpec
 from raysweep.records import points
 from raysweep.records.objectives import feasible
 from raysweep.records.points import Point

@@ -9,8 +9,8 @@ from typing import Any
 
 from raysweep.errors import ArchiveError
 from raysweep.records import objectives, points
-from raysweep.records.folder import ON_OTHER_SEEDS, SweepFolder
-from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord, recovery
+from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import ON_OTHER_SEEDS, PhaseRecord, Proposal, TrialRecord, recovery
 from raysweep.reports.over_seeds import over_seeds, winner
 
 

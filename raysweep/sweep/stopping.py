@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raysweep.contracts import StoppingRule
 from raysweep.job import registry
-from raysweep.job.spec import SearchSpec
+from raysweep.job.search import SearchSpec
 
 
 def rule_of(search: SearchSpec | None) -> StoppingRule:

@@ -10,8 +10,8 @@ from typing import Any
 
 from raysweep.contracts import raise_unless_go
 from raysweep.errors import TrialError
+from raysweep.job.cycle import InferSpec
 from raysweep.job.plan import TRAINING_PHASES, PhasePlan, TrialPlan
-from raysweep.job.spec import InferSpec
 from raysweep.networks.plasticity.parity import check_parity
 from raysweep.records.halting import reached, result, verdict
 from raysweep.records.schema import PhaseRecord

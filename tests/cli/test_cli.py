@@ -45,7 +45,7 @@ from raysweep.trial.forecast.estimate import estimate
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
 COMMANDS = [
     "run", "resume", "extend", "fork", "retry", "stop", "validate", "plan", "list", "status", "show", "tensorboard",
-    "export", "gc", "analyze", "simulate", "doctor",
+    "export", "gc", "analyze", "simulate", "help", "schema", "doctor",
 ]  # fmt: skip
 
 

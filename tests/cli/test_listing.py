@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.sweeps import contents, finished_sweep, job_mapping, make_sweep
 
-from raysweep.cli.listing import STRATEGIES, first_line, listing
+from raysweep.cli.listing import STRATEGIES, listing
 from raysweep.errors import UsageError
 from raysweep.job import registry
 from raysweep.job.registry import scratch_sizes
@@ -48,7 +48,7 @@ def test_data_are_the_embedded_corpus_and_those_of_the_hub(tmp_path: Path) -> No
 
 def test_a_line_about_a_strategy_is_the_first_of_its_file() -> None:
     first = "Fill the layers with the smallest present fraction first, until layers differ by one head at most."
-    assert first_line("grow", "balanced") == first
+    assert registry.first_line("grow", "balanced") == first
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path: Path) -> None:

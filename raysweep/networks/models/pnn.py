@@ -36,25 +36,44 @@ class Family(contracts.Family):
     """Trunks whose tokens can leave step by step: `cycle.infer`."""
     compiles: ClassVar[bool] = True
     num_steps: Annotated[int, Field(ge=1)] = 4
+    """Applications of the trunk; the number of layers in a trunk of `layers`."""
     trunk: Trunk = "refiner"
+    """`refiner` is one module applied at every step; `hierarchical` a refiner of several blocks; `layers` a stack of
+    BERT's layers; `shared_layer` one of BERT's layers applied at every step, as in ALBERT."""
     intermediate_size: Width | None = None
-    """Default: the size's own."""
+    """Width of the feed-forward layer. Default: the size's own."""
     block_widths: tuple[Width, ...] | None = None
+    """Feed-forward width of each block of a `hierarchical` trunk. Default: 1024, 1536, 2048, 1536, 1024."""
     gate: GateForm = "query_key"
+    """How an update of the state is gated, element by element: `query_key` by the agreement of a query of the state and
+    a key of the update, `constant` by `gate_value`, `scalar` by one learnt number, `none` not at all."""
     gate_value: Annotated[float, Field(gt=0)] = 0.5
+    """The gate of `constant`."""
     init: Init = "reference"
+    """First weights: `reference` as in the published code; `zero` makes the first update exactly 0."""
     tie_word_embeddings: bool = False
+    """Predict tokens with the transposed token embedding."""
     step_weights: StepWeights | None = None
-    """Default: `linear`; for stacks of layers `last`."""
+    """Weight of each step's loss; `ponder` weighs them for each token as the exit head says. Default: `linear`; for
+    stacks of layers `last`."""
     ponder_prior: Share = 0.3
+    """Probability of leaving at a step, in the geometric prior of `ponder`."""
     ponder_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the divergence from this prior in the loss."""
     final_norm: bool = False
+    """Normalise the state before tokens are predicted from it."""
     input_injection: bool = False
+    """Add the embedding to the input of the refiner at every step."""
     step_embedding: bool = False
+    """Add a sinusoidal code of the step to the input of the refiner."""
     random_depth: bool = False
+    """Draw the number of steps anew for each training step, evenly from 1 to 2 x num_steps - 1."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of activations set to 0 in training."""
     type_vocab_size: Annotated[int, Field(ge=0)] = 0
+    """Number of segments to which a token can belong; 0 for no segments."""
     step_head_mask: list[list[float]] | None = None
+    """Factor on the output of each head as [step][head]; later steps use the last row. Default: 1 everywhere."""
 
     def __post_init__(self) -> None:
         fault = conflict(self.trunk, self.gate, self.init, self.random_depth)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.records.folder import ON_OTHER_SEEDS
 from raysweep.records.objectives import ranked
+from raysweep.records.schema import ON_OTHER_SEEDS
 from raysweep.reports.conclusions import (
     conclusion,
     missed_lines,

@@ -11,7 +11,8 @@ import torch
 from raysweep.contracts import Exit
 from raysweep.errors import DataError
 from raysweep.job import registry
-from raysweep.job.spec import InferSpec, ModelSpec
+from raysweep.job.cycle import InferSpec
+from raysweep.job.spec import ModelSpec
 from raysweep.networks.configuration import configuration
 from raysweep.networks.plasticity.compaction import compact
 from raysweep.networks.plasticity.objective import flat_labels, label_count, label_losses

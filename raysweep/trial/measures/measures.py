@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep.contracts import Task
+from raysweep.job.cycle import InferSpec
 from raysweep.job.plan import TrialPlan
-from raysweep.job.spec import InferSpec
 from raysweep.networks.plasticity.accounting import (
     TRAINING_TO_FORWARD,
     active_parameters,

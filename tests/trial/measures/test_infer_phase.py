@@ -19,7 +19,8 @@ from raysweep.errors import DataError, ModelError, SpecError
 from raysweep.job import registry
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
-from raysweep.job.spec import ModelSpec, SearchSpec
+from raysweep.job.search import SearchSpec
+from raysweep.job.spec import ModelSpec
 from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.head_map import HeadMap
