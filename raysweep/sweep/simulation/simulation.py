@@ -1,4 +1,4 @@
-"""A sweep in virtual time: the real agenda, study, dispatcher, stopping rule and recorder, and workers of no weight."""
+"""A sweep in virtual time: the real agenda, study, dispatcher, stopping rule and recorder, with simulated workers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from raysweep.contracts.events import (
+    ControlFailed,
+    Event,
+    PhaseFinished,
+    TrialFinished,
+    TrialLeft,
+    TrialPaused,
+    TrialReleased,
+    TrialResumed,
+)
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, derived_seed
 from raysweep.records.folder import SweepFolder, plan_of
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.admission import has_room
 from raysweep.sweep.agenda import Agenda
-from raysweep.sweep.dispatcher import Dispatcher, Event
+from raysweep.sweep.bookkeeping import record
+from raysweep.sweep.dispatcher import Dispatcher
 from raysweep.sweep.recorder import Recorder
 from raysweep.sweep.simulation.curves import Curves
 from raysweep.sweep.simulation.worker import Chance, Counts, Killed, Store, Time, Worker
@@ -22,12 +33,12 @@ from raysweep.sweep.stopping import rule_of
 from raysweep.sweep.study import Study
 
 RESTART_SECONDS = 17.0
-"""From a worker group's death to its successor's first question."""
+"""From the death of a worker group until the next one asks for work; measured on a real lane."""
 SLOWNESS = 3.0
-"""By how much the slow lanes are slower."""
+"""How many times slower the slow lanes are."""
 NOWHERE = Fingerprints(model="simulated", data="simulated")
-STIRRING = frozenset({"phase", "final", "paused", "left", "control_failed", "released", "resumed_by_rule"})
-"""Events after which a lane that had nothing to do may have something."""
+STIRRING = (PhaseFinished, TrialFinished, TrialPaused, TrialLeft, ControlFailed, TrialReleased, TrialResumed)
+"""Events after which there may be work for an idle lane."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,34 +150,28 @@ class Simulation:
         )
 
     def _take_events(self) -> None:
-        """Record what happened, submit what follows from it, and wake the lanes that may have something to do now."""
+        """Record what happened, submit the trials that follow from it, and wake the lanes that may have work now."""
         stirred = False
+        # A loop: to submit a trial may make events, too.
         while self._dispatcher.events:
             events, self._dispatcher.events = self._dispatcher.events, []
             for event in events:
                 self._take(event)
-            if STIRRING & {event["type"] for event in events}:
+            if any(isinstance(event, STIRRING) for event in events):
                 stirred = True
                 self._submit()
+        # Once, behind the loop, and in the order in which lanes became idle: equal seeds must give equal sweeps.
         if stirred:
             while self._idle:
                 self._wake(self._idle.popleft(), after=0.0)
 
     def _take(self, event: Event) -> None:
-        self._recorder.handle(event)
-        if event["type"] not in ("final", "paused", "resumed_by_rule"):
-            return
-        trial: int = event["trial"]
-        if event["type"] == "final":
-            self._out.discard(trial)
+        record(event, self._recorder, self._agenda)
+        if isinstance(event, TrialFinished | TrialPaused):
+            self._out.discard(event.trial)
+        if isinstance(event, TrialFinished):
             self._ended += 1
-            self._agenda.ended(self._recorder.record_of(trial), self._recorder.reports_of(trial))
             self.news(self._ended, self.now)
-        elif event["type"] == "paused":
-            self._out.discard(trial)
-            self._agenda.paused(trial)
-        else:
-            self._agenda.resumed(trial)
 
     def _submit(self) -> None:
         """Hand trials out as long as lanes have room for them; close when there are none any more."""
