@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysweep.cluster.mailbox import NAMESPACE
-from raysweep.contracts import Decision
+from raysweep.contracts import Decision, Interrupted
 from raysweep.contracts.events import LaneStarted, PhaseFinished, TrialEnding, to_json
 from raysweep.errors import DiskFullError, TrialError
+from raysweep.job.plan import TrialPlan
 from raysweep.job.spec import ScaleSpec
 from raysweep.sweep.lanes import Assignment
 
@@ -139,11 +140,8 @@ def work(config: dict[str, Any]) -> None:
 def _run(assignment: Assignment, lane: LaneConfig, runtime: Runtime, mailbox: Any) -> None:
     """Run one trial; rank 0 says how it ended, or hands it back.
 
-    Other exceptions than those of a trial or a full disk are re-raised: they end the worker, and Ray starts the group
-    again.
+    Other exceptions are re-raised: they end the worker, and Ray starts the group again.
     """
-    from raysweep.contracts import Interrupted
-    from raysweep.job.plan import TrialPlan
     from raysweep.trial.phases import run_trial
     from raysweep.trial.store.phase_store import PhaseStore
 
