@@ -46,6 +46,8 @@ class Claims:
         """
         if not self.sharing:
             return None
+        # The list also holds phases that a halted trial skips, so for such a trial this is a guess: the claim that it
+        # makes when it runs decides.
         following = next((phase for phase in phases if phase.key not in self._done), None)
         if following is None or self._holders.get(following.key, trial) == trial:
             return None

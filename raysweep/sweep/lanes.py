@@ -39,6 +39,8 @@ class Lanes:
 
     def is_replaced(self, lane: str, group: str) -> bool:
         """Note the group of a worker that asks for work; return whether a newer group has taken its place."""
+        # A group is new when one of its workers first asks. All older groups are lost then: Ray starts a lane's workers
+        # again only together.
         groups = self._groups[lane]
         if group not in groups:
             groups.append(group)
@@ -51,6 +53,7 @@ class Lanes:
 
     def assign(self, lane: str, group: str, plan: TrialPlan) -> Assignment:
         """Give a trial to a lane that has none."""
+        # The number tells the ranks apart that have finished the assignment before from those that have not.
         before = self._assignments.get(lane)
         sequence = 0 if before is None else before.sequence + 1
         self._assignments[lane] = Assignment(sequence=sequence, trial=plan.trial, plan=plan.to_json(), group=group)
@@ -84,5 +87,6 @@ class Lanes:
         """
         if lane is not None:
             return self._dead.get(lane)
+        # With `expected` 0 the number of lanes is not known yet, or no lane serves a trial that any may run.
         all_dead = self.expected and len(self._dead) >= self.expected
         return next(iter(self._dead.values())) if all_dead else None

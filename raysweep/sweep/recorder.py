@@ -80,12 +80,16 @@ class Recorder:
         self._open: dict[int, _OpenTrial] = {}
         self._ended: dict[int, TrialRecord] = {}
         self._left: set[int] = set()
+        """Trials left for a later session, which are not open in this one any more."""
         self._reports = {trial: list(reports) for trial, reports in folder.reports().items()}
         self._retries = RetryLog(folder, job.spec.scale.checkpoint_every_steps)
         self._failure: Exception | None = None
+        # The caller of `record_of` and of `start_trial` may be another thread than that which handles events. The lock
+        # is reentrant, as `handle` needs it when it calls `fail`.
         self._changed = threading.Condition()
         self._clock = clock
         self._tensorboard = folder.path / "tensorboard" if tensorboard else None
+        # Before the first trial: TensorBoard shows the columns of the HParams table only where they are declared.
         if self._tensorboard is not None:
             write_experiment(self._tensorboard, job.space)
 
@@ -116,6 +120,7 @@ class Recorder:
             if isinstance(event, TrialEvent) and (event.trial in self._ended or event.trial in self._left):
                 return
             try:
+                # The retry line first, so that it is on the disk when the final record of its trial is.
                 self._retries.note(event)
                 self._record(event)
             except Exception as error:
@@ -216,6 +221,7 @@ class Recorder:
     def _trial_finished(self, event: TrialFinished) -> None:
         trial = self._open.pop(event.trial)
         record = self._final_record(trial, event)
+        # On the disk before anybody learns of it: the sampler must never know a result that the archive lacks.
         self._folder.add_trial(record)
         self._ended[record.trial] = record
         trial.writer.finish(record.status, record.objectives)
@@ -240,9 +246,11 @@ class Recorder:
             violations=outcome.violations,
             # Each earlier session counts as one attempt, however many it took.
             attempts=trial.proposal.attempt - 1 + event.attempts,
+            # A trial that halted ran none of the later cycles.
             phases=[phase.key for phase in trial.plan.phases if halt is None or phase.cycle <= halt.cycle],
             stopped=event.ending.stopped,
             halted=asdict(halt) if halt else None,
+            # An arm goes no further than its trial's result, so it may not have run all of its phases.
             controls={
                 arm: [phase.key for phase in phases if phase.key in trial.phases]
                 for arm, phases in trial.plan.controls.items()

@@ -55,6 +55,7 @@ class EarlyStopping:
             reports: of all trials, in the order in which they were made.
             ended: trials that have a final record.
         """
+        # The last answer of each trial counts: a trial that reported after a pause had been resumed.
         answers = {report.trial: self.decide(report) for report in reports}
         for trial in ended:
             answers.pop(trial, None)

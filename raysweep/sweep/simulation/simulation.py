@@ -43,7 +43,7 @@ STIRRING = (PhaseFinished, TrialFinished, TrialPaused, TrialLeft, ControlFailed,
 
 @dataclass(frozen=True, kw_only=True)
 class Adversity:
-    """What goes wrong."""
+    """What goes wrong in a simulation."""
 
     kill: float
     """Probability that a phase's worker is killed, for each attempt at the phase."""
@@ -53,11 +53,14 @@ class Adversity:
 
 
 @dataclass(kw_only=True)
-class _Lane:
+class _SimulatedLane:
     name: str
     slowness: float
+    """How many times longer everything takes on it."""
     lives: int = 0
+    """Worker groups that were started on it."""
     worker: Time | None = None
+    """The running worker group; None before the first one and after a kill."""
 
 
 @dataclass(kw_only=True)
@@ -69,20 +72,23 @@ class Simulation:
     curves: Curves
     adversity: Adversity
     news: Callable[[int, float], None] = lambda ended, seconds: None
-    """Told how many trials have ended by which virtual time, as they do."""
+    """Called whenever a trial ends, with the number of ended trials and the virtual time."""
     now: float = 0.0
     """Virtual seconds since the start."""
     kills: int = 0
     counts: Counts = field(default_factory=Counts)
     store: Store = field(default_factory=Store)
-    _queue: list[tuple[float, int, _Lane]] = field(default_factory=list)
+    _queue: list[tuple[float, int, _SimulatedLane]] = field(default_factory=list)
+    """A heap: when each lane goes on. The number between breaks ties in the order of entry, so that a run can be
+    repeated exactly."""
     _order: itertools.count[int] = field(default_factory=itertools.count)
-    _idle: deque[_Lane] = field(default_factory=deque)
+    _idle: deque[_SimulatedLane] = field(default_factory=deque)
     _out: set[int] = field(default_factory=set)
-    """Trials that the dispatcher has."""
+    """Trials that the dispatcher has, paused ones left out."""
     _ended: int = 0
 
     def __post_init__(self) -> None:
+        # The parts that a driver has, in the order in which it builds them, without TensorBoard runs.
         scale = self.job.spec.scale
         self._dispatcher = Dispatcher(max_attempts=scale.max_attempts, rule=rule_of(self.job.spec.search))
         study = Study(self.job, self.folder.path / "study.journal") if self.job.space else None
@@ -94,11 +100,12 @@ class Simulation:
         self._lanes = self._make_lanes(min(scale.lanes, self._agenda.remaining))
 
     def run(self) -> list[str]:
-        """Run to the end; return what is wrong if it is never reached, in words."""
+        """Run to the end; return what is wrong, in words, if the end is never reached."""
         self._dispatcher.expect_lanes(len(self._lanes))
         self._submit()
         for lane in self._lanes:
             self._wake(lane, after=0.0)
+        # The queue runs empty when every lane is idle or has returned: nothing can happen any more.
         while self._queue:
             self.now, _, lane = heapq.heappop(self._queue)
             self._go_on(lane)
@@ -111,23 +118,27 @@ class Simulation:
     def num_lanes(self) -> int:
         return len(self._lanes)
 
-    def _make_lanes(self, number: int) -> list[_Lane]:
+    def _make_lanes(self, number: int) -> list[_SimulatedLane]:
+        # Which lanes are slow follows from the seed alone, so that equal seeds give equal sweeps.
         slow = round(self.adversity.stragglers * number)
         order = sorted(range(number), key=lambda lane: derived_seed(str(self.adversity.seed), "slow", lane))
         slowness = {lane: SLOWNESS for lane in order[:slow]}
-        return [_Lane(name=f"lane-{lane}", slowness=slowness.get(lane, 1.0)) for lane in range(number)]
+        return [_SimulatedLane(name=f"lane-{lane}", slowness=slowness.get(lane, 1.0)) for lane in range(number)]
 
-    def _wake(self, lane: _Lane, after: float) -> None:
+    def _wake(self, lane: _SimulatedLane, after: float) -> None:
+        """Let a lane go on so many seconds from now."""
         heapq.heappush(self._queue, (self.now + after, next(self._order), lane))
 
-    def _go_on(self, lane: _Lane) -> None:
-        """Let a lane's worker do what is next, and come back when that is over."""
+    def _go_on(self, lane: _SimulatedLane) -> None:
+        """Run a lane's worker until time passes, and wake the lane when that time is over."""
         if lane.worker is None:
             lane.lives += 1
             lane.worker = self._worker(lane).live()
         try:
+            # -1: the worker has returned for good.
             seconds = next(lane.worker, -1.0)
         except Killed:
+            # The next life of the lane is a new group, to which the dispatcher gives the trial of the lost one.
             self.kills += 1
             lane.worker = None
             self._wake(lane, after=RESTART_SECONDS)
@@ -137,7 +148,7 @@ class Simulation:
         elif seconds >= 0:
             self._wake(lane, after=seconds)
 
-    def _worker(self, lane: _Lane) -> Worker:
+    def _worker(self, lane: _SimulatedLane) -> Worker:
         return Worker(
             lane=lane.name,
             group=f"{lane.name}-{lane.lives}",
@@ -174,7 +185,7 @@ class Simulation:
             self.news(self._ended, self.now)
 
     def _submit(self) -> None:
-        """Hand trials out as long as lanes have room for them; close when there are none any more."""
+        """Submit trials while lanes have room; close the dispatcher when the last one has ended. See the searcher."""
         scale = self.job.spec.scale
         while has_room(len(self._out), lambda: self._dispatcher.waiting, scale.lanes):
             proposal = self._agenda.next()

@@ -104,6 +104,7 @@ class Worker:
         finished = -1
         while True:
             assignment = self.dispatcher.assignment(self.lane, self.group, finished)
+            # A real worker waits inside the mailbox; here the simulation wakes the lane when something has happened.
             if assignment == "leave":
                 return
             if assignment == "idle":
@@ -153,6 +154,7 @@ class _SimulatedTrial:
         self.arm, self.model = arm, None
 
     def skip(self, phase: PhasePlan) -> None:
+        # Without time: a real arm restores a state only when it runs a phase.
         self.model = self.worker.store.outcomes[phase.key][1]
 
     def post(self, event: Event) -> None:
@@ -160,6 +162,7 @@ class _SimulatedTrial:
 
     def run(self, phase: PhasePlan, judged: JudgedProgress | None) -> Generator[float | None, None, PhaseRecord]:
         """Take a phase from the store, or run it."""
+        # The same questions and events as in trial/phases.py: the claim before a phase is run, its record behind it.
         worker, reused = self.worker, phase.key in self.worker.store.outcomes
         if reused:
             yield from worker.passes(FETCH_SECONDS)
@@ -190,6 +193,8 @@ class _SimulatedPhase:
         self.before = self.trial.worker.curves.begin(phase, None if shaped_by else self.trial.model)
         if shaped_by:
             self.before = replace(self.before, heads=store.outcomes[shaped_by][1].heads)
+        # Before the first step, since the loss on the way depends on the heads that are left. The real trial makes the
+        # changes at the steps of events; here they count for the whole phase.
         self.changed = change(phase, self.before)
         # A copy: what is logged from here on is lost with the worker, and the checkpoint must stay as it was written.
         self.trace = store.partial.get(phase.key, Trace()).copy()
@@ -206,6 +211,7 @@ class _SimulatedPhase:
         flops = phase.steps * step_flops(self.trial.plan, density(self.changed.after))
         seconds = worker.curves.seconds(phase, self.before, flops)
         death = worker.chance.death(self.trial.plan.trial, phase.key)
+        # A phase without steps has no checkpoints: its next attempt begins anew.
         if phase.steps:
             yield from self._train(seconds / phase.steps, death)
         else:
@@ -215,11 +221,13 @@ class _SimulatedPhase:
         loss = self._loss(1.0)
         outcome = record(self.trial.plan, phase, self.changed, loss, self.trace, seconds)
         worker.store.outcomes[phase.key] = outcome, replace(self.changed.after, loss=loss)
+        # As the real store does: behind the outcome nothing resumes from the checkpoint.
         worker.store.partial.pop(phase.key, None)
         worker.counts.runs[phase.key] += 1
 
     def _train(self, step_seconds: float, death: float | None) -> Time:
         counts, start, steps = self.trial.worker.counts, self.trace.step, self.phase.steps
+        # Of the steps that are left, so that each attempt gets on by some on average, however often workers die.
         last = steps if death is None else start + math.floor(death * (steps - start))
         if start:
             self.trial.post(PhaseResumed.of(self.trial.plan, self.phase, self.trial.arm, step=start))
@@ -237,6 +245,7 @@ class _SimulatedPhase:
 
     def _moments(self, start: int, steps: int) -> list[int]:
         """Return the steps after which there is something to do."""
+        # Time jumps from one of these steps to the next: a simulation costs nothing for the steps between.
         every = (LOG_EVERY, self.phase.params["evaluate_every"], self.trial.plan.checkpoint_every_steps)
         due = {step for each in every if each for step in range(each, steps, each) if step > start}
         return sorted(due | {steps})
@@ -255,12 +264,14 @@ class _SimulatedPhase:
             return
         if params["evaluate_every"] and step % params["evaluate_every"] == 0:
             decisions.append(self._evaluate(step))
+        # A trial that is paused or left goes on from this very step; one that is stopped never goes on.
         decision = first_not_go(decisions)
         if decision.action in ("pause", "leave") or step % self.trial.plan.checkpoint_every_steps == 0:
             worker.store.partial[self.phase.key] = self.trace.copy()
         raise_unless_go(decision)
 
     def _evaluate(self, step: int) -> Decision:
+        """Evaluate, and report the loss where the phase is judged."""
         plan = self.trial.plan
         loss, flops = self._loss(step / self.phase.steps), step * step_flops(plan, density(self.changed.after))
         self.trace.evaluations.append({"step": float(step), "loss": loss, "training_flops": flops})
