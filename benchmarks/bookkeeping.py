@@ -16,12 +16,14 @@ from typing import Any
 
 from benchmarks.many_trials import JOB, phase_records
 from benchmarks.reference import figure, write
+from raysweep.contracts.events import Event, PhaseFinished, TrialEnding, TrialFinished
 from raysweep.job.jobfile import Job, load_job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Proposal
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.agenda import Agenda
+from raysweep.sweep.bookkeeping import record
 from raysweep.sweep.recorder import Recorder
 from raysweep.sweep.study import Study
 
@@ -90,28 +92,24 @@ class Stub:
         events = self._events(plan)
         started = time.perf_counter()
         for event in events:
-            self._recorder.handle(event)
-        self._agenda.ended(self._recorder.record_of(plan.trial), self._recorder.reports_of(plan.trial))
+            record(event, self._recorder, self._agenda)
         return began + time.perf_counter() - started
 
     def _plan(self, proposal: Proposal) -> TrialPlan:
         spec = self._job.with_values(proposal.values, seed=proposal.seed)
         return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=FINGERPRINTS)
 
-    def _events(self, plan: TrialPlan) -> list[dict[str, Any]]:
+    def _events(self, plan: TrialPlan) -> list[Event]:
         if not self._records:
             self._records = {record.phase: record.to_dict() for record in phase_records(plan, set())}
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         for phase in plan.phases:
             about = {"trial": plan.trial, "key": phase.key, "reused": phase.key in self._ran}
             loss = 3.0 + random.Random(phase.key).random()
             self._ran.add(phase.key)
-            events.append({
-                "type": "phase", "trial": plan.trial,
-                "record": {**self._records[phase.kind], **about, "loss": loss},
-            })  # fmt: skip
-        final = {"type": "final", "trial": plan.trial, "status": "COMPLETE", "attempts": 1, "error": None}
-        return [*events, final]
+            content = {**self._records[phase.kind], **about, "loss": loss}
+            events.append(PhaseFinished(trial=plan.trial, record=content))
+        return [*events, TrialFinished(trial=plan.trial, ending=TrialEnding(status="COMPLETE"), attempts=1)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing."""
+"""Check what this machine can do and what it lacks, for `raysweep doctor`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Check:
+    """What one check found."""
+
     what: str
     status: Literal["ok", "note", "bad"]
+    """`bad`: the quickstart cannot run; `note`: it can, with limits."""
     found: str
 
 
 def examine() -> list[Check]:
-    """Return findings; `bad` ones keep the quickstart from running."""
+    """Run all checks."""
     checks = (_python, _packages, _processors, _gpus, _memory, _cache, _disk, _loopback, _hub)
     return [_carry_out(check) for check in checks]
 
 
 def _carry_out(check: Callable[[], Check]) -> Check:
-    """Return what a check finds; one that breaks down, as on a package that cannot be imported, has found enough."""
+    """Run one check. An exception, as of a package that cannot be imported, is itself a `bad` finding."""
     try:
         return check()
+    # The other checks still run: whoever asks the doctor wants to know of all faults at once.
     except Exception as error:
         return Check(check.__name__.strip("_"), "bad", f"{type(error).__name__}: {error}")
 
@@ -59,6 +63,7 @@ def _processors() -> Check:
 
 
 def _gpus() -> Check:
+    # Imported here, inside a check: a broken torch is a finding, and must not keep the doctor from starting.
     import torch
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -66,6 +71,7 @@ def _gpus() -> Check:
 
 
 def _memory() -> Check:
+    # Windows has no sysconf, and macOS not this name.
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return Check("memory", "note", "unknown on this system")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -93,6 +99,7 @@ def _disk() -> Check:
 
 
 def _loopback() -> Check:
+    # The address on which connection.py starts Ray.
     address = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
     try:
         with socket.socket() as probe:
@@ -103,6 +110,7 @@ def _loopback() -> Check:
 
 
 def _hub() -> Check:
+    # Offline is no fault: a model or corpus in the local cache is enough, and the embedded corpus needs no hub.
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return Check("hub", "note", "HF_HUB_OFFLINE is set: hub names work only from the local cache")
     try:

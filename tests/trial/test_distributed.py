@@ -24,7 +24,7 @@ from raysweep.networks.plasticity.probe import probe
 from raysweep.trial.acts import HeadMeter, grow
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.measures.evaluation import shared_batches
-from raysweep.trial.phases import _Trial, run_trial
+from raysweep.trial.phases import _TrialRunner, run_trial
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import PhaseStore
@@ -81,7 +81,7 @@ def run_trials(folder: Path) -> dict[str, Any]:
     found = {}
     for name, changes in PLANS.items():
         plan = plan_of(**changes)
-        trial = _Trial.of(plan, cpu(), PhaseStore(folder / name))
+        trial = _TrialRunner.of(plan, cpu(), PhaseStore(folder / name))
         records = [trial.record_of(phase).outcome() for phase in plan.phases]
         assert trial.state is not None
         digests = {n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in trial.state.tensors().items()}

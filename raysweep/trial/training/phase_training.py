@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.contracts import GO, Decision, first_not_go, raise_unless_go
+from raysweep.contracts.events import PhaseResumed, StepLogged
 from raysweep.job.plan import PhasePlan, derived_seed
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.trial.data.tokens import BatchOrder
@@ -117,7 +118,7 @@ class PhaseTraining:
             self._trajectory.resume(partial.trajectory, partial.tensors)
             training.unlogged.copy_(partial.tensors[UNLOGGED][runtime.rank])
             if runtime.rank == 0:
-                runtime.emit(self._event("resumed", step=start))
+                runtime.emit(PhaseResumed.of(self.measures.plan, self.phase, self.arm, step=start))
         return start
 
     def _between_steps(self, step: int) -> None:
@@ -167,7 +168,8 @@ class PhaseTraining:
 
     def _report_progress(self, point: dict[str, float]) -> None:
         """Report a logged point to the sweep, and keep its answer until the step is over."""
-        self._answers.append(self.measures.runtime.ask(self._event("progress", point=point)))
+        logged = StepLogged.of(self.measures.plan, self.phase, self.arm, point=point)
+        self._answers.append(self.measures.runtime.ask(logged))
 
     def _report(self, point: dict[str, float]) -> Decision:
         """Report an evaluation to the stopping rule; return its decision."""
@@ -177,11 +179,6 @@ class PhaseTraining:
             self.phase, int(point["step"]), loss=point["loss"], flops=point["training_flops"],
             dense_flops_per_step=self.measures.dense_step_flops(self.state),
         )  # fmt: skip
-
-    def _event(self, kind: str, **content: Any) -> dict[str, Any]:
-        phase = self.phase
-        about = {"trial": self.measures.plan.trial, "arm": self.arm, "phase": phase.kind, "cycle": phase.cycle}
-        return {"type": kind, **about, "steps": phase.steps, **content}
 
     def _step_flops(self) -> float:
         """Return the FLOPs of a training step with the present heads."""
