@@ -132,8 +132,7 @@ def positions_of(config: Any, family: Family) -> float:
     """Return how many tokens a window may have; infinity where a network has no table of positions."""
     table = getattr(config, "max_position_embeddings", math.inf)
     # RoBERTa counts positions from the padding token's id, so the first rows of its table belong to no token.
-    reserved = getattr(family, "reserved_positions", None)
-    return float(table) if reserved is None else float(table - reserved(config))
+    return float(table - family.reserved_positions(config))
 
 
 def is_hub_name(name: str) -> bool:

@@ -66,7 +66,7 @@ def check_compiles(model: ModelSpec, *, seq_len: int) -> None:
     # With random depth the number of steps changes from one training step to the next, and each number would be
     # traced and compiled anew.
     random_depth = getattr(config, "random_depth", False)
-    if random_depth or not getattr(family, "compiles", False):
+    if random_depth or not family.compiles:
         what = "its depth is random" if random_depth else "only networks of pnn are"
         raise ModelError(f"training.compile: model {model.name!r} cannot be compiled: {what}. Remove training.compile.")
 
