@@ -446,6 +446,7 @@ def test_a_rule_that_hardly_any_point_meets_ends_in_an_error_and_not_in_a_point_
 
 def test_corner_assignments_meet_the_rules_and_leave_out_corners_that_cannot() -> None:
     space = parse_space({"a": {"integer": [0, 9]}, "b": {"integer": [0, 9]}, "require": ["a + b >= 9", "a != 1"]}, "s")
+    visited: list[tuple[str, dict[str, Any]]]
     visited = [(parameter.path, values) for parameter, values in space.corner_assignments({})]
     assert all(values["a"] + values["b"] >= 9 and values["a"] != 1 for _, values in visited)
     assert {(path, values[path]) for path, values in visited} == {("a", 0), ("a", 9), ("b", 0), ("b", 1), ("b", 9)}

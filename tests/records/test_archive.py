@@ -198,8 +198,8 @@ def test_sweeps_are_listed_oldest_first(tmp_path: Path) -> None:
 def test_records_read_back_as_they_were_added(sweep: SweepFolder) -> None:
     proposals = [proposal(1, level=0.3), proposal(2, tokenizer=None)]
     phases = [phase(1, "k1"), phase(1, "k2"), phase(2, "k1")]
-    for record in proposals:
-        sweep.add_proposal(record)
+    for proposed in proposals:
+        sweep.add_proposal(proposed)
     for record in phases:
         sweep.add_phase(record)
     sweep.add_trial(ended(1))

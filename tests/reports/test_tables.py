@@ -28,9 +28,11 @@ from support.sweeps import (
 )
 
 from raysweep.cluster.doctor import Check
+from raysweep.reports.conclusions import show_perplexity
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.reports.tables.listing import print_examination, print_listing
-from raysweep.reports.tables.sweep import last_cycle, print_sweep, show_perplexity, show_value
+from raysweep.reports.tables.parts import show_value
+from raysweep.reports.tables.sweep import last_cycle, print_sweep
 from raysweep.reports.tables.trial import print_trial
 
 
@@ -234,7 +236,7 @@ def test_one_trial_shows_values_phases_decisions_heads_and_samples(tmp_path: Pat
 def test_one_trial_shows_how_far_scores_agree_with_contributions_the_best_first(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path)
     add_trial(folder, 1, perplexities={"baseline": 40.0})
-    agreement = {
+    agreement: dict[str, dict[str, float | None]] = {
         "entropy": {"global": None, "layer_centred": None},
         "taylor": {"global": 0.734, "layer_centred": -0.5},
         "signed_taylor": {"global": -0.25, "layer_centred": None},

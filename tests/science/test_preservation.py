@@ -68,7 +68,7 @@ def test_a_network_preserves_its_own_function_exactly(kind: str) -> None:
 def biased(logits: torch.Tensor) -> PlasticModel:
     """Return a BERT whose logits are the same everywhere."""
     model = tiny_model("bert", dtype=torch.float32)
-    head: Any = model.network.cls.predictions  # type: ignore[union-attr]
+    head: Any = model.network.cls.predictions
     with torch.no_grad():
         head.transform.LayerNorm.weight.zero_()
         head.transform.LayerNorm.bias.zero_()
@@ -244,7 +244,7 @@ def test_absent_heads_keep_their_places_and_have_no_divergence() -> None:
 
 def test_a_loss_that_is_no_number_is_an_error() -> None:
     one, other = tiny_model("gpt2", dtype=torch.float32), tiny_model("gpt2", dtype=torch.float32)
-    other.network.transformer.ln_f.bias.data[0] = math.nan  # type: ignore[union-attr]
+    other.network.transformer.ln_f.bias.data[0] = math.nan
     with pytest.raises(DivergedError, match="the losses are .* and nan"):
         compared(one, other, causal(some_tokens()))
 
@@ -274,7 +274,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("llama", "llama", 0, TEXT), ("bert", "bert", 0, TEXT), ("pnn", "pnn", 0, TEXT),
     ):  # fmt: skip
         model = tiny_model(kind, dtype=torch.float32, seed=seed)
-        model.network.save_pretrained(path / name)  # type: ignore[operator]
+        model.network.save_pretrained(path / name)
         tokenizer_of(words).save_pretrained(path / name)
     shallow = AutoModelForCausalLM.from_pretrained(path / "model")
     shallow.transformer.h, shallow.config.n_layer = shallow.transformer.h[:2], 2
@@ -344,7 +344,7 @@ def test_another_vocabulary_is_refused_whatever_tokenizer_is_named(folder: Path)
 def test_both_formats_of_an_export_are_one_function(tmp_path: Path) -> None:
     sweep = finished_sweep(tmp_path, "small", model__name="llama-nano")
     for form in ("compact", "dense"):
-        export(sweep, 1, tmp_path / form, form)  # type: ignore[arg-type]
+        export(sweep, 1, tmp_path / form, form)
     (tmp_path / "text.txt").write_text(TEXT * 4, encoding="utf-8")
     content = json.loads(asked(tmp_path, "compact", "dense", "--json").stdout)
     absent = [

@@ -164,7 +164,8 @@ def test_the_planted_head_goes_first_and_hurts_exactly() -> None:
     whole = loss_without(network, [], 1)
     for arm in arms.values():
         assert arm.damaged == pytest.approx(loss_without(network, arm.heads, 1), abs=1e-6)
-        assert arm.harm is not None and arm.harm.mean == pytest.approx(arm.damaged - whole, abs=1e-6)
+        assert arm.damaged is not None and arm.harm is not None
+        assert arm.harm.mean == pytest.approx(arm.damaged - whole, abs=1e-6)
     assert arms["lowest"].harm == Interval(mean=0.0, low=0.0, high=0.0)
     assert abs(arms["highest"].harm.mean) > 1e-3  # type: ignore[union-attr]
     assert arms["lowest"].learned == pytest.approx(arms["dense"].learned, abs=0.2)
@@ -213,7 +214,7 @@ def test_one_broken_arm_breaks_no_other() -> None:
                 next(state.model.parameters()).data.fill_(math.nan)
             return state
 
-    asked = {"strategy": "magnitude", "level": 1 / 9, "steps": 2, "draws": 3}
+    asked: dict[str, Any] = {"strategy": "magnitude", "level": 1 / 9, "steps": 2, "draws": 3}
     arms, whole = (
         {arm.arm: arm for arm in damage(subject_of(planted_network(), maker=maker, **asked))}
         for maker in (Breaking, StressSubject)
@@ -255,7 +256,7 @@ def test_the_conflict_set_of_planted_scores() -> None:
     for row in rows.values():
         assert row.loss_a == pytest.approx(loss_without(network, row.heads, 1), abs=1e-6)
         assert row.loss_b == pytest.approx(loss_without(network, row.heads, 3), abs=1e-6)
-        assert row.harm_b is not None
+        assert row.harm_b is not None and row.loss_b is not None
         assert row.harm_b.mean == pytest.approx(row.loss_b - loss_without(network, [], 3), abs=1e-6)
     assert rows["none"].heads == [] and rows["none"].harm_a == Interval(mean=0.0, low=0.0, high=0.0)
 
@@ -326,7 +327,7 @@ def test_absent_heads_stay_absent_and_are_never_removed_again() -> None:
     assert all((0, 0) not in arm.heads and len(arm.heads) == 2 for arm in arms[1:])
     state = subject.state()
     subject.train(state, subject.a.train, "test")
-    assert not state.model.network.transformer.h[0].attn.c_proj.weight.data[:5].any()  # type: ignore[union-attr]
+    assert not state.model.network.transformer.h[0].attn.c_proj.weight.data[:5].any()
 
 
 def test_hidden_tokens_can_be_learned_by_turns_too() -> None:
@@ -357,9 +358,9 @@ def asked(model: str, other: Path | str, *options: str) -> Result:
 
 
 def test_both_texts_are_read_with_the_tokenizer_of_a(text: Path) -> None:
-    specs = [DataSpec(name=name, seq_len=16, eval_tokens=64, probe_windows=2) for name in ("python-docs", str(text))]
-    subject = load_subject("gpt2-nano", *specs, StressOptions(baseline=1, batch_size=2), cpu())
-    back = load_subject("gpt2-nano", *reversed(specs), StressOptions(baseline=1, batch_size=2), cpu())
+    a, b = (DataSpec(name=name, seq_len=16, eval_tokens=64, probe_windows=2) for name in ("python-docs", str(text)))
+    subject = load_subject("gpt2-nano", a, b, StressOptions(baseline=1, batch_size=2), cpu())
+    back = load_subject("gpt2-nano", b, a, StressOptions(baseline=1, batch_size=2), cpu())
     assert subject.network.config.vocab_size != back.network.config.vocab_size
     assert int(subject.b.train.max()) < subject.network.config.vocab_size
     assert not np.array_equal(subject.b.train[:4], back.a.train[:4])
@@ -378,7 +379,7 @@ def test_an_export_is_stressed_with_the_heads_it_has(text: Path, tmp_path: Path)
     sweep = finished_sweep(tmp_path, "small", model__name="llama-nano")
     contents = []
     for form in ("compact", "dense"):
-        export(sweep, 1, tmp_path / form, form)  # type: ignore[arg-type]
+        export(sweep, 1, tmp_path / form, form)
         done = asked(str(tmp_path / form), text, "--json", "--protocol", "conflict", "--set", "form=ov",
                      "--strategy", "magnitude", "--baseline", "0")  # fmt: skip
         assert done.exit_code == 0, done.output

@@ -484,7 +484,11 @@ class Sweep:
     said: list[tuple[Decision | None, dict[int, Decision]]] = dataclasses.field(default_factory=list)
 
     def tell(self, news: Report | int) -> tuple[Decision | None, dict[int, Decision]]:
-        answer = self.rule.ended(news) if isinstance(news, int) else self.rule.report(news)
+        answer: Decision | None = None
+        if isinstance(news, int):
+            self.rule.ended(news)
+        else:
+            answer = self.rule.report(news)
         self.told.append(news)
         self.said.append((answer, self.rule.decided()))
         return self.said[-1]

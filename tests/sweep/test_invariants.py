@@ -52,8 +52,8 @@ def tell(folder: SweepFolder, trial: int | None, state: int) -> None:
 
 
 def end(folder: SweepFolder, trial: int, phases: list[PhaseRecord], status: str = "COMPLETE", **about: Any) -> None:
-    for record in phases:
-        folder.add_phase(record)
+    for phase in phases:
+        folder.add_phase(phase)
     record = trial_record(trial, status, phases, **about)
     goals = {} if record.objective is None else {"loss": record.objective}
     folder.add_trial(replace(record, objectives=goals))

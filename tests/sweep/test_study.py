@@ -218,7 +218,8 @@ def test_a_stopped_trial_teaches_by_its_reports_and_a_failed_one_nothing() -> No
 
 def test_a_grid_proposes_every_point_once_and_ends() -> None:
     job = some_job("grid")
-    study, found = Study(job, None), []
+    study = Study(job, None)
+    found: list[Values] = []
     while (values := study.ask(len(found) + 1)) is not None:
         found.append(values)
     assert job.space is not None and found == list(job.space.points(job.spec.resolved()))
@@ -251,7 +252,7 @@ def test_quasi_random_points_are_spread_more_evenly_than_random_ones_under_condi
         "cycle.learn.lr": {"log_uniform": [1e-4, 1e-2]},
     }
     study = Study(some_job("quasi_random", space, {"sequence": sequence}), None)
-    points = [study.ask(trial) or {} for trial in range(1, 65)]
+    points: list[dict[str, Any]] = [study.ask(trial) or {} for trial in range(1, 65)]
     lows = [values.get("cycle.prune.direction") for values in points]
     assert abs(lows.count("low") - 16) <= 1 and abs(lows.count("high") - 16) <= 1
     rates = sorted((math.log10(values["cycle.learn.lr"]) + 4) / 2 for values in points)

@@ -263,7 +263,7 @@ def test_a_mask_by_step_and_absent_heads_act_together(kind: str) -> None:
 
 # The whole cycle.
 
-QUICK = {"model__name": "pnn-nano", "cycle__baseline__lr": 3e-3}
+QUICK: dict[str, Any] = {"model__name": "pnn-nano", "cycle__baseline__lr": 3e-3}
 
 
 @pytest.mark.parametrize(
