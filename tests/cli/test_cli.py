@@ -38,7 +38,7 @@ from raysweep.job.plan import Fingerprints
 from raysweep.job.yamlfile import dump_mapping
 from raysweep.records import atomic_folders as entries
 from raysweep.records.folder import SweepFolder
-from raysweep.records.schema import Session
+from raysweep.records.schema import Session, Status
 from raysweep.sweep.limits import ASKED
 from raysweep.trial.forecast.estimate import estimate
 
@@ -339,7 +339,7 @@ def test_a_plan_is_judged_by_earlier_sweeps_of_the_same_work() -> None:
 class FakeSweep:
     """Stands for `api.run` and `api.resume`: tells of one trial, and leaves its record."""
 
-    def __init__(self, status: str = "COMPLETE", interrupt: bool = False) -> None:
+    def __init__(self, status: Status = "COMPLETE", interrupt: bool = False) -> None:
         self.status, self.interrupt = status, interrupt
         self.asked: dict[str, Any] = {}
 

@@ -801,9 +801,10 @@ def test_values_that_break_a_rule_of_the_job_are_refused() -> None:
 
 
 def test_a_job_cannot_be_changed_after_its_check() -> None:
-    spec = check_job(BASE, "job.yaml").spec
+    prune = check_job(BASE, "job.yaml").spec.cycle.prune
+    assert prune is not None
     with pytest.raises(ValueError, match="frozen"):
-        spec.cycle.prune.level = 0.9  # type: ignore[union-attr]
+        prune.level = 0.9
 
 
 # The files of the repository

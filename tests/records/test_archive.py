@@ -92,7 +92,8 @@ def test_a_sweep_holds_its_job_and_environment(tmp_path: Path) -> None:
     assert opened.name == "mine" and opened.path == created.path == (tmp_path / "mine").resolve()
     assert opened.environment() == {"commit": "é", "cores": 2, "none": None}
     assert opened.job().spec == a_job().spec
-    assert opened.job().space.parameters == a_job().space.parameters  # type: ignore[union-attr]
+    space, expected = opened.job().space, a_job().space
+    assert space is not None and expected is not None and space.parameters == expected.parameters
     assert opened.store == opened.path / "checkpoints"
 
 

@@ -28,6 +28,7 @@ from support.sweeps import (
 )
 
 from raysweep.cluster.doctor import Check
+from raysweep.records.schema import Status
 from raysweep.reports.conclusions import show_perplexity
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.reports.tables.listing import print_examination, print_listing
@@ -93,7 +94,7 @@ def test_a_trial_that_did_not_complete_shows_how_far_it_came_and_why(tmp_path: P
 
 
 @pytest.mark.parametrize("status", ["STOPPED", "DIVERGED", "CANCELLED", None])
-def test_a_sweep_without_a_completed_trial_says_so(tmp_path: Path, status: str | None) -> None:
+def test_a_sweep_without_a_completed_trial_says_so(tmp_path: Path, status: Status | None) -> None:
     folder = make_sweep(tmp_path)
     add_trial(folder, 1, perplexities={"baseline": 40.0}, status=status)
     text = sweep_text(folder)

@@ -156,7 +156,8 @@ def test_a_head_that_looks_elsewhere_is_found_where_it_is(kind: str) -> None:
         expected = jensen_shannon(ours.maps[layer], theirs.maps[layer])[:, :, 1:].mean((0, 2))
         assert row == pytest.approx(expected.tolist(), abs=1e-6)
     before = [*found.divergence[0], *(value for head, value in enumerate(found.divergence[1]) if head != 2)]
-    assert set(before) == {0.0} and found.divergence[1][2] > 0.01  # type: ignore[operator]
+    there = found.divergence[1][2]
+    assert set(before) == {0.0} and there is not None and there > 0.01
     assert min(value for value in found.divergence[2] if value is not None) > 0
     for layer, (a, b) in enumerate(zip(ours.states, theirs.states, strict=True)):
         assert found.layers[layer].cosine == pytest.approx(
@@ -194,10 +195,10 @@ def test_hidden_keys_are_not_looked_at_however_they_are_hidden() -> None:
     later = torch.ones(70, 70, dtype=torch.bool).tril()
     added = torch.zeros(70, 70).masked_fill(~later, torch.finfo(torch.float32).min)
     p, q = (x.double().masked_fill(~later, -math.inf).softmax(-1) for x in (scores, others))
-    ways = [{"causal": True}, {"mask": later[None, None]}, {"mask": added[None, None]}]
+    ways: list[dict[str, Any]] = [{"causal": True}, {"mask": later[None, None]}, {"mask": added[None, None]}]
     for one in ways:
         for other in ways:
-            found, visible = attention_divergence(looking_at(scores, **one), looking_at(others, **other))  # type: ignore[arg-type]
+            found, visible = attention_divergence(looking_at(scores, **one), looking_at(others, **other))
             torch.testing.assert_close(found[0, 0], jensen_shannon(p, q), atol=1e-9, rtol=0)
             assert visible[0, 0].tolist() == list(range(1, 71))
 

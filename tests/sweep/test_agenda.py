@@ -56,7 +56,7 @@ def memory_is_disk_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def job_of(search: str) -> Job:
-    job = {
+    job: dict[str, Any] = {
         "name": "demo",
         "seed": 7,
         "model": {"name": "gpt2-nano"},
@@ -64,7 +64,7 @@ def job_of(search: str) -> Job:
         "search": {"space": {"cycle.prune.level": {"choice": LEVELS}, "cycle.grow.ratio": {"choice": [0, 0.5, 1]}}}
         | {"trials": 4, "sampler": {"name": "random"}},
     }
-    job["search"].update(json.loads(search))  # type: ignore[attr-defined]
+    job["search"].update(json.loads(search))
     return check_job(job, "demo.yaml")
 
 

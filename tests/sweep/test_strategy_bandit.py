@@ -127,8 +127,8 @@ def test_it_finds_the_planted_pair_and_stays_with_it_where_uniform_choice_does_n
 
 
 def test_settings_are_drawn_near_their_optimum_too() -> None:
-    late = points_of(Study(job_of(), None), 50, planted)[20:]
-    near = sum(abs(float(values[LEVEL]) - 0.3) < 0.08 for values in late)  # type: ignore[arg-type]
+    late: list[dict[str, Any]] = points_of(Study(job_of(), None), 50, planted)[20:]
+    near = sum(abs(float(values[LEVEL]) - 0.3) < 0.08 for values in late)
     assert near > 15  # three of eleven levels
 
 

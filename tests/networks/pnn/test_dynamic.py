@@ -61,7 +61,8 @@ def test_leaving_saves_work_and_changes_nothing_of_what_a_frozen_token_gives(var
     """Whatever left is put back after every step of the full computation: states and predictions are the same."""
     network, batch = network_of(**VARIANTS[variant]), batch_of(tokens_of(4), [7, 4, 6, 5])
     found = run(network, batch, rule)
-    real = batch.attention_mask.bool()  # type: ignore[union-attr]
+    assert batch.attention_mask is not None
+    real = batch.attention_mask.bool()
     assert (found.steps[~real] == 0).all()
     assert (found.steps[real] >= 1).all() and (found.steps <= 5).all()
     with torch.no_grad():
@@ -145,7 +146,7 @@ def test_rules_that_read_predictions_ask_labelled_tokens_alone(rule: str) -> Non
     predicted: list[int] = []
     network.decoder.register_forward_hook(lambda m, i, o: predicted.append(len(o)))
     found = run(network, batch, rule)
-    assert predicted[0] == len(batch.labelled)  # type: ignore[arg-type]
+    assert batch.labelled is not None and predicted[0] == len(batch.labelled)
     at = found.steps.flatten()[batch.labelled].view(4, 2)
     last = at.amax(1, keepdim=True)
     others = batch.labels == NO_LABEL

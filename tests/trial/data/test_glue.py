@@ -31,7 +31,7 @@ from raysweep.trial.measures.evaluation import evaluate
 from raysweep.trial.measures.metrics import classification_metrics
 from raysweep.trial.runtime import Runtime
 
-PAIRED = ModelSpec(name="pnn-nano", task="sequence_classification", type_vocab_size=2)  # type: ignore[call-arg]
+PAIRED = ModelSpec.model_validate({"name": "pnn-nano", "task": "sequence_classification", "type_vocab_size": 2})
 SEQ_LEN = 16
 
 
@@ -95,7 +95,8 @@ def test_segments_are_the_same_in_any_company(tmp_path: Path) -> None:
     whole = task.batch(rows, range(5))
     for order in ([3], [4, 0]):
         alone, part = task.batch(rows[order], order), rows_of(whole, order)
-        assert torch.equal(alone.token_types, part.token_types)  # type: ignore[arg-type]
+        assert alone.token_types is not None and part.token_types is not None
+        assert torch.equal(alone.token_types, part.token_types)
         assert torch.equal(alone.inputs, part.inputs)
 
 

@@ -159,7 +159,8 @@ def test_tensorboard_shows_both_halves(tmp_path: Path) -> None:
 def test_the_error_rate_can_be_minimized(tmp_path: Path) -> None:
     records = records_of(tmp_path)
     judged = judge(SearchSpec(minimize="error_rate", constraints=("infer.accuracy >= 2",)), records, {})
-    assert judged.objectives == {"error_rate": 1 - records[-1].accuracy}  # type: ignore[operator]
+    accuracy = records[-1].accuracy
+    assert accuracy is not None and judged.objectives == {"error_rate": 1 - accuracy}
     assert judged.violations["infer.accuracy >= 2"] > 1
 
 
