@@ -46,7 +46,7 @@ def main() -> None:
 
 for command in (
     work.run, lifecycle.resume, lifecycle.extend, lifecycle.fork, lifecycle.retry, lifecycle.stop, jobs.validate,
-    jobs.plan, look.list_command, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,
+    jobs.plan, look.list_command, jobs.copy, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,
     analyze.analyze, simulate.simulate, look.doctor,
 ):  # fmt: skip
     main.add_command(command)

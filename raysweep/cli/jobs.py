@@ -1,4 +1,4 @@
-"""Commands on job files, which start nothing: validate and plan."""
+"""Commands on job files, which start nothing: validate, plan and copy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def plan(
 ) -> None:  # fmt: skip
     """Show what a job would do and take; start nothing.
 
-    Trials, phases, what is shared, and an estimate of time, memory and disk. Without JOB, of jobs/quickstart.yaml.
+    Trials, phases, what is shared, and an estimate of time, memory and disk. JOB is a YAML file, or one of those that
+    `raysweep list jobs` names; without it, jobs/quickstart.yaml.
     """
     from raysweep import api
     from raysweep.reports.tables.estimate import print_estimate
@@ -83,3 +84,25 @@ def plan(
     else:
         print_estimate(checked.spec.resolved(), estimate.to_dict(), console())
         print_next(command_on("run", job, overrides, trials))
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--to", type=click.Path(path_type=Path, file_okay=False), default=Path(), metavar="FOLDER",
+    help="Where to write jobs/ and search_spaces/. Default: here.",
+)  # fmt: skip
+def copy(name: str, to: Path) -> None:
+    """Write a job that ships with raysweep here, to edit it.
+
+    NAME is one of those that `raysweep list jobs` names. The search space that the job names is written with it; a file
+    that is here already is never overwritten.
+    """
+    from raysweep.job.copying import copy_shipped
+
+    for file in copy_shipped(name, to):
+        click.echo(f"wrote {file}")
+    if Path(name).parent.name == "jobs":
+        print_next(*(command_on(command, to / name, ()) for command in ("plan", "run")))
+    else:
+        print_next(command_on("plan", Path(QUICKSTART), [f"search.space={to / name}"]))

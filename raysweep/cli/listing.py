@@ -11,6 +11,7 @@ from raysweep.errors import UsageError, known_names_hint
 from raysweep.job import registry
 from raysweep.job.names import DIGITS, EMBEDDED, GLUE, HUB
 from raysweep.job.registry import scratch_sizes
+from raysweep.job.shipped import shipped_files
 from raysweep.records.folder import SweepFolder, list_sweeps
 from raysweep.reports.summary import sweep_state
 
@@ -23,7 +24,7 @@ def listing(kind: str | None, results: Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         UsageError: no such kind.
     """
-    kinds = (*STRATEGIES, "models", "data", "sweeps")
+    kinds = (*STRATEGIES, "models", "data", "jobs", "sweeps")
     if kind is not None and kind not in kinds:
         raise UsageError(f"list: {known_names_hint(kind, kinds)}")
     return {name: _entries(name, results) for name in kinds if kind in (None, name)}
@@ -32,6 +33,11 @@ def listing(kind: str | None, results: Path) -> dict[str, list[dict[str, Any]]]:
 def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
     if kind == "sweeps":
         return [_sweep(SweepFolder(results / name)) for name in list_sweeps(results)]
+    if kind == "jobs":
+        # A job here takes the place of the shipped one of its name, as when it is run.
+        files = {f"jobs/{file.name}": file for file in sorted(Path("jobs").glob("*.yaml"))}
+        files |= {name: file for name, file in shipped_files("jobs").items() if name not in files}
+        return [{"name": name, "about": purpose(file)} for name, file in files.items()]
     if kind == "data":
         embedded = {"name": EMBEDDED, "about": "English reference text that ships inside Python; needs no download"}
         digits = {
@@ -56,6 +62,16 @@ def first_line(kind: str, name: str) -> str:
     assert spec is not None and spec.origin is not None
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
+
+
+def purpose(job: Path) -> str:
+    """Return what the comment on the first line of a job file says."""
+    try:
+        with job.open(encoding="utf-8", errors="replace") as file:
+            line = file.readline().strip()
+    except OSError as error:  # no reason to hide the others
+        return f"cannot be read: {error.strerror}"
+    return line.lstrip("# ") if line.startswith("#") else "no comment on its first line says what it is for"
 
 
 def _sweep(folder: SweepFolder) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raysweep.cli.common import (
+    QUICKSTART,
     console,
     json_option,
     make_interruptible,
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 @results_option
 @json_option
 def list_command(kind: str | None, results: Path, as_json: bool) -> None:
-    """List what can be named in a job, and sweeps.
+    """List what can be named in a job, jobs and sweeps.
 
-    KIND is one of prune, grow, init, samplers, schedulers, exits, models, data and sweeps; without it, all are listed.
+    KIND is one of prune, grow, init, samplers, schedulers, tasks, exits, analyses, models, data, jobs and sweeps;
+    without it, all are listed. Jobs in ./jobs come before those that ship with raysweep.
     """
     from raysweep.cli.listing import listing
     from raysweep.reports.tables.listing import print_listing
@@ -39,8 +41,12 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
     content = listing(kind, results)
     if as_json:
         print_json(content)
+        return
+    print_listing(content, console())
+    if kind == "jobs":
+        # Not by print_next: it hands --results on, which `copy` does not take.
+        click.echo(f"next:  raysweep plan {QUICKSTART} · raysweep copy {QUICKSTART}")
     else:
-        print_listing(content, console())
         sweeps = [f"raysweep status {sweep['name']}" for sweep in content.get("sweeps", [])[-1:]]
         print_next("raysweep plan", *sweeps)
 

@@ -45,10 +45,9 @@ def run(
 ) -> None:  # fmt: skip
     """Run a sweep, here or on a reachable cluster.
 
-    JOB is a YAML file; without it, jobs/quickstart.yaml is run. Ends with the table that `raysweep status` shows.
+    JOB is a YAML file, or one of those that `raysweep list jobs` names; without it, jobs/quickstart.yaml is run. Ends
+    with the table that `raysweep status` shows.
     """
-    if str(job) == QUICKSTART and not job.is_file():
-        raise click.UsageError(f"no {QUICKSTART} here. Run this in a clone of raysweep, or name a job file.")
 
     def start(observer: Any) -> SweepFolder:
         from raysweep import api

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raysweep.job.shipped import is_clone
 from raysweep.records.environment import PACKAGES, cpu_name, package_version, usable_cores
 
 GIB = 2**30
@@ -48,7 +49,8 @@ def _packages() -> Check:
     found = {name: package_version(name) for name in PACKAGES}
     missing = [name for name, number in found.items() if number is None]
     if missing:
-        return Check("packages", "bad", f"not installed: {', '.join(missing)}. Run 'make install'.")
+        remedy = "make install" if is_clone() else "pip install raysweep"
+        return Check("packages", "bad", f"not installed: {', '.join(missing)}. Run '{remedy}'.")
     return Check("packages", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
 
 

@@ -24,6 +24,7 @@ from raysweep.job.checks.sections import (
 from raysweep.job.checks.spaces import OUTSIDE, space_faults
 from raysweep.job.checks.strategies import strategy_faults
 from raysweep.job.paths import get_path, set_path
+from raysweep.job.shipped import find
 from raysweep.job.space import Space
 from raysweep.job.spacefile import load_space
 from raysweep.job.spec import JobSpec
@@ -71,13 +72,17 @@ class Job:
 def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
     """Load and check a job, a file or a mapping, with `key=value` overrides applied first.
 
+    A file that is not here, such as `jobs/quickstart.yaml`, is looked for among those that raysweep ships.
     Names that are files or folders here become absolute: workers run elsewhere.
 
     Raises:
         SpecError: all faults of the job, of the overrides and of its search space.
     """
-    source = "job" if isinstance(job, Mapping) else str(job)
-    raw = job if isinstance(job, Mapping) else load_mapping(Path(job))
+    if isinstance(job, Mapping):
+        source, raw = "job", job
+    else:
+        file = find(job)
+        source, raw = str(file), load_mapping(file)
     values, faults = parse_settings(overrides)
     raw = apply_values(raw, values)
     for path in PATH_KEYS:

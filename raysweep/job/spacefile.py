@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import Fault, SpecError, known_names_hint
+from raysweep.job.shipped import find_shipped
 from raysweep.job.space import REQUIRE, Space, parse_space
 from raysweep.job.yamlfile import load_mapping
 
@@ -123,10 +124,11 @@ def _listed(raw: Mapping[str, Any], key: str, file: str) -> Iterable[str]:
 
 
 def _found(given: str, source: str, key: str) -> Path:
-    """Return the file that is meant: from the working folder, the folder of `source` or the one above."""
+    """Return the file that is meant: from the working folder, the folder of `source`, the one above, or as shipped."""
     folder = Path(source).parent
     places = [Path(given), folder / given, folder.parent / given]
-    found = next((place for place in places if place.is_file()), None)
+    shipped = [place for place in map(find_shipped, places) if place is not None]
+    found = next((place for place in [*places, *shipped] if place.is_file()), None)
     if found is None:
         message = f"no such file; looked in {', '.join(dict.fromkeys(str(p.parent) for p in places))}."
         raise _refused(source, key, message, given)
