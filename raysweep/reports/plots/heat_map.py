@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from raysweep.contracts import Slot
-from raysweep.errors import UsageError
+from raysweep.reports.plots.canvas import save
 
 Rows = Sequence[Sequence["float | None"]]
 COLUMNS = 5
@@ -25,15 +25,14 @@ def save_heat_maps(path: Path, scores: Mapping[str, Rows], masked: Sequence[Slot
         UsageError: the file cannot be written.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     first = np.array(next(iter(scores.values())), dtype=float)
     columns = min(COLUMNS, len(scores))
     rows = ceil(len(scores) / columns)
     layers, heads = first.shape
-    figure = Figure(figsize=(columns * (1.6 + 0.16 * heads), rows * (1.2 + 0.14 * layers)), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is
+    size = (columns * (1.6 + 0.16 * heads), rows * (1.2 + 0.14 * layers))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (name, values) in zip(panels, scores.items(), strict=False):
@@ -46,7 +45,4 @@ def save_heat_maps(path: Path, scores: Mapping[str, Rows], masked: Sequence[Slot
         figure.colorbar(image, ax=panel)
     for panel in panels[len(scores) :]:
         panel.set_visible(False)
-    try:
-        figure.savefig(path, format="png", dpi=100)
-    except OSError as error:
-        raise UsageError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
+    save(figure, path)

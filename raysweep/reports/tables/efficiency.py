@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from raysweep.reports.tables.parts import empty_table, print_line
 
 EQUAL_IN = {"training_flops": "training FLOPs", "trunk": "parameters of the trunk"}
 
@@ -15,7 +16,7 @@ EQUAL_IN = {"training_flops": "training FLOPs", "trunk": "parameters of the trun
 def print_efficiency(content: Mapping[str, Any], console: Console) -> None:
     """Print one line a network, then which baselines cost as much as the first."""
     console.print(_costs(content["rows"]))
-    console.print(Text("the nearest that a baseline comes to the cost of this model:"), soft_wrap=True)
+    print_line(console, "the nearest that a baseline comes to the cost of this model:")
     console.print(_matches(content["matches"]))
 
 
@@ -30,7 +31,7 @@ def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         "parameters / BERT",
         "training / BERT",
     )
-    table = _table("", *numbers)
+    table = empty_table(["", *numbers], right=numbers)
     for name, cost in rows.items():
         table.add_row(
             name,
@@ -42,15 +43,9 @@ def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _matches(matches: list[Mapping[str, Any]]) -> Table:
-    table = _table("equal in", "baseline", "steps", "feed-forward width", "off by")
+    numbers = ("steps", "feed-forward width", "off by")
+    table = empty_table(["equal in", "baseline", *numbers], right=numbers)
     for match in matches:
         shape = (f"{match['num_steps']}", f"{match['intermediate_size']:,}", f"{match['off']:+.1%}")
         table.add_row(EQUAL_IN[match["equal_in"]], match["baseline"], *shape)
-    return table
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("", "equal in", "baseline") else "right")
     return table

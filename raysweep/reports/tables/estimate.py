@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from raysweep.reports.tables.parts import show_value
+from raysweep.reports.tables.parts import print_line, show_value
 from raysweep.reports.wording import count, duration
 
 BRANCHES = (5, 3, 3)
@@ -44,8 +44,7 @@ def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console:
         forest = Tree("", guide_style="dim", hide_root=True)
         _grow(forest, estimate["stages"], BRANCHES)
         console.print(forest)
-        note = "sharing is counted on values drawn at random; the sampler may draw others."
-        console.print(Text(note), soft_wrap=True)
+        print_line(console, "estimate: how much is shared depends on the values that the sampler will pick.")
 
 
 def _follow_ups(job: Mapping[str, Any], trials: int) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from raysweep.reports.plots.canvas import save
+
 
 def print_findings(found: Sequence[Mapping[str, Any]], console: Any) -> None:
     """Print a row an analysis, `Finding.to_dict()` each."""
@@ -25,20 +27,22 @@ def print_findings(found: Sequence[Mapping[str, Any]], console: Any) -> None:
 
 
 def draw_finding(content: Mapping[str, Any], path: Path) -> None:
-    """Draw the panels of one finding, `Finding.to_dict()`, side by side as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw the panels of one finding, `Finding.to_dict()`, side by side as PNG.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     panels = content["panels"]
-    figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is
+    figure = Figure(figsize=(5 * len(panels), 4.2), dpi=100, layout="constrained")
     figure.suptitle(content["experiment"])
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         {"lines": _lines, "bars": _bars, "heat_map": _heat_map}[panel["kind"]](axes, panel["series"])
         if panel["level"] is not None:
             axes.axhline(panel["level"], color="gray", linestyle=":", linewidth=1)
         axes.set(title=panel["title"], xlabel=panel["x_label"], ylabel=panel["y_label"])
-    figure.savefig(path, format="png", dpi=100)
+    save(figure, path)
 
 
 def _lines(axes: Any, series: Sequence[Mapping[str, Any]]) -> None:

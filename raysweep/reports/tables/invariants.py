@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from raysweep.reports.tables.parts import print_line
 from raysweep.reports.wording import count
 
 
@@ -17,11 +18,11 @@ def print_invariants(found: Mapping[str, Any], console: Console) -> None:
     open_trials = f", {still} open and not judged yet" if still else ""
     running = ", still running" if found["running"] else ""
     head = f"{found['sweep']}   {found['ended']} of {count(found['planned'], 'trial')} ended{open_trials}{running}"
-    console.print(Text(head), soft_wrap=True)
+    print_line(console, head)
     for invariant, broken in found["invariants"].items():
         mark, style = ("✗", "red") if broken else ("✓", "green")
         console.print(Text.assemble((mark, style), f" {invariant}"), soft_wrap=True)
         for fault in broken:
-            console.print(Text(f"    {fault}"), soft_wrap=True)
+            print_line(console, f"    {fault}")
     faults = sum(map(len, found["invariants"].values()))
-    console.print(Text("all hold." if not faults else f"{count(faults, 'fault')} found."), soft_wrap=True)
+    print_line(console, "all hold." if not faults else f"{count(faults, 'fault')} found.")

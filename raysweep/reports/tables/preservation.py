@@ -10,14 +10,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from raysweep.errors import UsageError
+from raysweep.reports.plots.canvas import save
+from raysweep.reports.tables.parts import print_line
 
 
 def print_preservation(content: Mapping[str, Any], console: Console) -> None:
     """Print what two networks predict, and a line for each layer.
 
     Args:
-        content: an `experiments.preservation.Preservation` as plain data, with the names of both models and the text.
+        content: a `science.preservation.Preservation` as plain data, with the names of both models and the text.
     """
     difference = content["difference"]
     for line in (
@@ -28,7 +29,7 @@ def print_preservation(content: Mapping[str, Any], console: Console) -> None:
         f"loss: {content['loss']:.4f}, OTHER's {content['other_loss']:.4f}, difference {difference['mean']:+.4f} "
         f"({difference['low']:+.4f} to {difference['high']:+.4f}, 95%)",
     ):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)
     table = Table("after", "hidden cosine", "CKA", "attention JS, mean", "most, head", "heads in both", box=None)
     for number, layer in enumerate(content["layers"]):
         numbers = (f"{layer['cosine']:.6f}", "–" if layer["cka"] is None else f"{layer['cka']:.6f}")
@@ -53,11 +54,9 @@ def draw_preservation(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is
     figure.suptitle(f"{content['other']} beside {content['model']}: KL {content['kl']:.4g} nats a token")
     lines, map_ = figure.subplots(1, 2)
     for name, style in (("cosine", "o-"), ("cka", "s--")):
@@ -69,7 +68,4 @@ def draw_preservation(content: Mapping[str, Any], path: Path) -> None:
     for axis in (lines.xaxis, map_.xaxis, map_.yaxis):
         axis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=map_)
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise UsageError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
+    save(figure, path)

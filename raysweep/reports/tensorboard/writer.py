@@ -20,6 +20,7 @@ from raysweep.reports.plots.score import LEGEND as SCORE_LEGEND
 from raysweep.reports.plots.score import score_png
 from raysweep.reports.tensorboard.event_files import EventFile, histogram, image, scalar, text
 from raysweep.reports.tensorboard.hparams import session_end, session_start
+from raysweep.reports.wording import count
 
 POINT_TAGS = {
     "loss": "train/loss",
@@ -182,18 +183,14 @@ def _phase_mark(record: PhaseRecord) -> str:
     name = f"{record.phase} cycle {record.cycle}" if record.cycle else record.phase
     if record.decision is not None:
         verb = "removed" if record.phase == "prune" else "grew"
-        did = f"{record.decision['strategy']} {verb} {_count(len(record.decision['heads']), 'head')}"
+        did = f"{record.decision['strategy']} {verb} {count(len(record.decision['heads']), 'head')}"
     elif record.steps:
-        did = f"trained {_count(record.steps, 'step')}"
+        did = f"trained {count(record.steps, 'step')}"
     elif record.mean_steps is not None:
         did = f"tokens left after {record.mean_steps:.2f} steps on average"
     else:
-        did = f"measured {_count(record.active_heads, 'head')}"
+        did = f"measured {count(record.active_heads, 'head')}"
     return f"{name}: {did}" + (" (outcome shared with another trial)" if record.reused else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _samples_markdown(samples: Iterable[Mapping[str, Any]]) -> str:
