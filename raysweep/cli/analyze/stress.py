@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raysweep.cli.common import NewFile, json_option, report_drawn
 from raysweep.science.stress.protocols import PROTOCOLS
+
+if TYPE_CHECKING:
+    from raysweep.science.stress.subject import StressSubject
 
 
 @click.command()
@@ -67,10 +71,8 @@ def stress(
     from raysweep.errors import SpecError
     from raysweep.job.jobfile import parse_settings
     from raysweep.job.spec import DataSpec
-    from raysweep.reports.tables.stress import draw_stress, print_stress
     from raysweep.science.dynamic_heads import here
     from raysweep.science.stress.load import load_subject
-    from raysweep.science.stress.run import run, stress_of, work_of
     from raysweep.science.stress.subject import StressOptions
 
     values, faults = parse_settings(options)
@@ -84,13 +86,22 @@ def stress(
         DataSpec(name=name, seq_len=seq_len, eval_tokens=eval_tokens, probe_windows=probe_windows)
         for name in (data, other)
     )
-    subject = load_subject(model, a, b, question, here())
-    found = stress_of(subject, protocols or PROTOCOLS)
+    about = {"model": model, "seq_len": seq_len, "eval_tokens": eval_tokens, "probe_windows": probe_windows}
+    _measure(load_subject(model, a, b, question, here()), protocols or PROTOCOLS, about, out, as_json)
+
+
+def _measure(
+    subject: StressSubject, protocols: Sequence[str], about: Mapping[str, Any], out: Path | None, as_json: bool
+) -> None:
+    """Carry out the protocols, and report what was measured, even where that was interrupted."""
+    from raysweep.reports.tables.stress import draw_stress, print_stress
+    from raysweep.science.stress.run import run, stress_of, work_of
+
+    found = stress_of(subject, protocols)
     work = work_of(subject, found.unfinished)
     click.echo(
         f"{work.steps:,} training steps and {work.evaluations} evaluations: about {work.seconds:.0f} s", err=True
     )  # fmt: skip
-    about = {"model": model, "seq_len": seq_len, "eval_tokens": eval_tokens, "probe_windows": probe_windows}
     try:
         run(subject, found, lambda line: click.echo(line, err=True))
     except KeyboardInterrupt:
@@ -98,5 +109,6 @@ def stress(
         click.echo(f"to go on with what is not finished, give the same command with {rest}", err=True)
         raise
     finally:
+        # Protocols take minutes each: those that are finished are not lost with the one that was interrupted.
         content = {**about, **found.to_dict()}
         report_drawn(content, out, as_json, default="stress.png", draw=draw_stress, show=print_stress)

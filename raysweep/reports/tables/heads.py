@@ -8,9 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from raysweep.reports.conclusions import (
-    show_perplexity,
-)
+from raysweep.reports.conclusions import show_perplexity
 from raysweep.reports.tables.parts import print_line
 from raysweep.reports.wording import count
 

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from raysweep.reports.conclusions import (
-    halt_text,
-    show_perplexity,
-)
+from raysweep.reports.conclusions import halt_text, show_perplexity
 from raysweep.reports.tables.parts import COSTS, empty_table, print_line, show_value
 
 
 def print_trial(state: Mapping[str, Any], console: Console) -> None:
     """Print one trial: values, phases, decisions, rank agreement of scores, head map, samples."""
+    _print_heading(state, console)
+    if not state["phases"]:
+        print_line(console, "no phase finished.")
+        return
+    _print_phases([*state["phases"], *state["control_phases"]], console)
+    if state["recovery"] is not None:
+        print_line(console, f"recovery {state['recovery']:.2f} of the loss between pruned and the dense control")
+    if state["halted"]:
+        print_line(console, halt_text(state["halted"]))
+    _print_decisions(state["phases"], console)
+    print_line(console, "heads by layer (■ original, ▲ grown, · absent)")
+    for layer, row in enumerate(state["phases"][-1]["head_map"]):
+        # A head map holds -1 for an absent head, 0 for an original one, else the cycle in which it was grown.
+        print_line(console, f"  {layer:>2} " + "".join("·" if head < 0 else "▲" if head else "■" for head in row))
+    for phase in state["phases"]:
+        # One sample a phase: the others are in the JSON.
+        for sample in (phase["samples"] or [])[:1]:
+            text = f"{sample['prompt']!r} → {sample['text']!r}  (repetition {sample['repetition']:.0%})"
+            print_line(console, f"after {_name(phase)}: {text}")
+
+
+def _print_heading(state: Mapping[str, Any], console: Console) -> None:
+    """Print how the trial ended, its values, and which constraints it keeps."""
     again = f"   {state['attempts']} attempts" if state["attempts"] > 1 else ""
     print_line(console, f"{state['sweep']} trial {state['trial']}: {state['status']}   {state['seconds']:.1f} s{again}")
     if state["of"] is not None:
@@ -28,12 +48,13 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
         print_line(console, f"stopped: {state['stopped']}")
     for rule, amount in state["violations"].items():
         print_line(console, f"  {rule}: {'kept' if amount <= 0 else f'missed by {amount:.4g}'}")
-    if not state["phases"]:
-        print_line(console, "no phase finished.")
-        return
+
+
+def _print_phases(phases: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print a line a phase, then what the early exits of an infer phase did."""
     numbers = ("loss", "perplexity", "heads", *COSTS, "steps", "s")
     table = empty_table(("phase", *numbers), right=numbers)
-    for phase in [*state["phases"], *state["control_phases"]]:
+    for phase in phases:
         table.add_row(
             _name(phase) + ("◇" if phase["reused"] else ""),
             f"{phase['loss']:.4f}", show_perplexity(phase["perplexity"]), str(phase["active_heads"]),
@@ -41,26 +62,20 @@ def print_trial(state: Mapping[str, Any], console: Console) -> None:
             f"{phase['seconds']:.1f}",
         )  # fmt: skip
     console.print(table)
-    for phase in [*state["phases"], *state["control_phases"]]:
+    for phase in phases:
         if phase["reported"] is not None:
             print_line(console, exit_text(phase))
-    if state["recovery"] is not None:
-        print_line(console, f"recovery {state['recovery']:.2f} of the loss between pruned and the dense control")
-    if state["halted"]:
-        print_line(console, halt_text(state["halted"]))
-    for phase in state["phases"]:
+
+
+def _print_decisions(phases: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print which heads each prune and grow chose, and how far scores agreed with contributions."""
+    for phase in phases:
+        # A continuous phase prunes and grows inside itself: its events are printed as the phases of a cycle are.
         for act in [phase, *(phase["events"] or [])]:
             before = f", step {act['step']}" if "step" in act else ""
             for found in (decision_text(act) if act.get("decision") else "", agreement_text(act)):
                 if found:
                     print_line(console, f"{act['phase']} {act['cycle']}{before}: {found}")
-    print_line(console, "heads by layer (■ original, ▲ grown, · absent)")
-    for layer, row in enumerate(state["phases"][-1]["head_map"]):
-        print_line(console, f"  {layer:>2} " + "".join("·" if head < 0 else "▲" if head else "■" for head in row))
-    for phase in state["phases"]:
-        for sample in (phase["samples"] or [])[:1]:
-            text = f"{sample['prompt']!r} → {sample['text']!r}  (repetition {sample['repetition']:.0%})"
-            print_line(console, f"after {_name(phase)}: {text}")
 
 
 def decision_text(phase: Mapping[str, Any]) -> str:
