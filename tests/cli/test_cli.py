@@ -346,7 +346,7 @@ def test_a_plan_is_counted_and_starts_nothing(workplace: Path) -> None:
 def test_a_plan_as_a_table_names_the_run_that_it_is_of() -> None:
     text = done("plan", write_job(), "--trials", "2", "--set", "seed=3")
     assert "2 on 1 lane of 1 worker" in text
-    assert "judged by a matrix product measured here" in text
+    assert "(from a matrix product measured here)" in text
     assert text.endswith("next:  raysweep run job.yaml --set seed=3 --trials 2\n")
     assert not Path("results").exists()
 

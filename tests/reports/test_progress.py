@@ -61,7 +61,7 @@ def test_it_starts_with_what_will_run_where(tmp_path: Path) -> None:
         progress.lane_started([11, 12])
     assert output.getvalue().splitlines() == [
         "heads-1   8 trials on 4 lanes of 2 workers   python-docs   gpt2-nano",
-        "workers ready: 2 processes",
+        "lane ready (2 workers)",
     ]
     assert progress.sweep == "heads-1"
 

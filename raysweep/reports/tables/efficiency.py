@@ -1,4 +1,4 @@
-"""What a network costs beside its baselines, as tables."""
+"""Print what a network costs beside its baselines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ EQUAL_IN = {"training_flops": "training FLOPs", "trunk": "parameters of the trun
 
 
 def print_efficiency(content: Mapping[str, Any], console: Console) -> None:
-    """Print one line a network, then which baselines cost as much as the first."""
+    """Print a line for each network, then the baselines that cost as much as the first one."""
     console.print(_costs(content["rows"]))
     print_line(console, "the nearest that a baseline comes to the cost of this model:")
     console.print(_matches(content["matches"]))
 
 
 def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    # Its row is named after its number of layers, too.
     reference = rows[next(name for name in rows if name.startswith("BERT"))]
     numbers = (
         "parameters",

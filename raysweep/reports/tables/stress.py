@@ -1,4 +1,4 @@
-"""How a network bears stress, as tables and a picture."""
+"""Print and draw what stress protocols measured of a network."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def print_stress(content: Mapping[str, Any], console: Console) -> None:
         content: a `science.stress.run.Stress` as plain data, with the model's name.
     """
     print_line(console, f"{content['model']}, {content['heads']} heads   A: {content['a']}   B: {content['b']}")
+    # A protocol that was not asked for, or was interrupted before it had a result, has no entry.
     if content["alternation"]:
         console.print(_alternation(content["alternation"]))
     if content["damage"]:
@@ -43,7 +44,7 @@ def print_stress(content: Mapping[str, Any], console: Console) -> None:
 def _alternation(turns: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("turn", "trained", "loss A", "loss B", "forgotten of the other", "learned again", box=None)
     for turn in turns:
-        if turn["error"]:
+        if turn["error"]:  # training diverged: there is no loss to show
             table.add_row(str(turn["turn"]), turn["trained"].upper(), turn["error"])
             continue
         table.add_row(
@@ -82,7 +83,7 @@ def _conflict(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def draw_stress(content: Mapping[str, Any], path: Path) -> None:
-    """Draw what was measured as PNG: losses over turns, loss at once and after learning of each arm, losses on both.
+    """Draw what was measured as PNG, a panel for each protocol.
 
     Raises:
         UsageError: the file cannot be written.
@@ -94,6 +95,7 @@ def draw_stress(content: Mapping[str, Any], path: Path) -> None:
         "damage": _draw_arms,
         "conflict": _draw_conflict,
     }
+    # At least one panel is drawn: an interrupted run without any result still writes the picture it was asked for.
     drawn = [name for name in panels if content[name]]
     figure = Figure(figsize=(5.5 * max(1, len(drawn)), 4.5), dpi=120, layout="constrained")
     figure.suptitle(f"{content['model']}   A: {content['a']}   B: {content['b']}")
@@ -125,6 +127,7 @@ def _draw_conflict(axes: Any, conflict: Mapping[str, Any]) -> None:
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
+    # None, of an arm that failed, becomes NaN: matplotlib leaves that point out.
     return np.array([row[name] for row in rows], dtype=float)
 
 

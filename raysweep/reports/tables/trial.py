@@ -1,4 +1,4 @@
-"""Print one trial, phase by phase."""
+"""Print a trial, phase by phase."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _print_decisions(phases: Sequence[Mapping[str, Any]], console: Console) -> N
 
 
 def decision_text(phase: Mapping[str, Any]) -> str:
-    """Say what prune or grow decided; heads as layer.head."""
+    """Say which heads a prune or grow chose, as layer.head."""
     decision = phase["decision"]
     verb = "removed" if phase["phase"] == "prune" else "grew"
     heads = " ".join(f"{layer}.{head}" for layer, head in decision["heads"])
@@ -87,11 +87,12 @@ def decision_text(phase: Mapping[str, Any]) -> str:
 
 
 def agreement_text(phase: Mapping[str, Any]) -> str:
-    """Say how far each score ranks heads as their contributions do, the best first; nothing where that was not asked.
+    """Say how far each score ranks heads as their contributions do, the best score first; "" where none was measured.
 
-    A dash stands for a score that is equal for all heads.
+    A dash stands for a score that is equal for all heads, which ranks none.
     """
     found = phase.get("agreement") or {}
+    # None sorts last: with True in front of its pair it is behind every number.
     best_first = sorted(found.items(), key=lambda item: (item[1]["global"] is None, -(item[1]["global"] or 0.0)))
     both = (f"{name} {_rank(kinds['global'])} ({_rank(kinds['layer_centred'])})" for name, kinds in best_first)
     return f"rank agreement with contribution, global (layer-centred): {', '.join(both)}" if found else ""
@@ -102,7 +103,8 @@ def _rank(correlation: float | None) -> str:
 
 
 def exit_text(phase: Mapping[str, Any]) -> str:
-    """Say what came of letting tokens leave: on the half that was searched on, and on the other."""
+    """Say how tokens that leave early changed accuracy and cost, on both halves of the held-out examples."""
+    # Thresholds are chosen on the first half, which therefore flatters them; the second had no part in it.
     halves = {"searched on": phase, "reported": phase["reported"]}
     said = "; ".join(
         f"{half}: accuracy {numbers['accuracy']:.2%}, loss {numbers['loss']:.4f}, {numbers['mean_steps']:.2f} steps "
@@ -113,5 +115,6 @@ def exit_text(phase: Mapping[str, Any]) -> str:
 
 
 def _name(phase: Mapping[str, Any]) -> str:
+    """Return a phase with its cycle, and with its control arm where it is not the trial's own."""
     arm = "" if phase["arm"] == "main" else f"{phase['arm']}: "
     return arm + phase["phase"] + (f" {phase['cycle']}" if phase["cycle"] else "")
