@@ -27,10 +27,10 @@ from raysweep.cli.common import (
 @set_option
 @json_option
 def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> None:
-    """Check job files whole: every fault at once.
+    """Check job files completely: every fault at once.
 
-    Models and corpora that are here are looked at too. Needs neither a cluster nor a network: what the hub has, and
-    whether a corpus is long enough, is for `raysweep plan` and `raysweep run` to find out.
+    Models and corpora on this machine are checked too. Needs neither a cluster nor a network: what the hub has, and
+    whether a corpus is long enough, only `raysweep plan` and `raysweep run` find out.
     """
     from raysweep.errors import SpecError
     from raysweep.job.jobfile import load_job
@@ -38,11 +38,13 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
 
     faults = []
     for job in jobs:
+        # A faulty job does not end the loop: the faults of all jobs are reported together.
         try:
             checked = load_job(job, overrides)
         except SpecError as error:
             faults += error.faults
             continue
+        # Only a job without faults says for certain which model and which corpus it names.
         wrong, notes = faults_here(checked)
         print_notes([*checked.warnings, *notes])
         faults += wrong
@@ -62,14 +64,16 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
 @set_option
 @trials_option
 @click.option(
-    "--calibrate", is_flag=True, help="Train a few steps here to judge the time, where no earlier sweep tells it."
+    "--calibrate",
+    is_flag=True,
+    help="Without an earlier sweep to estimate the time from, train a few steps to measure it.",
 )
 @results_option
 @json_option
 def plan(
     job: Path, overrides: Sequence[str], trials: int | None, calibrate: bool, results: Path, as_json: bool
 ) -> None:  # fmt: skip
-    """Show what a job would do and take; start nothing.
+    """Show what a job would do and take, without starting it.
 
     Trials, phases, what is shared, and an estimate of time, memory and disk. JOB is a YAML file, or one of those that
     `raysweep list jobs` names; without it, jobs/quickstart.yaml.
@@ -105,4 +109,5 @@ def copy(name: str, to: Path) -> None:
     if Path(name).parent.name == "jobs":
         print_next(*(command_on(command, to / name, ()) for command in ("plan", "run")))
     else:
+        # A space alone cannot be run: the quickstart serves as the job around it.
         print_next(command_on("plan", Path(QUICKSTART), [f"search.space={to / name}"]))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.argument("sweep")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Give the sweep another limit, such as budget.hours or scale.lanes; may be repeated.",
+    help="Change a limit, such as budget.hours, scale.lanes or search.trials; may be repeated.",
 )  # fmt: skip
 @address_option
 @results_option
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 def resume(sweep: str, overrides: Sequence[str], address: str | None, results: Path, as_json: bool) -> None:
     """Continue an interrupted sweep.
 
-    Finished trials stay; the others go on from their last checkpoint. A resumed sweep may be given another budget, more
-    trials or other lanes, but not another meaning: for that, fork a trial or start a new sweep.
+    Finished trials stay; the others continue from their last checkpoint. A resumed sweep may have another budget, more
+    trials or other lanes. To change what its trials do, fork a trial or start a new sweep.
     """
 
     def start(observer: Any) -> SweepFolder:
@@ -58,7 +58,7 @@ def resume(sweep: str, overrides: Sequence[str], address: str | None, results: P
 def extend(sweep: str, trials: str, address: str | None, results: Path, as_json: bool) -> None:
     """Give a sweep more trials, and run them.
 
-    The sampler goes on with all that it was told before.
+    The sampler continues with the results of all earlier trials.
     """
 
     def start(observer: Any) -> SweepFolder:
@@ -74,11 +74,12 @@ def extend(sweep: str, trials: str, address: str | None, results: Path, as_json:
 @click.argument("trial", type=int)
 @click.option(
     "--after", required=True, metavar="PHASE",
-    help="The last phase that both have: baseline, prune, measure, grow or learn; prune@2 is that of cycle 2.",
+    help="Keep the trial's results up to and including this phase: baseline, prune, measure, grow or learn; prune@2 is "
+    "that of cycle 2.",
 )  # fmt: skip
 @click.option(
     "--set", "overrides", multiple=True, required=True, metavar="KEY=VALUE",
-    help="What the fork does otherwise in later phases; may be repeated. Need not be in the search space.",
+    help="Setting to change after that phase; may be repeated. Need not be in the search space.",
 )  # fmt: skip
 @address_option
 @results_option
@@ -88,7 +89,7 @@ def fork(
 ) -> None:
     """Run a trial on from one of its phases, with other settings.
 
-    TRIAL is its number in the table. The fork is a new trial of the same sweep; what both have in common is not run
+    TRIAL is its number in the table. The fork is a new trial of the same sweep; the phases that both share are not run
     again.
     """
 
@@ -106,18 +107,19 @@ def fork(
 @click.argument("sweep")
 @click.option("--failed", is_flag=True, help="Retry the trials that FAILED.")
 @click.option(
-    "--diverged", is_flag=True, help="Retry those that DIVERGED; they will again, unless a machine was at fault."
+    "--diverged", is_flag=True, help="Retry the trials that DIVERGED. They will again, unless a machine was at fault."
 )
 @address_option
 @results_option
 @json_option
 def retry(sweep: str, failed: bool, diverged: bool, address: str | None, results: Path, as_json: bool) -> None:
-    """Run trials once more that came to no good end.
+    """Re-run failed or diverged trials.
 
-    Each goes on from its last checkpoint; say which ones with --failed or --diverged.
+    Each continues from its last checkpoint; --failed, --diverged or both say which ones.
     """
     chosen = (("FAILED", failed), ("DIVERGED", diverged))
     statuses: Any = [status for status, wanted in chosen if wanted]
+    # No default: a diverged trial diverges again as a rule, and costs its steps again.
     if not statuses:
         raise click.UsageError("say which trials: --failed, --diverged, or both.")
 
@@ -134,15 +136,17 @@ def retry(sweep: str, failed: bool, diverged: bool, address: str | None, results
 @results_option
 @json_option
 def stop(sweep: str, results: Path, as_json: bool) -> None:
-    """Ask a running sweep to stop, and wait until it has.
+    """Stop a running sweep, and wait until it has stopped.
 
-    Wherever it runs, its trials stop within a few steps, with a checkpoint; `raysweep resume` goes on from there.
+    Its driver may run on any machine that shares the results folder. Trials stop within a few steps, with a checkpoint;
+    `raysweep resume` continues from there.
     """
     from rich.console import Console
 
     from raysweep import api
 
     folder = open_sweep(results, sweep)
+    # Only the last session can still run; an earlier one without an end was killed.
     at_work = [session for session in folder.sessions() if session.ended is None][-1:]
     driver = "".join(f" ({session.host}, process {session.pid})" for session in at_work)
     progress = Console(stderr=True)
@@ -151,6 +155,7 @@ def stop(sweep: str, results: Path, as_json: bool) -> None:
 
         def waiting(seconds: float) -> None:
             nonlocal told
+            # Said once, and only when a driver was found: `waiting` is not called for a sweep that does not run.
             if not told:
                 progress.print(f"{sweep}{driver} was asked to stop", highlight=False)
             told = True
@@ -163,28 +168,28 @@ def stop(sweep: str, results: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("sweep")
-@click.option("--dry-run", is_flag=True, help="Only list what would go.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option(
     "--sweep-best", default=1, show_default=True, type=click.IntRange(min=1),
-    help="Best trials of the sweep whose result stays.",
+    help="Keep the results of so many best trials of the sweep.",
 )  # fmt: skip
 @click.option(
     "--trial-best", default=1, show_default=True, type=click.IntRange(min=0),
-    help="Checkpoints of lowest loss that stay of each trial.",
+    help="Keep so many checkpoints of lowest loss of each trial.",
 )  # fmt: skip
 @click.option(
     "--trial-latest", default=1, show_default=True, type=click.IntRange(min=0),
-    help="Latest checkpoints that stay of each trial.",
+    help="Keep so many latest checkpoints of each trial.",
 )  # fmt: skip
 @results_option
 @json_option
 def gc(
     sweep: str, dry_run: bool, sweep_best: int, trial_best: int, trial_latest: int, results: Path, as_json: bool
 ) -> None:
-    """Free the space of checkpoints that nothing needs.
+    """Remove checkpoints that nothing needs.
 
-    Never those of the best trials, of a trial that may go on, of an export, nor what several trials share; and never a
-    record. What is needed again later, by a fork for instance, is trained again.
+    Kept are those of the best trials, of trials that may continue, of exports, and those that several trials share; no
+    record is ever removed. A checkpoint that is needed again later, by a fork for instance, is trained again.
     """
     from raysweep import api
     from raysweep.trial.store.garbage import Keep
@@ -194,6 +199,7 @@ def gc(
     found = api.gc(sweep, keep=keep, dry_run=dry_run, results=results)
     if as_json:
         print_json(
+            # Paths are no JSON: they become text.
             {
                 "sweep": sweep,
                 "dry_run": dry_run,
@@ -207,6 +213,7 @@ def gc(
         )
         return
     _print(found, dry_run)
+    # The command that carries out this dry run, with the options that differ from their default.
     options = "".join(f" --{name.replace('_', '-')} {number}" for name, number in keep.__dict__.items() if number != 1)
     print_next(*([f"raysweep gc {sweep}{options}"] if dry_run and found.collected else []), f"raysweep status {sweep}")
 
@@ -214,18 +221,23 @@ def gc(
 def _print(found: Survey, dry_run: bool) -> None:
     from rich.table import Table
 
-    if found.collected:
-        table = Table("phase", "trials", "size", "why", box=None)
-        for entry in found.collected:
-            table.add_row(entry.phase, ", ".join(map(str, entry.trials)), _bytes(entry.bytes), entry.why)
-        console().print(table)
     freed, kept = (sum(entry.bytes for entry in part) for part in (found.collected, found.kept))
+    if not found.collected:
+        stay = "its only checkpoint" if len(found.kept) == 1 else f"all {len(found.kept)} checkpoints"
+        needed = f"{stay} ({_bytes(kept)}) {'is' if len(found.kept) == 1 else 'are'} still needed"
+        click.echo(f"Nothing to free: {needed if found.kept else 'the sweep has no checkpoints'}.")
+        return
+    table = Table("phase", "trials", "size", "why", box=None)
+    for entry in found.collected:
+        table.add_row(entry.phase, ", ".join(map(str, entry.trials)), _bytes(entry.bytes), entry.why)
+    console().print(table)
     said = "would be freed" if dry_run else "freed"
     stay = "1 checkpoint stays" if len(found.kept) == 1 else f"{len(found.kept)} checkpoints stay"
     click.echo(f"{_bytes(freed)} {said}, {_bytes(kept)} in {stay}.")
 
 
 def _bytes(number: int) -> str:
+    """Write a size in decimal units, as budget.disk_gb and file managers count."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if number >= size:
             return f"{number / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What can be named in a job, and the sweeps there are."""
+"""Collect what can be named in a job, the jobs, and the sweeps, each with a line about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRATEGIES = ("prune", "grow", "init", "samplers", "schedulers", "tasks", "exits
 
 
 def listing(kind: str | None, results: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return everything of one kind, or of all kinds: a name and a line about it each.
+    """Return the names of one kind, or of all kinds, each with a line about it.
 
     Raises:
         UsageError: no such kind.
@@ -48,6 +48,7 @@ def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
         sentences = [{"name": name, "about": "hub: nyu-mll/glue; for sequence_classification"} for name in GLUE]
         return [embedded, digits, *texts, *sentences]
     if kind == "models":
+        # A family is no name for a job: it stands for all models of the hub, and all folders, that are of that family.
         sizes = [{"name": size, "about": f"from scratch, {family}"} for size, family in sorted(scratch_sizes().items())]
         families = [
             {"name": f"<any {name}>", "about": first_line("models", name)} for name in registry.available("models")
@@ -58,6 +59,7 @@ def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
 
 def first_line(kind: str, name: str) -> str:
     """Return the first line of a strategy's file, without importing it."""
+    # Parsed, not imported: a strategy may import torch, which would make a list take seconds.
     spec = importlib.util.find_spec(registry.module_of(kind, name))
     assert spec is not None and spec.origin is not None
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
@@ -75,11 +77,13 @@ def purpose(job: Path) -> str:
 
 
 def _sweep(folder: SweepFolder) -> dict[str, Any]:
+    """Return a sweep with how far it has come and its best objective."""
     try:
         state = sweep_state(folder)
     except UsageError as error:  # of another version, or damaged: no reason to hide the others
         return {"name": folder.name, "about": f"cannot be read: {error}"}
     best = next((trial for trial in state["trials"] if trial["trial"] == state["best"]), None)
+    # Of several objectives the first, which is the one in `objective`.
     name = next(iter(best["objectives"])) if best else ""
     found = f", best {name} {best['objective']:.4f}" if best else ""
     ended = sum(number for status, number in state["counts"].items() if status != "UNFINISHED")

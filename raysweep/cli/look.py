@@ -53,13 +53,13 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("sweep")
-@click.option("--check", is_flag=True, help="Instead, judge the invariants of its records, store and processes.")
+@click.option("--check", is_flag=True, help="Check the invariants of its records, store and processes instead.")
 @results_option
 @json_option
 def status(sweep: str, check: bool, results: Path, as_json: bool) -> None:
     """Show how far a sweep has come.
 
-    Read-only: any sweep can be looked at, running or not. With --check, exits with 1 where an invariant is broken.
+    Read-only: works on any sweep, running or not. With --check, exits with 1 where an invariant is broken.
     """
     folder = open_sweep(results, sweep)
     if check:
@@ -89,7 +89,7 @@ def _check(folder: SweepFolder, as_json: bool) -> None:
 def show(sweep: str, trial: int | None, results: Path, as_json: bool) -> None:
     """Show a sweep, or one of its trials.
 
-    TRIAL is its number in the table; shown are its values, phases, decisions, heads and samples, and where its job
+    TRIAL is its number in the table. Prints its values, phases, decisions, heads and samples, and where the job
     measures contributions, how far each score agrees with them. Read-only.
     """
     from raysweep.reports.summary import trial_state
@@ -123,11 +123,13 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
     from raysweep.reports.tensorboard.server import serve, serve_folder
 
     folders = {name: open_sweep(results, name).path / "tensorboard" for name in (sweeps or list_sweeps(results))}
-    if not sweeps:  # one that never began has nothing to show
+    # A sweep that never began has nothing to show. Left out of all, it is an error where it was named.
+    if not sweeps:
         folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
     if not folders:
         raise ArchiveError(f"no sweep in {str(results)!r} yet. Start one with 'raysweep run'.")
-    make_interruptible()  # or TensorBoard would outlive a terminated raysweep
+    # SIGTERM would end raysweep alone, and leave TensorBoard on its port.
+    make_interruptible()
     with serve_folder(folders) as logdir:
         server = serve(logdir, port)
         click.echo(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)
@@ -135,13 +137,13 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
             sys.exit(server.wait())
         except KeyboardInterrupt:
             server.terminate()
-            server.wait()
+            server.wait()  # it reads the temporary folder, which is removed next
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine can do, and what is missing.
+    """Check what this machine can do, and what is missing.
 
     Exits with 1 where something keeps `raysweep run` from working.
     """

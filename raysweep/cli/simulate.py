@@ -1,4 +1,4 @@
-"""The command that tries out the engine: a sweep in virtual time, with everything going wrong."""
+"""The command that runs a sweep in virtual time, with losses that are made up and workers that are killed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raysweep.sweep.simulation.run import Findings
 
 NEWS_S = 2.0
+"""How often a long simulation says how far it is."""
 SHARE = click.FloatRange(0, 1)
 
 
@@ -29,7 +30,13 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--lanes", type=click.IntRange(min=1), help="Override scale.lanes.")
 @click.option("--kill", type=SHARE, default=0.0, show_default=True, help="Share of phases whose worker is killed.")
 @click.option("--stragglers", type=SHARE, default=0.1, show_default=True, help="Share of lanes that are 3x slower.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws who is killed when, and who is slow.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Draws which workers are killed, and which lanes are slow.",
+)
 @click.option("--from", "source", metavar="SWEEP", help="Take curves from an earlier sweep. Default: made-up ones.")
 @click.option(
     "--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder to leave the simulated sweep in."
@@ -42,13 +49,14 @@ def simulate(
 ) -> None:  # fmt: skip
     """Run a job in virtual time, and check the invariants of sweeps.
 
-    The sampler, the stopping rule and the stage tree are the real ones; losses and times are made up, and nothing is
+    The sampler, the stopping rule and the sharing of phases are the real ones; losses and times are made up. Nothing is
     trained. Exits with 1 where an invariant is broken.
     """
     from raysweep.job.jobfile import load_job
     from raysweep.sweep.simulation.run import simulate as run
     from raysweep.sweep.simulation.simulation import Adversity
 
+    # As settings of the job: what can be set in it is checked there.
     given = {"search.trials": trials, "scale.lanes": lanes}
     checked = load_job(job, [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)])
     adversity = Adversity(kill=kill, stragglers=stragglers, seed=seed)
@@ -70,7 +78,7 @@ def _curves(job: Job, source: str | None, results: Path) -> Curves:
 
 
 def _news() -> Callable[[int, float], None]:
-    """Return what tells on stderr, every few seconds, how far the simulation has come."""
+    """Return a function that prints the progress of a simulation to stderr, every few seconds."""
     told = time.monotonic()
 
     def tell(ended: int, seconds: float) -> None:
@@ -85,6 +93,7 @@ def _news() -> Callable[[int, float], None]:
 def _print(found: Findings, job: Path) -> None:
     trials = ", ".join(f"{number:,} {status}" for status, number in sorted(found.trials.items()))
     phases = ", ".join(f"{number:,} {how}" for how, number in sorted(found.phases.items(), reverse=True))
+    # A job may have no steps at all to share.
     share = found.steps / found.unshared_steps if found.unshared_steps else 1.0
     held = sum(not faults for faults in found.invariants.values())
     click.echo(f"SIMULATED, nothing was trained: {job} on {found.lanes} lanes")

@@ -569,7 +569,7 @@ def test_collecting_lists_first_and_then_says_what_was_freed(workplace: Path) ->
     assert [entry["trials"] for entry in freed["kept"]] == [[2]]
     assert not (folder.store / "learn-of-1" / "tensors.safetensors").exists()
     assert done("gc", "heads-1").splitlines() == [
-        "0.0 kB freed, 1.0 kB in 1 checkpoint stays.", "next:  raysweep status heads-1",
+        "Nothing to free: its only checkpoint (1.0 kB) is still needed.", "next:  raysweep status heads-1",
     ]  # fmt: skip
 
 

@@ -132,8 +132,8 @@ def test_retries_and_resumed_phases_are_announced(tmp_path: Path) -> None:
         progress.trial_retried(3, 2)
         progress.phase_resumed(3, "learn", 200, 300)
     assert output.getvalue().splitlines()[1:] == [
-        "trial 3: its workers were lost; attempt 2 goes on from its last checkpoint",
-        "trial 3: learn goes on from step 200 of 300",
+        "trial 3: its workers were lost; attempt 2 resumes from its last checkpoint",
+        "trial 3: learn resumes at step 200 of 300",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The command that measures input-dependent head gates."""
+"""The command that measures head gates which depend on the token."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NOTE = (
 @click.option("--data", required=True, help="A text file, a folder of text files, a hub name, or python-docs.")
 @click.option(
     "--penalty", "penalties", multiple=True, type=click.FloatRange(min=0), default=(0.1, 0.3, 1.0, 3.0),
-    show_default=True, help="Nats that having all heads open costs; a point of the curve each; may be repeated.",
+    show_default=True, help="Cost of all heads being open, in nats; a point of the curve each. May be repeated.",
 )  # fmt: skip
-@click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1), help="Steps the routers learn.")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1), help="Steps that routers train.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Windows in a step.")
 @click.option("--seq-len", default=128, show_default=True, type=click.IntRange(min=8), help="Tokens in a window.")
 @click.option(
@@ -38,14 +38,15 @@ def dynamic(
 ) -> None:  # fmt: skip
     """Measure heads that open and close with each token.
 
-    MODEL is a hub name, a folder, or an export. A small router in each layer learns, the model itself is frozen; beside
-    each point stands static Taylor pruning at no more FLOPs.
+    MODEL is a hub name, a folder, or an export. A small router is trained in each layer, the model itself is frozen.
+    Each point is compared with static Taylor pruning at no more FLOPs.
     """
     from raysweep.errors import UsageError
     from raysweep.job.spec import DataSpec
     from raysweep.reports.plots.curve import draw_curve
     from raysweep.science.dynamic_heads import RouterOptions, dynamic_heads, here
 
+    # Checked before the routers are trained, which takes minutes.
     if plot is not None and not plot.resolve().parent.is_dir():
         raise UsageError(f"--plot {str(plot)!r}: its folder does not exist. Make it first.")
     if eval_tokens < seq_len:
@@ -64,6 +65,7 @@ def dynamic(
 def _print(content: dict[str, Any]) -> None:
     from rich.table import Table
 
+    # FLOPs as shares of the whole model's; heads are given where they are whole, as pruned ones are.
     full, seconds = content["full"], content["seconds_per_token"]
     table = Table("penalty", "open", "FLOPs", "loss", "static FLOPs", "static heads", "static loss", box=None)
     table.add_row("(as it is)", "100%", "100%", f"{full['loss']:.4f}", "", str(full["heads"]), "")

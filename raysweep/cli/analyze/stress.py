@@ -1,4 +1,4 @@
-"""The command that puts a model under stress."""
+"""The command that measures a model under stress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raysweep.cli.common import NewFile, json_option, report_drawn
-from raysweep.science.stress.protocols import PROTOCOLS
+from raysweep.science.stress.protocols import PROTOCOLS  # names alone: the protocols load torch, their list does not
 
 if TYPE_CHECKING:
     from raysweep.science.stress.subject import StressSubject
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--other", required=True, metavar="B", help="Text B: as --data.")
 @click.option(
     "--protocol", "protocols", multiple=True, type=click.Choice(PROTOCOLS),
-    help="Tasks by turns, targeted damage, or pruning for either text; may be repeated. Default: all.",
+    help="Training on A and B in turns, targeted damage, or pruning for either text; may be repeated. Default: all.",
 )  # fmt: skip
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1), help="Training steps of a round.")
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(min=2), help="Rounds, on A, B, A, B, ...")
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--draws", default=3, show_default=True, type=click.IntRange(min=3), help="Draws of heads at random.")
 @click.option(
     "--baseline", default=0, show_default=True, type=click.IntRange(min=0),
-    help="Steps on both texts, mixed, before all else; a from-scratch size needs them.",
+    help="Training steps on both texts, mixed, before the protocols; a from-scratch size needs them.",
 )  # fmt: skip
 @click.option("--lr", default=5e-4, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Windows in a step.")
