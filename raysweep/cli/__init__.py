@@ -21,6 +21,7 @@ class _Commands(click.Group):
     """Commands in the order of their use; raysweep's errors become messages and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        # click would sort them by name.
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -48,6 +49,7 @@ def main() -> None:
     """
 
 
+# In the order of `raysweep --help`.
 for command in (
     work.run, lifecycle.resume, lifecycle.extend, lifecycle.fork, lifecycle.retry, lifecycle.stop, jobs.validate,
     jobs.plan, look.list_command, jobs.copy, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raysweep.records.folder import SweepFolder
 
 QUICKSTART = "jobs/quickstart.yaml"
+"""The job that commands take when none is named; it ships with raysweep."""
 
 results_option = click.option(
     "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
@@ -31,6 +32,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the job; may be repeated."
 )
+# RAY_ADDRESS is what Ray itself reads where no address is given.
 address_option = click.option(
     "--address", envvar="RAY_ADDRESS", show_envvar=True,
     help="A reachable Ray cluster. Default: one is started here for this sweep.",
@@ -60,6 +62,7 @@ def make_interruptible() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
+    # SIGINT too: a shell that starts a command in the background has it ignore Ctrl-C, and Python then sets no handler.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
 
@@ -81,6 +84,7 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     # A finished sweep may have met a limit with its last trial: nothing is left to do about that.
     end = None if is_finished(state) else last_end(folder)
     if as_json:
+        # Next commands are for people: a script knows what it wants.
         print_json({**state, "stopped": end and end.ended})
         return
     print_sweep(state, console())

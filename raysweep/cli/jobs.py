@@ -55,6 +55,7 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
             click.echo(f"error: {fault}", err=True)
         if not faults:
             click.echo(f"{len(jobs)} job{'s' if len(jobs) != 1 else ''} valid.")
+            # Both take a single job: of several, the first.
             print_next(*(command_on(name, jobs[0], overrides) for name in ("plan", "run")))
     sys.exit(2 if faults else 0)
 
@@ -87,6 +88,7 @@ def plan(
         print_json(estimate.to_dict())
     else:
         print_estimate(checked.spec.resolved(), estimate.to_dict(), console())
+        # With the same settings, so that what is run is what was planned.
         print_next(command_on("run", job, overrides, trials))
 
 
@@ -104,6 +106,7 @@ def copy(name: str, to: Path) -> None:
     """
     from raysweep.job.copying import copy_shipped
 
+    # Only what was written: a space that was copied before, and not edited, is not named again.
     for file in copy_shipped(name, to):
         click.echo(f"wrote {file}")
     if Path(name).parent.name == "jobs":

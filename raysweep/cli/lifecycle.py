@@ -22,7 +22,6 @@ from raysweep.cli.run import run_and_report
 
 if TYPE_CHECKING:
     from raysweep.records.folder import SweepFolder
-    from raysweep.trial.store.garbage import Survey
 
 
 @click.command()
@@ -41,14 +40,17 @@ def resume(sweep: str, overrides: Sequence[str], address: str | None, results: P
     trials or other lanes. To change what its trials do, fork a trial or start a new sweep.
     """
 
+    # A function, so that torch and Ray are imported inside `run_and_report`, which answers Ctrl-C from its start.
     def start(observer: Any) -> SweepFolder:
         from raysweep import api
 
         return api.resume(sweep, overrides=overrides, address=address, results=results, observer=observer)
 
+    # The same command can be given again. An extension or a fork cannot: it may have added its trials already.
     run_and_report(start, as_json, resumed=sweep)
 
 
+# `--trials` is text: 8 and +8 mean different things.
 @click.command()
 @click.argument("sweep")
 @click.option("--trials", required=True, metavar="[+]N", help="How many in all; with a +, how many more.")
@@ -162,6 +164,7 @@ def stop(sweep: str, results: Path, as_json: bool) -> None:
             status.update(f"waiting for {seconds:.0f} s")
 
         was_running = api.stop(sweep, results=results, waiting=waiting)
+    # Not running is no error: the sweep is as stopped as was asked for.
     click.echo(f"{sweep} has stopped." if was_running else f"{sweep} is not running.", err=True)
     report_sweep(folder, as_json)
 
@@ -192,53 +195,27 @@ def gc(
     record is ever removed. A checkpoint that is needed again later, by a fork for instance, is trained again.
     """
     from raysweep import api
+    from raysweep.reports.tables.checkpoints import print_checkpoints
     from raysweep.trial.store.garbage import Keep
 
-    open_sweep(results, sweep)
+    open_sweep(results, sweep)  # before torch is imported: a misspelt name is an error at once
     keep = Keep(sweep_best=sweep_best, trial_best=trial_best, trial_latest=trial_latest)
     found = api.gc(sweep, keep=keep, dry_run=dry_run, results=results)
+    content = {
+        "sweep": sweep,
+        "dry_run": dry_run,
+        # A path is no JSON: it becomes text.
+        **{
+            name: [{**entry.__dict__, "path": str(entry.path)} for entry in getattr(found, name)]
+            for name in ("kept", "collected")
+        },
+        "bytes_kept": sum(entry.bytes for entry in found.kept),
+        "bytes_collected": sum(entry.bytes for entry in found.collected),
+    }
     if as_json:
-        print_json(
-            # Paths are no JSON: they become text.
-            {
-                "sweep": sweep,
-                "dry_run": dry_run,
-                **{
-                    name: [{**entry.__dict__, "path": str(entry.path)} for entry in getattr(found, name)]
-                    for name in ("kept", "collected")
-                },
-                "bytes_kept": sum(entry.bytes for entry in found.kept),
-                "bytes_collected": sum(entry.bytes for entry in found.collected),
-            }
-        )
+        print_json(content)
         return
-    _print(found, dry_run)
+    print_checkpoints(content, console())
     # The command that carries out this dry run, with the options that differ from their default.
     options = "".join(f" --{name.replace('_', '-')} {number}" for name, number in keep.__dict__.items() if number != 1)
     print_next(*([f"raysweep gc {sweep}{options}"] if dry_run and found.collected else []), f"raysweep status {sweep}")
-
-
-def _print(found: Survey, dry_run: bool) -> None:
-    from rich.table import Table
-
-    freed, kept = (sum(entry.bytes for entry in part) for part in (found.collected, found.kept))
-    if not found.collected:
-        stay = "its only checkpoint" if len(found.kept) == 1 else f"all {len(found.kept)} checkpoints"
-        needed = f"{stay} ({_bytes(kept)}) {'is' if len(found.kept) == 1 else 'are'} still needed"
-        click.echo(f"Nothing to free: {needed if found.kept else 'the sweep has no checkpoints'}.")
-        return
-    table = Table("phase", "trials", "size", "why", box=None)
-    for entry in found.collected:
-        table.add_row(entry.phase, ", ".join(map(str, entry.trials)), _bytes(entry.bytes), entry.why)
-    console().print(table)
-    said = "would be freed" if dry_run else "freed"
-    stay = "1 checkpoint stays" if len(found.kept) == 1 else f"{len(found.kept)} checkpoints stay"
-    click.echo(f"{_bytes(freed)} {said}, {_bytes(kept)} in {stay}.")
-
-
-def _bytes(number: int) -> str:
-    """Write a size in decimal units, as budget.disk_gb and file managers count."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number / 1e3:.1f} kB"

@@ -44,6 +44,7 @@ def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
             "name": DIGITS,
             "about": "8 x 8 images of digits that ship inside scikit-learn; for image_classification",
         }
+        # Those that need no network come first.
         texts = [{"name": name, "about": f"hub: {where[0]}"} for name, where in HUB.items()]
         sentences = [{"name": name, "about": "hub: nyu-mll/glue; for sequence_classification"} for name in GLUE]
         return [embedded, digits, *texts, *sentences]
@@ -86,6 +87,7 @@ def _sweep(folder: SweepFolder) -> dict[str, Any]:
     # Of several objectives the first, which is the one in `objective`.
     name = next(iter(best["objectives"])) if best else ""
     found = f", best {name} {best['objective']:.4f}" if best else ""
+    # Failed and stopped trials count too: this is about what is still to run.
     ended = sum(number for status, number in state["counts"].items() if status != "UNFINISHED")
     progress = f"{ended} of {state['planned']} trials{found}"
     return {"name": folder.name, "about": f"{state['model']} on {state['data']}: {progress}"}

@@ -73,11 +73,13 @@ def _check(folder: SweepFolder, as_json: bool) -> None:
     from raysweep.sweep.invariants import examine
 
     found = examine(folder)
+    # Read-only as all of `status`: what is broken is named, and not repaired.
     if as_json:
         print_json(found)
     else:
         print_invariants(found, console())
         print_next(f"raysweep status {folder.name}")
+    # So that a script, such as a nightly check of a results folder, need not read the text.
     sys.exit(1 if any(found["invariants"].values()) else 0)
 
 
@@ -132,8 +134,10 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
     make_interruptible()
     with serve_folder(folders) as logdir:
         server = serve(logdir, port)
+        # To stderr, as all progress.
         click.echo(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)
         try:
+            # With TensorBoard's own exit code: on stderr it says why it could not start, as where the port is taken.
             sys.exit(server.wait())
         except KeyboardInterrupt:
             server.terminate()
@@ -151,6 +155,7 @@ def doctor(as_json: bool) -> None:
     from raysweep.reports.tables.listing import print_examination
 
     findings = examine()
+    # Notes, such as a missing GPU, keep nothing from running.
     broken = any(finding.status == "bad" for finding in findings)
     if as_json:
         print_json([finding.__dict__ for finding in findings])

@@ -50,6 +50,7 @@ def run(
     with the table that `raysweep status` shows.
     """
 
+    # Not called before the plan was shown; `run_and_report` hands in the observer that prints progress.
     def start(observer: Any) -> SweepFolder:
         from raysweep import api
 
@@ -89,6 +90,7 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resume
     from raysweep.errors import RunError
     from raysweep.reports.live.progress import Progress
 
+    # Defined here: Progress imports Rich, which `raysweep --help` should not wait for.
     class Watcher(Progress):
         def trial_started(self, plan: TrialPlan) -> None:
             # Once more: Ray has started since, and has put a handler of its own on SIGTERM.
@@ -101,6 +103,7 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resume
         # Ray prints to stdout when a worker dies; stdout is for results. The live line, which borrows it, ends first.
         with contextlib.redirect_stdout(sys.stderr), progress:
             folder = start(progress)
+    # The sweep has a name from the moment its folder was written: from then on it can be resumed.
     except KeyboardInterrupt:
         click.echo(f"interrupted.{_way_on(progress.sweep or resumed)}", err=True)
         sys.exit(130)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raysweep.cli.common import json_option, print_json, results_option, set_option, trials_option
+from raysweep.cli.common import console, json_option, print_json, results_option, set_option, trials_option
 
 if TYPE_CHECKING:
     from raysweep.job.jobfile import Job
     from raysweep.sweep.simulation.curves import Curves
-    from raysweep.sweep.simulation.run import Findings
 
 NEWS_S = 2.0
 """How often a long simulation says how far it is."""
@@ -53,6 +52,7 @@ def simulate(
     trained. Exits with 1 where an invariant is broken.
     """
     from raysweep.job.jobfile import load_job
+    from raysweep.reports.tables.simulation import print_simulation
     from raysweep.sweep.simulation.run import simulate as run
     from raysweep.sweep.simulation.simulation import Adversity
 
@@ -64,7 +64,8 @@ def simulate(
     if as_json:
         print_json(asdict(found))
     else:
-        _print(found, job)
+        print_simulation(asdict(found), str(job), console())
+    # Printed first in either form: a broken invariant is a fault of raysweep, and its words are needed to find it.
     if found.broken:
         sys.exit(1)
 
@@ -74,6 +75,7 @@ def _curves(job: Job, source: str | None, results: Path) -> Curves:
     from raysweep.sweep.simulation.curves import Modelled
     from raysweep.sweep.simulation.recorded import Recorded
 
+    # Recorded refuses a sweep without a complete trial that has every kind of phase of this job.
     return Modelled() if source is None else Recorded(open_sweep(results, source), job)
 
 
@@ -83,27 +85,9 @@ def _news() -> Callable[[int, float], None]:
 
     def tell(ended: int, seconds: float) -> None:
         nonlocal told
+        # By the clock of this machine: thousands of virtual hours may pass within a second.
         if time.monotonic() - told > NEWS_S:
             told = time.monotonic()
             click.echo(f"{ended:,} trials ended in {seconds / 3600:.1f} virtual hours", err=True)
 
     return tell
-
-
-def _print(found: Findings, job: Path) -> None:
-    trials = ", ".join(f"{number:,} {status}" for status, number in sorted(found.trials.items()))
-    phases = ", ".join(f"{number:,} {how}" for how, number in sorted(found.phases.items(), reverse=True))
-    # A job may have no steps at all to share.
-    share = found.steps / found.unshared_steps if found.unshared_steps else 1.0
-    held = sum(not faults for faults in found.invariants.values())
-    click.echo(f"SIMULATED, nothing was trained: {job} on {found.lanes} lanes")
-    click.echo(f"  trials      {trials}")
-    click.echo(f"  phases      {phases}")
-    click.echo(f"  steps       {found.steps:,} executed, {share:.1%} of {found.unshared_steps:,} without sharing")
-    click.echo(f"  kills       {found.kills:,}, which wasted {found.wasted_steps:,} steps")
-    click.echo(f"  time        {found.virtual_hours:.2f} virtual hours, lanes {found.lane_use:.1%} in use")
-    click.echo(f"  simulated   in {found.seconds:.1f} s")
-    click.echo(f"  invariants  {held} of {len(found.invariants)} held")
-    for name, faults in found.invariants.items():
-        for fault in faults:
-            click.echo(f"    broken: {name}: {fault}")

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from raysweep.cli.common import console, json_option, print_json
-
-NOTE = (
-    "FLOPs are counted: a closed head saves its query, its output and its attention products, not keys and values.\n"
-    "Here closed heads are computed and multiplied by zero, so nothing is faster: "
-)
 
 
 @click.command()
@@ -44,11 +38,13 @@ def dynamic(
     from raysweep.errors import UsageError
     from raysweep.job.spec import DataSpec
     from raysweep.reports.plots.curve import draw_curve
+    from raysweep.reports.tables.dynamic import print_curve
     from raysweep.science.dynamic_heads import RouterOptions, dynamic_heads, here
 
     # Checked before the routers are trained, which takes minutes.
     if plot is not None and not plot.resolve().parent.is_dir():
         raise UsageError(f"--plot {str(plot)!r}: its folder does not exist. Make it first.")
+    # Held-out tokens are cut into windows, of which there must be one.
     if eval_tokens < seq_len:
         raise UsageError(f"--eval-tokens {eval_tokens} is less than one window of --seq-len {seq_len}.")
     question = RouterOptions(penalties=tuple(penalties), steps=steps, batch_size=batch_size, seed=seed)
@@ -59,24 +55,4 @@ def dynamic(
     if as_json:
         print_json(content)
     else:
-        _print(content)
-
-
-def _print(content: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    # FLOPs as shares of the whole model's; heads are given where they are whole, as pruned ones are.
-    full, seconds = content["full"], content["seconds_per_token"]
-    table = Table("penalty", "open", "FLOPs", "loss", "static FLOPs", "static heads", "static loss", box=None)
-    table.add_row("(as it is)", "100%", "100%", f"{full['loss']:.4f}", "", str(full["heads"]), "")
-    for point in content["points"]:
-        static = point["static"]
-        beside = ("", "", "") if static is None else (
-            f"{static['flops_per_token'] / full['flops_per_token']:.1%}", str(static["heads"]), f"{static['loss']:.4f}"
-        )  # fmt: skip
-        table.add_row(
-            f"{point['penalty']:g}", f"{point['open_share']:.1%}",
-            f"{point['flops_per_token'] / full['flops_per_token']:.1%}", f"{point['loss']:.4f}", *beside,
-        )  # fmt: skip
-    console().print(table)
-    click.echo(NOTE + f"{seconds['gated'] * 1e6:.3g} us a token, against {seconds['plain'] * 1e6:.3g} without gates.")
+        print_curve(content, console())

@@ -25,6 +25,7 @@ def efficiency(job: Path, overrides: Sequence[str], as_json: bool) -> None:
     from raysweep.reports.tables.efficiency import print_efficiency
     from raysweep.science.pnn.efficiency import efficiency as efficiency_of
 
+    # Counted from shapes alone: no weights are made or loaded.
     spec = load_job(job, overrides).spec
     content = efficiency_of(spec.model, spec.data.seq_len).to_dict()
     if as_json:

@@ -107,6 +107,7 @@ def heads(
     content = {"model": model, "data": str(data), **found.to_dict()}
     title = f"{model}, {count(windows, 'window')} of {seq_len}: loss {found.loss:.4f}"
 
+    # The heads that were masked are crossed out in the picture; the JSON names them as `mask`.
     def draw(content: Mapping[str, Any], path: Path) -> None:
         save_heat_maps(path, content["scores"], found.masked, title)
 

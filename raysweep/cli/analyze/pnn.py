@@ -47,7 +47,7 @@ def pnn(
     from raysweep.science.pnn.run import chosen, run_analyses
     from raysweep.science.pnn.subject import held_out_data, load_subject
 
-    names = chosen(experiments)
+    names = chosen(experiments)  # a misspelt name is an error before the model is loaded
     spec = held_out_data(model, data, tokenizer=tokenizer, seq_len=seq_len, eval_tokens=eval_tokens)
     folder = out or (None if as_json else Path("pnn-analysis"))
     # Made before the analyses, which may take minutes.

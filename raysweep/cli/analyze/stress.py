@@ -78,10 +78,12 @@ def stress(
     values, faults = parse_settings(options)
     if faults:
         raise SpecError(faults)
+    # load_subject checks whether the strategy exists and takes these options, before it loads anything.
     question = StressOptions(
         steps=steps, rounds=rounds, level=level, strategy=strategy, options=values, draws=draws, lr=lr,
         batch_size=batch_size, baseline=baseline, seed=seed,
     )  # fmt: skip
+    # Both texts are cut alike: their losses stand side by side.
     a, b = (
         DataSpec(name=name, seq_len=seq_len, eval_tokens=eval_tokens, probe_windows=probe_windows)
         for name in (data, other)
