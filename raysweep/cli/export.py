@@ -32,6 +32,7 @@ def export(sweep: str, trial: int, out: Path, form: Literal["compact", "dense"],
     if as_json:
         print_json({"folder": str(out), **manifest.model_dump()})
         return
+    # Metrics are floats, counts included.
     heads = f"{manifest.metrics['active_heads']:.0f} of {sum(map(len, manifest.head_map))} heads"
     # A classifier has a perplexity too, but nobody reads it.
     quality = "accuracy" if manifest.task.endswith("classification") else "perplexity"

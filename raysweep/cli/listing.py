@@ -46,6 +46,7 @@ def _entries(kind: str, results: Path) -> list[dict[str, Any]]:
         }
         # Those that need no network come first.
         texts = [{"name": name, "about": f"hub: {where[0]}"} for name, where in HUB.items()]
+        # Sets of labelled sentences: they train no language model.
         sentences = [{"name": name, "about": "hub: nyu-mll/glue; for sequence_classification"} for name in GLUE]
         return [embedded, digits, *texts, *sentences]
     if kind == "models":

@@ -111,6 +111,7 @@ def show(sweep: str, trial: int | None, results: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("sweeps", nargs=-1)
+# 6006 is TensorBoard's own default.
 @click.option(
     "--port", default=6006, show_default=True, type=click.IntRange(1, 65535), help="Where TensorBoard listens."
 )

@@ -57,6 +57,7 @@ def pnn(
         except OSError as error:
             raise UsageError(f"--out {str(folder)!r} cannot be made: {error.strerror}.") from error
     subject = load_subject(model, spec, seed=seed, compared=compared)
+    # Where analyses were named, one that does not apply to this model is an error; of all, it is only reported.
     found = run_analyses(
         subject, names, lambda line: click.echo(line, err=True), insist=bool(experiments)
     )  # fmt: skip

@@ -18,6 +18,7 @@ def draw_curve(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
+    # A point that is cheaper than any pruned model has no static one beside it.
     points = content["points"]
     draw_lines(
         [

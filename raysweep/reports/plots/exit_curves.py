@@ -20,6 +20,7 @@ def draw_exit_curves(content: Mapping[str, Any], path: Path) -> None:
     """
     points, lines = content["points"], []
     for name in dict.fromkeys(point["exit"] for point in points):
+        # `none` is no exit at all: all tokens run as many steps, which makes the curve of fixed depths.
         measured = [point["reported"] for point in points if point["exit"] == name]
         lines.append(_line("fixed depth", "ks-", measured) if name == "none" else _line(name, "o-", measured))
     lines.append(_line("by chance", "x", [point["control"] for point in points if point["control"]]))

@@ -33,6 +33,7 @@ def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         "training / BERT",
     )
     table = empty_table(["", *numbers], right=numbers)
+    # MFLOP for each token: forward passes at inference, and all of a training step.
     for name, cost in rows.items():
         table.add_row(
             name,
