@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two workers of two threads each are slower
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_AUTH_MODE"] = "token"  # as Ray's own clusters have by default; Ray reads both once, when it is imported
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ.setdefault("RAYSWEEP_CACHE", str(Path(tempfile.gettempdir()) / f"raysweep-test-cache-{os.getuid()}"))
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+INTERPRETER = Path(__file__).resolve().parent / "support" / "interpreter"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("raysweep")
+    group.addoption(
+        "--key-salt", metavar="TEXT",
+        help="give every phase another key, as a new release of transformers does: letters and digits",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if salt := config.getoption("--key-salt"):
+        os.environ["RAYSWEEP_TESTS_KEY_SALT"] = salt
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
+        sys.path.insert(0, str(INTERPRETER))
+        sys.modules.pop("sitecustomize", None)
+        __import__("sitecustomize")
 
 
 @pytest.fixture
