@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import secrets
-import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--key-salt", metavar="TEXT",
         help="give every phase another key, as a new release of transformers does: letters and digits",
     )  # fmt: skip
+    group.addoption(
+        "--without-torch", action="store_true",
+        help="skip the files that import torch, and fail what imports it later (make quick)",
+    )  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Change this Python, and those that tests start, as the options ask; see support/interpreter."""
     if salt := config.getoption("--key-salt"):
         os.environ["RAYSWEEP_TESTS_KEY_SALT"] = salt
+    if config.getoption("--without-torch"):
+        os.environ["RAYSWEEP_TESTS_WITHOUT_TORCH"] = "1"
+    if salt or config.getoption("--without-torch"):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INTERPRETER), os.environ.get("PYTHONPATH")]))
-        sys.path.insert(0, str(INTERPRETER))
-        sys.modules.pop("sitecustomize", None)
-        __import__("sitecustomize")
+        runpy.run_path(str(INTERPRETER / "sitecustomize.py"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a file that imports torch, in a run without it."""
+    report = yield
+    if report.failed and collector.config.getoption("--without-torch") and "TorchImported" in report.longreprtext:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), None, "Skipped: imports torch")
+    return report
 
 
 @pytest.fixture

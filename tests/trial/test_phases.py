@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from support.helpers import causal, cpu, quick_plan, run_all
+from support.helpers import causal, cpu, run_all
+from support.jobs import quick_plan
 
 from raysweep.contracts import Decision
 from raysweep.errors import DivergedError, TrialError

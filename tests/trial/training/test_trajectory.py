@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.helpers import CAUSAL, cpu, quick_plan, run_all
+from support.helpers import CAUSAL, cpu, run_all
+from support.jobs import quick_plan
 
 from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.probe import probe
