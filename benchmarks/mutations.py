@@ -40,9 +40,8 @@ HEADER = """# Faults that were planted, and the tests that find them
 
 A test is worth what it finds. Each fault below was planted in the code, alone, and the test beside it, which
 [behaviours.md](behaviours.md) names for that row, failed. `python -m benchmarks.mutations` does it again and writes
-this page; the faults are in [benchmarks/mutations.yaml](../benchmarks/mutations.yaml), the count of those found in
-[results/reference/mutations.json](../results/reference/mutations.json). Left out: the test of behaviour 21 that starts
-a Ray cluster.
+this page; the faults are in `benchmarks/mutations.yaml`, the count of those found in
+`results/reference/mutations.json`. Left out: the test of behaviour 21 that starts a Ray cluster.
 
 | row | what was broken | in | the test that finds it |
 |---|---|---|---|

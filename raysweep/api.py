@@ -16,6 +16,7 @@ from raysweep.records.folder import SweepFolder, list_sweeps
 from raysweep.records.schema import Status
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep import lifecycle
+from raysweep.sweep.code import check_code, code_of, record_code
 from raysweep.sweep.observer import Observer
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def run(
         check_local_room(checked)
     SweepFolder.check_new(results, name)
     fingerprints = preflight(checked)
-    about = environment.describe() | {"fingerprints": fingerprints.__dict__, "sharing": sharing}
+    about = environment.describe() | {
+        "fingerprints": fingerprints.__dict__, "sharing": sharing, "code": code_of(checked),
+    }  # fmt: skip
     folder = SweepFolder.create(results, checked, name, about)
     with _driving(folder):
         run_sweep(folder, checked, fingerprints, address=address, sharing=sharing, observer=observer or Silent())
@@ -73,6 +76,7 @@ def resume(
     sweep: str,
     *,
     overrides: Sequence[str] = (),
+    accept_new_code: bool = False,
     address: str | None = None,
     results: Path = RESULTS,
     observer: Observer | None = None,
@@ -81,18 +85,22 @@ def resume(
 
     Args:
         overrides: `key=value` settings of its limits, such as budget.hours; see `lifecycle.CHANGEABLE`.
+        accept_new_code: go on although the code that decides on outcomes changed since the sweep began: trials that
+            have ended stay as they are, and the others are run by the code that is here, under new phase keys.
 
     Raises:
         SpecError: a setting is wrong, or would change what the sweep means.
-        ArchiveError: no such sweep, it runs elsewhere, or its model or corpus is no longer what it was.
+        ArchiveError: no such sweep, it runs elsewhere, or its model, corpus or code is no longer what it was.
     """
-    return _go_on(SweepFolder.open(results, sweep), address, observer, lambda job: lifecycle.changed(job, overrides))
+    folder = SweepFolder.open(results, sweep)
+    return _go_on(folder, address, observer, accept_new_code, lambda job: lifecycle.changed(job, overrides))
 
 
 def extend(
     sweep: str,
     trials: int | str,
     *,
+    accept_new_code: bool = False,
     address: str | None = None,
     results: Path = RESULTS,
     observer: Observer | None = None,
@@ -102,7 +110,8 @@ def extend(
     Raises:
         UsageError: as `resume`; or those are not more.
     """
-    return _go_on(SweepFolder.open(results, sweep), address, observer, lambda job: lifecycle.with_trials(job, trials))
+    folder = SweepFolder.open(results, sweep)
+    return _go_on(folder, address, observer, accept_new_code, lambda job: lifecycle.with_trials(job, trials))
 
 
 def fork(
@@ -111,6 +120,7 @@ def fork(
     *,
     after: str,
     overrides: Sequence[str],
+    accept_new_code: bool = False,
     address: str | None = None,
     results: Path = RESULTS,
     observer: Observer | None = None,
@@ -129,13 +139,14 @@ def fork(
     def propose(job: Job, fingerprints: Fingerprints) -> None:
         folder.add_proposal(lifecycle.forked(folder, job, fingerprints, trial, after, overrides))
 
-    return _go_on(folder, address, observer, prepare=propose)
+    return _go_on(folder, address, observer, accept_new_code, prepare=propose)
 
 
 def retry(
     sweep: str,
     *,
     statuses: Sequence[Status] = ("FAILED",),
+    accept_new_code: bool = False,
     address: str | None = None,
     results: Path = RESULTS,
     observer: Observer | None = None,
@@ -154,7 +165,7 @@ def retry(
         for trial in lifecycle.to_retry(folder, statuses):
             folder.reopen(trial)
 
-    return _go_on(folder, address, observer, prepare=reopen)
+    return _go_on(folder, address, observer, accept_new_code, prepare=reopen)
 
 
 def stop(sweep: str, *, results: Path = RESULTS, waiting: Callable[[float], None] = lambda seconds: None) -> bool:
@@ -266,6 +277,7 @@ def _go_on(
     folder: SweepFolder,
     address: str | None,
     observer: Observer | None,
+    accept_new_code: bool,
     change: Callable[[Job], Job] = _as_it_is,
     prepare: Callable[[Job, Fingerprints], None] = lambda job, fingerprints: None,
 ) -> SweepFolder:
@@ -280,11 +292,19 @@ def _go_on(
         if address is None:
             check_local_room(job)
         fingerprints = check_unchanged(job, about, folder.name)
+        changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
         prepare(job, fingerprints)
         if job is not before:
             folder.replace_job(job)
+        record_code(folder, _code_here(folder, job), changed=bool(changed))  # of a fork's strategies, too
+        if observer is not None and changed:
+            observer.code_changed(changed)
         run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=observer or Silent())
     return folder
+
+
+def _code_here(folder: SweepFolder, job: Job) -> dict[str, str]:
+    return code_of(job, (proposal.values for proposal in folder.proposals().values()))
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import pytest
 
 HEAVY = ("torch", "ray", "transformers", "optuna")
 LIGHT = ("job", "contracts", "records", "meta", "reports", "sweep", "strategies", "cli")
-"""Rooms whose every module loads without any of these."""
+"""Rooms whose every module loads without any of these, but for those that they own."""
+OWNED = {"sweep": ["optuna"]}
+"""sweep/study.py holds the study that Optuna's samplers see."""
 
 
 def heavy_after(code: str) -> list[str]:
@@ -47,4 +49,4 @@ import raysweep.{room} as room
 for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
     importlib.import_module(module.name)
 """
-    assert heavy_after(code) == []
+    assert heavy_after(code) == OWNED.get(room, [])

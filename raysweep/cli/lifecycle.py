@@ -25,16 +25,25 @@ if TYPE_CHECKING:
     from raysweep.trial.store.garbage import Survey
 
 
+accept_option = click.option(
+    "--accept-new-code", is_flag=True,
+    help="Go on although raysweep, torch or transformers changed since the sweep began.",
+)  # fmt: skip
+
+
 @click.command()
 @click.argument("sweep")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
     help="Give the sweep another limit, such as budget.hours or scale.lanes; may be repeated.",
 )  # fmt: skip
+@accept_option
 @address_option
 @results_option
 @json_option
-def resume(sweep: str, overrides: Sequence[str], address: str | None, results: Path, as_json: bool) -> None:
+def resume(
+    sweep: str, overrides: Sequence[str], accept_new_code: bool, address: str | None, results: Path, as_json: bool
+) -> None:
     """Continue an interrupted sweep.
 
     Finished trials stay; the others go on from their last checkpoint. A resumed sweep may be given another budget, more
@@ -44,7 +53,14 @@ def resume(sweep: str, overrides: Sequence[str], address: str | None, results: P
     def start(observer: Any) -> SweepFolder:
         from raysweep import api
 
-        return api.resume(sweep, overrides=overrides, address=address, results=results, observer=observer)
+        return api.resume(
+            sweep,
+            overrides=overrides,
+            accept_new_code=accept_new_code,
+            address=address,
+            results=results,
+            observer=observer,
+        )
 
     run_and_report(start, as_json, resumed=sweep)
 
@@ -52,10 +68,11 @@ def resume(sweep: str, overrides: Sequence[str], address: str | None, results: P
 @click.command()
 @click.argument("sweep")
 @click.option("--trials", required=True, metavar="[+]N", help="How many in all; with a +, how many more.")
+@accept_option
 @address_option
 @results_option
 @json_option
-def extend(sweep: str, trials: str, address: str | None, results: Path, as_json: bool) -> None:
+def extend(sweep: str, trials: str, accept_new_code: bool, address: str | None, results: Path, as_json: bool) -> None:
     """Give a sweep more trials, and run them.
 
     The sampler goes on with all that it was told before.
@@ -64,7 +81,9 @@ def extend(sweep: str, trials: str, address: str | None, results: Path, as_json:
     def start(observer: Any) -> SweepFolder:
         from raysweep import api
 
-        return api.extend(sweep, trials, address=address, results=results, observer=observer)
+        return api.extend(
+            sweep, trials, accept_new_code=accept_new_code, address=address, results=results, observer=observer
+        )
 
     run_and_report(start, as_json)
 
@@ -80,11 +99,19 @@ def extend(sweep: str, trials: str, address: str | None, results: Path, as_json:
     "--set", "overrides", multiple=True, required=True, metavar="KEY=VALUE",
     help="What the fork does otherwise in later phases; may be repeated. Need not be in the search space.",
 )  # fmt: skip
+@accept_option
 @address_option
 @results_option
 @json_option
 def fork(
-    sweep: str, trial: int, after: str, overrides: Sequence[str], address: str | None, results: Path, as_json: bool
+    sweep: str,
+    trial: int,
+    after: str,
+    overrides: Sequence[str],
+    accept_new_code: bool,
+    address: str | None,
+    results: Path,
+    as_json: bool,
 ) -> None:
     """Run a trial on from one of its phases, with other settings.
 
@@ -96,7 +123,14 @@ def fork(
         from raysweep import api
 
         return api.fork(
-            sweep, trial, after=after, overrides=overrides, address=address, results=results, observer=observer
+            sweep,
+            trial,
+            after=after,
+            overrides=overrides,
+            accept_new_code=accept_new_code,
+            address=address,
+            results=results,
+            observer=observer,
         )
 
     run_and_report(start, as_json)
@@ -108,10 +142,13 @@ def fork(
 @click.option(
     "--diverged", is_flag=True, help="Retry those that DIVERGED; they will again, unless a machine was at fault."
 )
+@accept_option
 @address_option
 @results_option
 @json_option
-def retry(sweep: str, failed: bool, diverged: bool, address: str | None, results: Path, as_json: bool) -> None:
+def retry(
+    sweep: str, failed: bool, diverged: bool, accept_new_code: bool, address: str | None, results: Path, as_json: bool
+) -> None:
     """Run trials once more that came to no good end.
 
     Each goes on from its last checkpoint; say which ones with --failed or --diverged.
@@ -124,7 +161,14 @@ def retry(sweep: str, failed: bool, diverged: bool, address: str | None, results
     def start(observer: Any) -> SweepFolder:
         from raysweep import api
 
-        return api.retry(sweep, statuses=statuses, address=address, results=results, observer=observer)
+        return api.retry(
+            sweep,
+            statuses=statuses,
+            accept_new_code=accept_new_code,
+            address=address,
+            results=results,
+            observer=observer,
+        )
 
     run_and_report(start, as_json)
 

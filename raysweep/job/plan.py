@@ -10,6 +10,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from raysweep.job import code
 from raysweep.job.spec import Control, CycleSpec, GrowSpec, JobSpec, PruneSpec
 
 PHASES = ("baseline", "prune", "measure", "grow", "learn", "infer")
@@ -89,7 +90,8 @@ def make_plan(
     training = spec.training.model_dump(mode="json")
     root = content_key(
         {
-            **_versions(),
+            **versions(),
+            "code": code.core(),
             "model": {**spec.model.model_dump(mode="json"), "fingerprint": fingerprints.model},
             "data": {**spec.data.model_dump(mode="json"), "fingerprint": fingerprints.data},
             "seed": spec.seed,
@@ -118,13 +120,12 @@ def make_plan(
 
 
 @cache
-def _versions() -> dict[str, str]:
-    """Return the versions that decide on outcomes; looked up once a process, which takes milliseconds."""
-    return {
-        "raysweep": version("raysweep"),
-        "torch": version("torch").partition("+")[0],
-        "transformers": version("transformers"),
-    }
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide on outcomes besides raysweep's own code.
+
+    They are looked up once a process: it takes milliseconds, and a plan is made for each of thousands of trials.
+    """
+    return {"torch": version("torch").partition("+")[0], "transformers": version("transformers")}
 
 
 def _chain(root: str, cycle: CycleSpec, training: dict[str, Any]) -> tuple[PhasePlan, ...]:
@@ -142,7 +143,8 @@ def _chain(root: str, cycle: CycleSpec, training: dict[str, Any]) -> tuple[Phase
 
 
 def _phase(parent: str, kind: str, cycle: int, params: dict[str, Any]) -> PhasePlan:
-    key = content_key({"parent": parent, "kind": kind, "cycle": cycle, "params": params})
+    ran = code.of_phase(kind, params)
+    key = content_key({"parent": parent, "kind": kind, "cycle": cycle, "params": params, "code": ran})
     return PhasePlan(kind=kind, cycle=cycle, params=params, key=key)
 
 

@@ -71,7 +71,7 @@ class SweepFolder:
             results.mkdir(parents=True, exist_ok=True)
             folder = _make_named(results, name) if name else _make_numbered(results, job.spec.name)
             sweep = SweepFolder(folder)
-            _write_text(folder / "env.json", json.dumps(environment, indent=2, sort_keys=True) + "\n")
+            sweep.replace_environment(environment)
             _write_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))  # last: a folder with a job is a sweep
         except OSError as error:
             raise ArchiveError(
@@ -151,6 +151,11 @@ class SweepFolder:
 
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+
+    def replace_environment(self, environment: Mapping[str, Any]) -> None:
+        path = self.path / "env.json"
+        with refuse_when_full(path):
+            _write_text(path, json.dumps(environment, indent=2, sort_keys=True) + "\n")
 
     @property
     def simulated(self) -> bool:

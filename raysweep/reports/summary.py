@@ -121,11 +121,23 @@ def _summary(proposal: Proposal, ended: TrialRecord | None, phases: list[PhaseRe
         status=ended.status if ended else "UNFINISHED",
         attempts=ended.attempts if ended else proposal.attempt,
         seconds=ended.seconds if ended else round(sum(record.seconds for record in phases), 3),
-        phases=[record for record in phases if record.arm == "main"],
+        phases=_own_phases(ended, phases),
         ended=ended,
         controls={arm: [record for record in phases if record.arm == arm] for arm in arms},
         control_ends={arm: by_key[keys[-1]] for arm, keys in arms.items() if keys and keys[-1] in by_key},
     )
+
+
+def _own_phases(ended: TrialRecord | None, phases: Sequence[PhaseRecord]) -> list[PhaseRecord]:
+    """Return the records of a trial's own phases, in order.
+
+    A trial that went on with other code ran its phases again, under other keys. Its final record says which of them
+    belong to its result; before it has ended, the later one of two equal labels does.
+    """
+    own = [record for record in phases if record.arm == "main"]
+    if ended is None:
+        return list({label(record): record for record in own}.values())
+    return [record for record in own if record.key in ended.phases]
 
 
 def _replicated(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialRecord]) -> bool:

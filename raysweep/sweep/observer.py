@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from raysweep.contracts import Report
@@ -14,6 +15,7 @@ from raysweep.records.schema import PhaseRecord, TrialRecord
 class Observer(Protocol):
     """Who is told what happens, as it happens."""
 
+    def code_changed(self, changes: Sequence[str]) -> None: ...
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None: ...
     def lane_started(self, pids: list[int]) -> None: ...
     def trial_started(self, plan: TrialPlan) -> None: ...

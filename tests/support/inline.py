@@ -15,6 +15,7 @@ from raysweep.records import objectives
 from raysweep.records.folder import SweepFolder, plan_of
 from raysweep.records.points import is_search
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
+from raysweep.sweep.code import code_of
 from raysweep.sweep.limits import Limits
 from raysweep.trial.forecast.preflight import preflight
 from raysweep.trial.phases import run_trial
@@ -34,7 +35,7 @@ def search_job(trials: int = 3, **changes: Any) -> Job:
 
 
 def new_sweep(results: Path, job: Job, name: str = "s", sharing: bool = True) -> SweepFolder:
-    about = {"fingerprints": preflight(job).__dict__, "sharing": sharing}
+    about = {"fingerprints": preflight(job).__dict__, "sharing": sharing, "code": code_of(job)}
     return SweepFolder.create(results, job, name, about)
 
 

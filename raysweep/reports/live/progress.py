@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from rich.console import Console, RenderableType
@@ -24,6 +24,7 @@ from raysweep.reports.wording import count, duration
 class Silent:
     """Watches nothing."""
 
+    def code_changed(self, changes: Sequence[str]) -> None: ...
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None: ...
     def lane_started(self, pids: list[int]) -> None: ...
     def trial_started(self, plan: TrialPlan) -> None: ...
@@ -69,6 +70,9 @@ class Progress(Silent):
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def code_changed(self, changes: Sequence[str]) -> None:
+        self._print(f"going on with other code; changed since the sweep began: {', '.join(changes)}")
 
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None:
         spec = self._spec = job.spec
