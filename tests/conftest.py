@@ -18,6 +18,8 @@ os.environ["RAY_AUTH_MODE"] = "token"  # as Ray's own clusters have by default; 
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ.setdefault("RAYSWEEP_CACHE", str(Path(tempfile.gettempdir()) / f"raysweep-test-cache-{os.getuid()}"))
 
+LONGEST_S = 10.0
+DEAREST_ROOMS = ("trial", "science", "sweep")
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 INTERPRETER = Path(__file__).resolve().parent / "support" / "interpreter"
 
@@ -55,6 +57,33 @@ def pytest_make_collect_report(
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), None, "Skipped: imports torch")
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the rooms whose files take longest, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{room}/" for room in DEAREST_ROOMS)))
+
+
+too_long: list[pytest.TestReport] = []
+"""Tests that are not marked and took more than LONGEST_S."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if (
+        report.when == "call"
+        and report.duration > LONGEST_S
+        and not {"slow", "ray", "pretrained"} & set(report.keywords)
+    ):
+        too_long.append(report)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that should be faster or marked. They do not fail: on a busy machine any test takes long."""
+    if too_long:
+        terminalreporter.section(f"tests that took more than {LONGEST_S:g} s without being marked slow")
+        for report in sorted(too_long, key=lambda report: -report.duration):
+            terminalreporter.line(f"{report.duration:6.1f} s  {report.nodeid}")
 
 
 @pytest.fixture

@@ -28,7 +28,9 @@ class Refusal(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname == "torch":
-            raise TorchImported("a run --without-torch came to torch: mark the test torch, or keep torch out of what it tests")
+            raise TorchImported(
+                "a run --without-torch came to torch: mark the test torch, or keep torch out of what it tests"
+            )
         return None
 
 

@@ -379,6 +379,8 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_that_is_seen(store: PhaseS
         assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
         go(writer)
         time.sleep(generator.uniform(0.0, 0.1))
+        while not entries.leftovers(store.folder):  # the moment is any, but on a slow machine it is not too early
+            time.sleep(0.0001)
         writer.kill()
         writer.wait(60)
         seen += len(entries.leftovers(store.folder))
