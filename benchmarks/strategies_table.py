@@ -145,7 +145,7 @@ class Subject:
         if self.statistics is None:
             self.statistics = probe(self.model, self.probed, whole, CPU.all_reduce)
         pruner = registry.build("prune", row.strategy, row.options)
-        if "contribution" in getattr(pruner, "requires", ()) and self.statistics.contribution is None:
+        if "contribution" in pruner.requires and self.statistics.contribution is None:
             truth = contributions(self.model, self.probed, whole).mean(0)
             self.statistics = replace(self.statistics, contribution=truth)
         scores = pruner(self.statistics, np.random.default_rng(seed))

@@ -1,7 +1,8 @@
-"""Describe what a task makes of data: batches, and the facts about the data that it needs."""
+"""The contract of tasks, which turn rows of data into batches, and the facts about the data that they need."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -15,24 +16,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a network takes, and what it should predict."""
+    """The inputs of a network and the labels it should predict."""
 
     inputs: torch.Tensor
     """The network's main input: token ids (batch, tokens), or pixels (batch, channels, height, width)."""
+    # -100 is the label that torch's cross-entropy ignores by default.
     labels: torch.Tensor
     """The class to predict at each position of the logits, (batch, positions) or (batch,); -100 where there is none."""
     attention_mask: torch.Tensor | None = None
     """(batch, tokens): 0 at padding. None: nothing is padded."""
     token_types: torch.Tensor | None = None
-    """(batch, tokens): the segment that each token is of. None: all are of the first."""
+    """(batch, tokens): the segment that each token belongs to. None: all belong to the first."""
     labelled: torch.Tensor | None = None
-    """Flat positions, among (batch, tokens), of the labels that there are: logits elsewhere need not be computed. None:
-    there is a label nearly everywhere, or one an example."""
+    """Flat positions, among (batch, tokens), that have a label: only their logits need to be computed. None: nearly all
+    positions have one, or each example has a single label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a task and a network must know of the data; None where the data has no such thing."""
+    """What a task and a network must know about the data; None where it does not apply."""
 
     vocab_size: int | None = None
     mask_token: int | None = None
@@ -40,12 +42,12 @@ class Facts:
     pad_token: int | None = None
     """Id of the token that fills a row after its text."""
     special_tokens: tuple[int, ...] = ()
-    """Ids of the tokens that stand for no text, and of the one that stands for unknown text: never hidden."""
+    """Ids of the tokens that are not text, such as padding, and of the unknown token: masking never hides them."""
     masking: Masking = "bert"
-    """What tokens that are to be predicted become; see data.masking."""
+    """What replaces the tokens to be predicted; see data.masking."""
     num_classes: int | None = None
     pairs: bool = False
-    """Every example is a pair of sentences: its tokens are of two segments."""
+    """Every example is a pair of sentences: its tokens belong to two segments."""
     image_shape: tuple[int, int, int] | None = None
     """(channels, height, width)"""
     brightest: int | None = None
@@ -53,27 +55,29 @@ class Facts:
 
 
 class Task(Protocol):
-    """networks/tasks/<name>.py: what a model learns, from a row of integers to inputs and labels.
-
-    Its one field is `facts`.
-    """
+    """networks/tasks/<name>.py: what a model learns, from a row of integers to inputs and labels."""
 
     reads: ClassVar[Literal["windows", "sentences", "images"]]
-    """The kind of data it learns from. A row of integers is: tokens; label, number of tokens, number of tokens before
-    the second sentence of a pair, tokens and padding; label, pixels by channel, row and column."""
+    """The kind of data it learns from. A row of integers holds, for windows: tokens; for sentences: label, number of
+    tokens, number of tokens before the second sentence of a pair, tokens and padding; for images: label, pixels by
+    channel, row and column."""
     needs: ClassVar[tuple[str, ...]]
-    """The facts without which it cannot be learnt."""
+    """Names of the Facts that it cannot do without."""
     new_head: ClassVar[bool]
-    """A pretrained network may lack the layers after its trunk: they are then drawn at random."""
+    """Whether a pretrained network may lack the layers after its trunk, which are then drawn at random."""
     model_class: ClassVar[str]
-    """The automatic class of transformers that builds its networks."""
+    """The auto class of transformers that builds its networks, such as AutoModelForCausalLM."""
     causal: ClassVar[bool]
-    """No position may see a later one."""
+    """Whether no position may see a later one."""
     even: ClassVar[bool]
-    """Every example has equally many labels."""
+    """Whether every example has equally many labels."""
     predicted: ClassVar[float]
     """Share of positions whose logits are computed."""
     facts: Facts
+    """Its one field: the facts about the data at hand."""
 
+    # Seeds belong to examples, not to batches: a masked token is then the same whatever the batch size and
+    # whichever rank an example goes to, so held-out numbers depend on neither.
+    @abstractmethod
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
-        """Return examples as a batch, on the processor; what is random follows from each example's seed."""
+        """Return examples as a batch, on the CPU; random choices follow from each example's seed."""

@@ -1,7 +1,8 @@
-"""Describe a sampler: it proposes the next point of a search."""
+"""The contract of samplers, which propose the next point of a search."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
     import optuna
 
 
+# Everything that a proposal depends on is in the draw, and a sampler keeps nothing between two of them. So
+# a sweep that is resumed in a new process goes on with the points that it would have had.
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What a sampler may know of the one point that it is asked for. It keeps no state: it is built anew for each."""
+    """What a sampler may know when it proposes a point. A sampler keeps no state from one draw to the next."""
 
     trial: int
     """Number of the trial, from 1."""
@@ -24,9 +27,9 @@ class Draw:
     """A seed that all trials share, another one when a trial's point is drawn anew."""
     space: Space
     job: Mapping[str, Any]
-    """The job, resolved: what conditions on its own settings are judged by."""
+    """The job, resolved: conditions of the space may refer to its settings."""
     told: Sequence[tuple[Mapping[str, Any], tuple[float, ...]]]
-    """Values and objectives of each completed trial, in the order in which they were told."""
+    """Values and objectives of each completed trial, in the order in which the results arrived."""
     is_open: Callable[[Mapping[str, Any]], bool]
     """Whether a point is allowed and no trial has it yet."""
 
@@ -36,23 +39,24 @@ TOLD = "told"
 
 
 DIVERGED = "diverged"
-"""Attribute of an ended trial in that study: whether it failed by its values, its loss being no number any more."""
+"""Attribute of an ended trial in that study: whether it failed because its loss became NaN or infinite."""
 
 
 SearchFeature = Literal["choice", "condition", "continuous", "strategies", "objectives", "constraints"]
-"""A choice, a parameter under a condition, a continuous one; strategies of which none is chosen; several objectives;
-constraints on results."""
+"""What a search can ask of its sampler: a choice, a parameter under a condition, a continuous one; a space without any
+choice of strategies; several objectives; constraints on results."""
 
 
 class Sampler(Protocol):
-    """strategies/samplers/<name>.py"""
+    """strategies/samplers/<name>.py: which point of the space the next trial tries."""
 
-    cannot: ClassVar[tuple[SearchFeature, ...]]
-    """What a search may not ask of it: refused before anything runs. May be left out."""
-    whole: ClassVar[bool]
-    """It learns from points that all have the same parameters: one that does not exist in a trial counts as if it had
-    its first value. May be left out."""
+    cannot: ClassVar[tuple[SearchFeature, ...]] = ()
+    """Features of a search that it does not support: a job that has one is refused before anything runs."""
+    whole: ClassVar[bool] = False
+    """Its model needs points that all have the same parameters: one that does not exist in a trial counts as if it had
+    its first value."""
 
+    @abstractmethod
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler | Mapping[str, Any] | None:
         """Return the Optuna sampler that draws the point, seeded; or the point itself, a value for every parameter
-        that exists in it, others being left unread; or None where there is none left."""
+        that exists in it, others being ignored; or None when no point is left."""

@@ -1,7 +1,8 @@
-"""Describe early stopping: reports of trials, and the decisions of a stopping rule."""
+"""The contract of early stopping: reports of trials, and the decisions of a stopping rule about them."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -9,9 +10,10 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How a trial stands at a held-out evaluation inside a training phase that is judged.
+    """A trial's held-out loss and compute so far, at an evaluation inside a judged phase.
 
-    Judged are learn phases; in a job without them, the baseline. Never a phase right after a prune.
+    Judged phases are the learn phases; in a job without them, the baseline. A loss measured right after a prune is
+    never reported: it shows the damage, not how well the trial recovers.
     """
 
     trial: int
@@ -20,21 +22,23 @@ class Report:
     step: int
     """Optimizer steps finished in the phase."""
     flops: float
-    """Training FLOPs that the trial has spent in its judged phases, three forward passes' worth a token, absent heads
-    left out."""
+    """Training FLOPs that the trial has spent in its judged phases: three forward passes a token (one forward, and a
+    backward that costs two), without absent heads."""
+    # Rules compare trials at equal shares, not at equal steps: the steps of a pruned model are cheaper, and
+    # two trials of a sweep may have different numbers of them.
     share: float
-    """`flops` as a share of what all judged phases of the trial would take with every head there; a pruned model's
+    """`flops` as a share of what all judged phases of the trial would take with every head present; a pruned model's
     steps are cheaper, so its share is below 1 even at the end."""
     loss: float
-    """Held-out loss; finite."""
+    """Held-out loss, finite: a trial whose loss is not fails before it reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a worker is told to do with its trial.
+    """What a worker does next with its trial.
 
-    A stopping rule says `go` on, `stop` for good, or `pause` until it decides. Beside rules there are `wait`: another
-    trial is running the phase that comes next; and `leave`: the sweep ends here, to be resumed.
+    A stopping rule decides `go` on, `stop` for good, or `pause` until it has decided. The sweep itself decides `wait`
+    when another trial is running the phase that comes next, and `leave` when the sweep ends here, to be resumed.
     """
 
     action: Literal["go", "stop", "pause", "wait", "leave"]
@@ -44,27 +48,36 @@ class Decision:
 GO = Decision(action="go")
 
 
+# A resumed sweep rebuilds its rule by giving it all recorded reports again, so a rule may depend on nothing
+# else: no clock, no random numbers without a fixed seed.
 class StoppingRule(Protocol):
-    """Judges the trials of one sweep as they report. Told the same in the same order, it decides the same."""
+    """Decides which trials of one sweep go on. The same calls in the same order lead to the same decisions."""
 
-    def report(self, report: Report) -> Decision: ...
+    @abstractmethod
+    def report(self, report: Report) -> Decision:
+        """Return what the trial of a report does next. A repeated report gets the answer it had the first time."""
 
     def ended(self, trial: int) -> None:
-        """Take note that a trial has ended, however: no report of it is to come."""
+        """Note that a trial has ended, however it did: no further report of it will come. Default: nothing to note."""
+        return None
 
     def decided(self) -> dict[int, Decision]:
-        """Return, once each, the paused trials that may now `go` on, and those that are to `stop`."""
+        """Return, once each, the decisions about paused trials: `go` or `stop`. Default: none, no trial is paused."""
+        return {}
 
 
 class Scheduler(Protocol):
-    """strategies/schedulers/<name>.py: a rule of early stopping, its options as fields."""
+    """strategies/schedulers/<name>.py: which trials are stopped early; builds a rule for each sweep."""
 
+    @abstractmethod
     def build(self, trials: int) -> StoppingRule:
-        """Return the rule for a sweep of so many trials."""
+        """Return a new rule for a sweep of so many trials."""
 
 
+# An exception, because it has to end a trial from inside a
+# phase. It is no error: the worker then takes its next trial.
 class Interrupted(Exception):
-    """The trial does not go on here; what it has done is in the store. Raised on all ranks alike."""
+    """A trial does not go on in this worker; its finished steps are in the phase store. Raised on all ranks alike."""
 
     def __init__(self, decision: Decision) -> None:
         super().__init__(f"{decision.action}: {decision.reason}")
@@ -72,15 +85,16 @@ class Interrupted(Exception):
 
 
 def raise_unless_go(decision: Decision) -> None:
-    """Go on, or not.
+    """Return if the decision is `go`.
 
     Raises:
-        Interrupted: the decision is another than `go`.
+        Interrupted: it is any other.
     """
     if decision.action != "go":
         raise Interrupted(decision)
 
 
+# A step can both log its progress and report an evaluation, and each of these messages is answered.
 def first_not_go(decisions: Iterable[Decision]) -> Decision:
-    """Return the first decision that is not to go on, if any."""
+    """Return the first decision that is not `go`, or GO if there is none."""
     return next((decision for decision in decisions if decision.action != "go"), GO)

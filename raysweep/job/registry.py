@@ -1,7 +1,8 @@
 """From a name in YAML to code: the folder is the registry, a strategy's name is its file's name.
 
-A dotted name (`my_package.mine`) reaches a module outside raysweep. Every module of a kind holds one class
-with that kind's fixed name, a frozen dataclass whose fields are its YAML options.
+A dotted name (`my_package.mine`) reaches a module outside raysweep. Every module of a kind holds one class with that
+kind's fixed name, a frozen dataclass whose fields are its YAML options. Ours derive from their contract
+(`class Pruner(contracts.Pruner)`), those outside need not.
 """
 
 from __future__ import annotations
@@ -31,12 +32,21 @@ KINDS = {
 """Kind as `raysweep list` names it: (package below raysweep that holds it, name of the class in each file)."""
 
 
+# The contracts say the same, but lie above this room, which must not import them:
+# tests/job/test_registry.py holds both to each other.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "prune": {"requires": ()},
+    "samplers": {"cannot": (), "whole": False},
+}
+"""What a strategy of a kind may leave out, with the value it then has."""
+
+
 class UnknownNameError(UsageError):
     """A name that no file of the kind has."""
 
 
 def available(kind: str) -> list[str]:
-    """Return the names of one kind, sorted, without importing them."""
+    """Return the names of one kind, sorted, without importing their files."""
     folder = importlib.import_module(f"raysweep.{KINDS[kind][0]}")
     return list(_modules(tuple(folder.__path__)))
 
@@ -48,13 +58,14 @@ def module_of(kind: str, name: str) -> str:
 
 @lru_cache
 def _modules(path: tuple[str, ...]) -> list[str]:
-    """Look into folders once a process: checking a sweep's trials asks thousands of times."""
+    # Cached, because checking the points of a large sweep asks for the names thousands of times.
     return sorted(module.name for module in pkgutil.iter_modules(path))
 
 
 @lru_cache
 def scratch_sizes() -> dict[str, str]:
-    """Return every from-scratch size and its family."""
+    """Return the family of every from-scratch size."""
+    # Cached, because this imports every family.
     return {size: family for family in available("models") for size in load("models", family).sizes}
 
 
@@ -64,11 +75,12 @@ def _adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
 
 
 def load(kind: str, name: str) -> Any:
-    """Return the class behind a name.
+    """Return the class behind a name, with the defaults of its kind for what it leaves out.
 
     Raises:
         UnknownNameError: no such file, dotted module, or class in it.
     """
+    # A leading dot would be a relative import, which has no package to start from: it is an unknown name.
     if "." in name and not name.startswith("."):
         module_name = name
     elif name in available(kind):
@@ -82,6 +94,11 @@ def load(kind: str, name: str) -> Any:
     found = getattr(module, KINDS[kind][1], None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UnknownNameError(f"module {module_name!r} has no dataclass {KINDS[kind][1]!r}.")
+    # Set on the class itself: a subclass would be another class than the one that its module holds, so it could not
+    # be pickled. Nothing is set on a class that derives from its contract, since that has the attribute already.
+    for attribute, default in DEFAULTS.get(kind, {}).items():
+        if not hasattr(found, attribute):
+            setattr(found, attribute, default)
     return found
 
 
@@ -94,6 +111,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
         if option not in fields:
             own = f"{name!r} takes {', '.join(sorted(fields))}." if fields else f"{name!r} takes no options."
             faults.append((option, value, f"unknown option; {own}"))
+    # Values are checked without the unknown options, so that one call reports both kinds of faults.
     known = {option: value for option, value in options.items() if option in fields}
     try:
         _adapter(strategy).validate_python(known)
@@ -101,6 +119,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
         for detail in error.errors():
             option = str(detail["loc"][0]) if detail["loc"] else ""
             if detail["type"] == "missing":
+                # A missing option has no value to point at; its field's metadata says what to write.
                 field = fields[option]
                 faults.append((option, None, f"required by {name!r}: {field.metadata.get('help', 'no default')}"))
             else:
@@ -111,5 +130,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
     """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
     strategy = load(kind, name)
+    # Pydantic ignores options that a dataclass does not have, and the constructor does not convert those it
+    # has. So the constructor refuses unknown ones first, then pydantic reads the values.
     written = strategy(**(options or {}))
     return _adapter(strategy).validate_python(dataclasses.asdict(written))

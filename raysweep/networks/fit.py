@@ -61,7 +61,7 @@ def check_compiles(model: ModelSpec, *, seq_len: int) -> None:
     """
     config, family = configuration(model, seq_len=seq_len)
     random_depth = getattr(config, "random_depth", False)
-    if random_depth or not getattr(family, "compiles", False):
+    if random_depth or not family.compiles:
         what = "its depth is random" if random_depth else "only networks of pnn are"
         raise ModelError(f"training.compile: model {model.name!r} cannot be compiled: {what}. Remove training.compile.")
 

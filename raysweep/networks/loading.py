@@ -244,8 +244,7 @@ def check_positions(config: Any, name: str, seq_len: int, family: Family) -> Non
 def positions_of(config: Any, family: Family) -> float:
     """Return how many tokens a window may have; infinity where a network has no table of positions."""
     table = getattr(config, "max_position_embeddings", math.inf)
-    reserved = getattr(family, "reserved_positions", None)
-    return float(table) if reserved is None else float(table - reserved(config))
+    return float(table - family.reserved_positions(config))
 
 
 def is_hub_name(name: str) -> bool:

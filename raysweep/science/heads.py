@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, HeadStatistics, Slot
+from raysweep.contracts import HEAD_STATISTICS, Array, HeadStatistics, Slot
 from raysweep.errors import UsageError
 from raysweep.job.spec import ModelSpec
 from raysweep.networks.plasticity.head_map import HeadMap
@@ -26,17 +26,9 @@ from raysweep.trial.measures.evaluation import evaluate, shared_batches
 from raysweep.trial.runtime import Runtime
 
 BATCH = 4
-SCORES = {
-    "taylor": "taylor",
-    "fisher": "fisher",
-    "entropy": "entropy",
-    "sink_mass": "sink_mass",
-    "sink_free_entropy": "sink_free_entropy",
-    "magnitude": "magnitude",
-    "magnitude_ov": "magnitude_ov",
-    "magnitude_qk": "magnitude_qk",
-    "activation": "output_norm",
-}
+# No strategy scores heads by `signed_taylor`, and the one that scores them by `output_norm` is called `activation`.
+SCORES = {name: name for name in HEAD_STATISTICS if name not in ("signed_taylor", "output_norm")}
+SCORES["activation"] = "output_norm"
 """What a score is called, after its strategy, and the field of HeadStatistics that holds it."""
 
 

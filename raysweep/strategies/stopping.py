@@ -1,45 +1,41 @@
-"""The rule of early stopping that a job names, and what rules that never pause a trial have in common."""
+"""Parts that the stopping rules in schedulers/ share: a base for rules that never pause a trial, and rungs."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Annotated
 
 from pydantic import Field
 
-from raysweep.contracts import GO, Decision, Report
+from raysweep.contracts import GO, Decision, Report, StoppingRule
 
 
-class PromptRule(ABC):
-    """Stops a trial or lets it go on, at once.
+class PromptRule(StoppingRule):
+    """Decides at each report whether its trial stops or goes on; a subclass says why a trial stops.
 
-    A trial whose worker was lost trains some steps again and reports them again: it is answered as it was the first
-    time, and nothing is counted twice.
+    A trial whose worker was lost trains some steps again and reports them again: it gets the answers it had the first
+    time, and no report counts twice.
     """
 
     def __init__(self) -> None:
-        self._judged: dict[int, float] = {}
+        self._latest_share: dict[int, float] = {}
         self._stopped: dict[int, Decision] = {}
 
     @abstractmethod
-    def judge(self, report: Report) -> str | None:
-        """Return why the trial should stop; each report comes once, a trial's by rising share."""
+    def reason_to_stop(self, report: Report) -> str | None:
+        """Return why the trial stops, or None; called once for each report, a trial's in the order of their shares."""
 
     def report(self, report: Report) -> Decision:
         trial = report.trial
-        if trial not in self._stopped and report.share > self._judged.get(trial, 0.0):
-            self._judged[trial] = report.share
-            reason = self.judge(report)
+        # The share of compute rises with every step. A report whose share is not above the latest comes
+        # from an attempt that repeats steps after a lost worker: the rule has counted it already.
+        if trial not in self._stopped and report.share > self._latest_share.get(trial, 0.0):
+            self._latest_share[trial] = report.share
+            reason = self.reason_to_stop(report)
             if reason is not None:
                 self._stopped[trial] = Decision(action="stop", reason=reason)
         return self._stopped.get(trial, GO)
-
-    def ended(self, trial: int) -> None:  # noqa: B027  # most rules have nothing to forget
-        ...
-
-    def decided(self) -> dict[int, Decision]:
-        return {}
 
 
 Reduction = Annotated[float, Field(gt=1, allow_inf_nan=False)]
@@ -49,11 +45,12 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 ROUNDING = 1e-9
-"""Shares are sums of floating-point numbers: so far below a rung is on it."""
+"""Relative. Shares are sums of floating-point numbers: one that is below a rung by less than this has reached it."""
 
 
 def rungs_from(first: float, reduction: float) -> tuple[float, ...]:
-    """Return first, first * reduction, and so on, as far as they are below 1, which is the end anyway."""
+    """Return the rungs below 1: first, first * reduction, first * reduction^2, ..."""
+    # No rung at 1: a trial that gets there has ended anyway.
     rungs = [first]
     while rungs[-1] * reduction < 1 - ROUNDING:
         rungs.append(rungs[-1] * reduction)
@@ -61,9 +58,11 @@ def rungs_from(first: float, reduction: float) -> tuple[float, ...]:
 
 
 def is_reached(rung: float, share: float) -> bool:
+    """Return whether a share of compute is at or beyond a rung."""
     return share >= rung * (1 - ROUNDING)
 
 
 def num_best(count: int, reduction: float) -> int:
-    """Return how many of so many trials go on: 1/reduction of them, rounded down, but at least one."""
+    """Return how many of `count` trials go on: 1/reduction of them, rounded down, but at least one."""
+    # 33 / 1.1 is 29.999999999999996 in floating point: without the addition, floor would lose a trial.
     return max(1, math.floor(count / reduction + ROUNDING))

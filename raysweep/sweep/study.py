@@ -129,8 +129,7 @@ class Study:
     def _started(self) -> History:
         """Return the history; what was told before the first point is asked for enters it by number, then by result."""
         if self._history is None:
-            whole = getattr(self._sampler, "whole", False)
-            self._history = History(self._space, len(self._objectives), whole=whole)
+            self._history = History(self._space, len(self._objectives), whole=self._sampler.whole)
             for trial in sorted(self._points):
                 self._history.add(trial, self._points[trial])
             for trial, result in self._results.items():

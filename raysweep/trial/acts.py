@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, Batch, HeadStatistics, Initializer, Mask, SensitivityForm, Slot
+from raysweep.contracts import (
+    HEAD_STATISTICS,
+    HEAD_STATISTICS_ON_DEMAND,
+    Array,
+    Batch,
+    HeadStatistics,
+    Initializer,
+    Mask,
+    SensitivityForm,
+    Slot,
+)
 from raysweep.errors import TrialError
 from raysweep.job import registry
 from raysweep.job.plan import derived_seed
@@ -24,12 +34,6 @@ from raysweep.networks.plasticity.ranking import agreement, layer_normalised
 from raysweep.trial.quotas import heads_to_remove, number_to_grow, removal_rounds
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
-
-MEASURED = (
-    "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
-    "magnitude", "magnitude_ov", "magnitude_qk",
-)  # fmt: skip
-MEASURED_ON_DEMAND = ("contribution",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +95,8 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     groups = state.model.sites[0].num_key_value_heads
     heads: list[Slot] = []
     scores, before = np.zeros(state.model.shape), None
-    ranked_by = tuple(getattr(pruner, "requires", ()))
-    first = MEASURED_ON_DEMAND if params["contribution"] else ranked_by
+    ranked_by = tuple(pruner.requires)
+    first = HEAD_STATISTICS_ON_DEMAND if params["contribution"] else ranked_by
     for count in removal_rounds(params, state.model.shape, groups):
         left = state.head_map.without(heads)
         statistics = examiner.statistics(state, head_map=left, requires=first if before is None else ranked_by)
@@ -192,11 +196,11 @@ def _check_alive(state: TrialState, heads: Sequence[Slot], init: str, examiner: 
 
 def measure(state: TrialState, examiner: HeadMeter, *, contribution: bool) -> dict[str, Any]:
     """Return every statistic of every present head, [layer][head]; and with contributions, how they agree with it."""
-    return _described(examiner.statistics(state, requires=MEASURED_ON_DEMAND if contribution else ()))
+    return _described(examiner.statistics(state, requires=HEAD_STATISTICS_ON_DEMAND if contribution else ()))
 
 
 def _described(statistics: HeadStatistics) -> dict[str, Any]:
-    found = {name: getattr(statistics, name) for name in (*MEASURED, *MEASURED_ON_DEMAND)}
+    found = {name: getattr(statistics, name) for name in (*HEAD_STATISTICS, *HEAD_STATISTICS_ON_DEMAND)}
     found = {name: scores for name, scores in found.items() if scores is not None}
     rows = {name: _or_none(scores, statistics.present) for name, scores in found.items()}
     if statistics.contribution is None:

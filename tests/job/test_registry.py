@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import raysweep
 import raysweep.strategies.prune
+from raysweep import contracts
 from raysweep.errors import UsageError
 from raysweep.job import registry
 from raysweep.job.jobfile import check_job
@@ -104,6 +106,37 @@ def test_a_dotted_name_reaches_code_outside_the_package(modules: Path) -> None:
     (modules / "elsewhere").mkdir()
     (modules / "elsewhere" / "mine.py").write_text(STRATEGY)
     assert registry.build("prune", "elsewhere.mine", {"power": 1.5}).power == 1.5
+
+
+@pytest.mark.parametrize("base", ["", "(contracts.Pruner)"])
+def test_a_strategy_outside_the_package_works_with_and_without_its_contract_as_a_base(modules: Path, base: str) -> None:
+    (modules / "outside").mkdir()
+    code = "from raysweep import contracts\n" + STRATEGY.replace("class Pruner:", f"class Pruner{base}:")
+    (modules / "outside" / "mine.py").write_text(code)
+    found = registry.load("prune", "outside.mine")
+    assert (found.__module__, found.__qualname__) == ("outside.mine", "Pruner")
+    assert found is sys.modules["outside.mine"].Pruner is registry.load("prune", "outside.mine")
+    built = registry.build("prune", "outside.mine", {"power": "3"})
+    assert built.requires == () and dataclasses.asdict(built) == {"power": 3.0, "rounds": 1}
+    assert pickle.loads(pickle.dumps(built)) == built
+    [(option, _, message)] = registry.option_faults("prune", "outside.mine", {"requires": ["contribution"]})
+    assert option == "requires" and "takes power, rounds" in message
+
+
+def test_what_a_strategy_outside_the_package_does_say_is_left_alone(modules: Path) -> None:
+    (modules / "outside").mkdir()
+    code = STRATEGY.replace("Pruner:", "Sampler:") + "\n    @property\n    def whole(self):\n        return True\n"
+    (modules / "outside" / "mine.py").write_text(code)
+    built = registry.build("samplers", "outside.mine")
+    assert built.whole is True and built.cannot == ()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in registry.KINDS if registry.KINDS[kind][0].startswith("strategies.")])
+def test_what_a_strategy_may_leave_out_is_what_its_contract_says(kind: str) -> None:
+    contract = getattr(contracts, registry.KINDS[kind][1])
+    optional = {name for name in vars(contract) if not name.startswith("_")} - contract.__abstractmethods__
+    defaults = {name: getattr(registry.build(kind, "random"), name) for name in optional}
+    assert registry.DEFAULTS.get(kind, {}) == defaults
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,24 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from raysweep.contracts import GO, Array, Decision, Facts, HeadStatistics, Report, Slot, StoppingRule
+from raysweep import contracts
+from raysweep.contracts import (
+    GO,
+    HEAD_STATISTICS,
+    HEAD_STATISTICS_ON_DEMAND,
+    Array,
+    Decision,
+    Facts,
+    HeadStatistics,
+    Report,
+    Slot,
+    StoppingRule,
+)
 from raysweep.job import registry
 
 LAYERS, HEADS = 3, 5
 ABSENT: tuple[Slot, ...] = ((0, 1), (1, 0), (1, 3), (1, 4), (2, 2))
-ARRAYS = (
-    "taylor", "fisher", "signed_taylor", "entropy", "sink_mass", "sink_free_entropy", "output_norm",
-    "magnitude", "magnitude_ov", "magnitude_qk", "contribution",
-)  # fmt: skip
+ARRAYS = (*HEAD_STATISTICS, *HEAD_STATISTICS_ON_DEMAND)
 
 
 def option_sets(kind: str, name: str) -> list[dict[str, Any]]:
@@ -74,6 +83,14 @@ def global_generators_untouched() -> Any:
 
 
 pytestmark = pytest.mark.usefixtures("global_generators_untouched")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in registry.KINDS if kind != "analyses" for name in registry.available(kind)],
+)
+def test_every_strategy_of_ours_derives_from_its_contract(kind: str, name: str) -> None:
+    assert getattr(contracts, registry.KINDS[kind][1]) in registry.load(kind, name).__mro__
 
 
 # prune/

@@ -49,7 +49,7 @@ TRIALS = dict.fromkeys(SAMPLERS, 19) | {"gp": 8}
 
 def space_for(name: str) -> dict[str, Any]:
     """Return a space that a sampler can search."""
-    cannot = getattr(registry.load("samplers", name), "cannot", ())
+    cannot = registry.load("samplers", name).cannot
     return RANGES if "choice" in cannot or "condition" in cannot else GRID if "continuous" in cannot else MIXED
 
 

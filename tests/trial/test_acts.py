@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from support.helpers import causal, cpu, run_all, some_tokens, tiny_model
 from support.jobs import quick_plan
 
+from raysweep.contracts import HEAD_STATISTICS
 from raysweep.errors import TrialError
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.leave_one_out import contributions
@@ -19,7 +20,7 @@ from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.ranking import agreement
 from raysweep.networks.plasticity.surgery import view_of
 from raysweep.records.schema import PhaseRecord
-from raysweep.trial.acts import MEASURED, HeadMeter, prune
+from raysweep.trial.acts import HeadMeter, prune
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import PhaseStore
@@ -53,16 +54,16 @@ def test_a_prune_leaves_every_score_of_every_head_that_was_there_before() -> Non
     asked = PARAMS | {"strategy": "taylor", "rounds": 4, "contribution": True}
     state: Any = State(model)
     found = prune(state, asked, cycle=1, key="key", examiner=examiner)
-    assert set(found["statistics"]) == {*MEASURED, "contribution"}
+    assert set(found["statistics"]) == {*HEAD_STATISTICS, "contribution"}
     assert all(value is not None for rows in found["statistics"].values() for row in rows for value in row)
     truth = contributions(model, batches, whole).mean(0)
     np.testing.assert_allclose(found["statistics"]["contribution"], truth, rtol=1e-9)
     fisher = spearmanr(np.ravel(found["statistics"]["fisher"]), truth.ravel()).statistic
     assert found["agreement"]["fisher"]["global"] == pytest.approx(fisher)
-    assert set(found["agreement"]) == set(MEASURED)
+    assert set(found["agreement"]) == set(HEAD_STATISTICS)
     again: Any = State(tiny_model("gpt2"))
     plain = prune(again, asked | {"contribution": False}, cycle=1, key="key", examiner=examiner)
-    assert "agreement" not in plain and set(plain["statistics"]) == set(MEASURED)
+    assert "agreement" not in plain and set(plain["statistics"]) == set(HEAD_STATISTICS)
     assert plain["decision"] == found["decision"]
 
 
@@ -119,8 +120,8 @@ def test_a_measure_records_the_truth_and_how_far_scores_agree_with_it_where_aske
     asked = measure_of(run_all(quick_plan(**changes, cycle__measure={"contribution": True}), tmp_path / "a"))
     plain = measure_of(run_all(quick_plan(**changes), tmp_path / "b"))
     assert plain.agreement is None and "contribution" not in (plain.statistics or {})
-    assert asked.statistics is not None and set(asked.statistics) == {*MEASURED, "contribution"}
-    assert asked.agreement is not None and set(asked.agreement) == set(MEASURED)
+    assert asked.statistics is not None and set(asked.statistics) == {*HEAD_STATISTICS, "contribution"}
+    assert asked.agreement is not None and set(asked.agreement) == set(HEAD_STATISTICS)
     rows = {name: np.array(asked.statistics[name], dtype=float) for name in ("taylor", "contribution")}
     present = np.array(asked.head_map) >= 0
     assert np.array_equal(np.isnan(rows["taylor"]), ~present)

@@ -20,7 +20,7 @@ import torch
 from support.helpers import causal, cpu, run_all
 from support.jobs import quick_plan
 
-from raysweep.contracts import Decision
+from raysweep.contracts import HEAD_STATISTICS, Decision
 from raysweep.errors import DivergedError, TrialError
 from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.budget import share
@@ -28,7 +28,6 @@ from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.probe import probe
 from raysweep.networks.plasticity.surgery import absent_slices, snapshot
 from raysweep.records.schema import PhaseRecord
-from raysweep.trial.acts import MEASURED
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.phases import _Trial, run_trial
 from raysweep.trial.runtime import Runtime, go_on
@@ -225,7 +224,7 @@ def test_training_phases_have_curves_and_measured_ones_have_statistics_and_sampl
         if record.phase == "learn":
             assert {"new_head_gate", "new_head_multiplier"} <= set(record.curve[0])
         if record.statistics:
-            assert set(record.statistics) == set(MEASURED)
+            assert set(record.statistics) == set(HEAD_STATISTICS)
             heads_of = records[number - 1] if record.phase == "prune" else record  # a prune's are those before it
             present = np.array(heads_of.head_map) >= 0
             for rows in record.statistics.values():

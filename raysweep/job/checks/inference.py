@@ -33,7 +33,7 @@ def _model_faults(raw: Mapping[str, Any], fault: ToFault) -> Iterable[Fault]:
     if not isinstance(name, str) or name not in registry.scratch_sizes():
         return
     family = registry.load("models", registry.scratch_sizes()[name])
-    if not hasattr(family, "recurrent_trunks"):
+    if not family.recurrent_trunks:
         way = "applies no layer twice, so there is no step to leave after; take a PNN (`raysweep list models`)."
         yield fault("cycle.infer", None, f"model.name = {name!r} {way}")
         return

@@ -28,7 +28,8 @@ def strategies_of(space: Space) -> list[Parameter]:
 
 
 def _cannot(sampler: str) -> tuple[str, ...]:
-    return getattr(registry.load("samplers", sampler), "cannot", ())
+    cannot: tuple[str, ...] = registry.load("samplers", sampler).cannot
+    return cannot
 
 
 def _asked_of_sampler(search: SearchSpec, space: Space) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import AttentionSite
 from raysweep.errors import ModelError
 from raysweep.networks.plasticity.sites import linear_rows
@@ -21,7 +22,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(contracts.Family):
     """Its fields are options of a job's `model` section for the sizes below; see pnn/config.py for what each does."""
 
     tasks: ClassVar[tuple[str, ...]] = ("masked_lm", "sequence_classification")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from raysweep import contracts
 from raysweep.contracts import AttentionSite
 from raysweep.networks.plasticity.sites import linear_rows, norm_gain
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(contracts.Family):
     tasks: ClassVar[tuple[str, ...]] = ("image_classification",)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "vit-nano": {"num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 64, "intermediate_size": 128,

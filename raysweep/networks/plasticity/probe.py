@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,14 +21,8 @@ from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.objective import example_losses, losses_of
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
-COUNTED_BY = {
-    "taylor": "windows",
-    "fisher": "windows",
-    "signed_taylor": "windows",
-    "entropy": "queries",
-    "sink_mass": "queries",
-    "sink_free_entropy": "sink_free_queries",
-    "output_norm": "tokens",
+COUNTED_BY: dict[str, str] = {
+    field.name: field.metadata["mean_over"] for field in fields(HeadStatistics) if "mean_over" in field.metadata
 }
 """Statistics that are means, and what they are means over."""
 SUMS = (*COUNTED_BY, "windows", "queries", "sink_free_queries", "tokens")

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from raysweep import contracts
 from raysweep.contracts import Batch, Examples, Facts
 from raysweep.networks.plasticity.objective import NO_LABEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(contracts.Task):
     reads: ClassVar[Literal["windows"]] = "windows"
     needs: ClassVar[tuple[str, ...]] = ()
     new_head: ClassVar[bool] = False

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from raysweep import contracts
 from raysweep.contracts import Array, Batch, Examples, Facts, Mask
 from raysweep.networks.plasticity.objective import NO_LABEL
 
@@ -20,7 +21,7 @@ CHOSEN, MASKED, RANDOM = 0.15, 0.8, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(contracts.Task):
     reads: ClassVar[Literal["windows"]] = "windows"
     needs: ClassVar[tuple[str, ...]] = ("mask_token", "vocab_size")
     new_head: ClassVar[bool] = False

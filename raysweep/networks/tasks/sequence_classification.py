@@ -9,11 +9,12 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from raysweep import contracts
 from raysweep.contracts import Batch, Examples, Facts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(contracts.Task):
     reads: ClassVar[Literal["sentences"]] = "sentences"
     needs: ClassVar[tuple[str, ...]] = ("num_classes", "pad_token", "vocab_size")
     new_head: ClassVar[bool] = True

@@ -156,7 +156,7 @@ class StressSubject:
         """Return how important each head is for a text by the strategy, [layers][heads]; see `contracts.Pruner`."""
         pruner = registry.build("prune", self.question.strategy, self.question.options)
         examiner = HeadMeter(batches=corpus.probed, runtime=self.runtime, causal=self.task.causal)
-        statistics: HeadStatistics = examiner.statistics(self.state(), requires=getattr(pruner, "requires", ()))
+        statistics: HeadStatistics = examiner.statistics(self.state(), requires=pruner.requires)
         found: Array = pruner(statistics, self.generator("scores"))
         return found
 

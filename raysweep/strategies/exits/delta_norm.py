@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
+
+from raysweep import contracts
 
 if TYPE_CHECKING:
     import torch
@@ -14,12 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exit:
+class Exit(contracts.Exit):
     threshold: Annotated[float, Field(gt=0)]
-    """Relative change below which it leaves."""
-    reads: ClassVar[Literal["states"]] = "states"
-    looks_back: ClassVar[float] = 0
+    """Relative change below which a token leaves."""
+    reads = "states"
+    looks_back = 0
 
     def __call__(self, look: ExitLook) -> tuple[torch.Tensor, torch.Tensor]:
+        # Norms over the width, one a token. A relative change means the same whatever the scale of the states.
         change = (look.after - look.before).norm(dim=1) / look.before.norm(dim=1)
         return change < self.threshold, look.memory

@@ -7,18 +7,20 @@ arXiv 2308.06103, head addition).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from raysweep.contracts import NewSlice, SensitivityForm
+from raysweep import contracts
+from raysweep.contracts import NewSlice
 from raysweep.networks.plasticity.draws import fill_normal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initializer:
-    forms: ClassVar[tuple[SensitivityForm, ...]] = ("output", "gradmax")
-    needs: ClassVar[Literal["nothing"]] = "nothing"
+class Initializer(contracts.Initializer):
+    # The gradient of a gate is a product with the output weights: with those at zero it says nothing.
+    forms = ("output", "gradmax")
+    needs = "nothing"
 
     def __call__(self, new: NewSlice) -> None:
+        # Were the other three zero as well, no gradient would ever reach the head. One dimension: a bias.
         if new.role == "output" or new.weights.dim() == 1:
             new.weights.zero_()
         else:

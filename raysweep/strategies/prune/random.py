@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner:
+class Pruner(contracts.Pruner):
     def __call__(self, statistics: HeadStatistics, generator: np.random.Generator) -> Array:
+        # One draw for each slot, absent ones too: a head's draw does not depend on which others are present.
         return generator.random(statistics.present.shape)

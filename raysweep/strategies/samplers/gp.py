@@ -1,13 +1,14 @@
 """Gaussian process with expected improvement: few, expensive trials. A proposal takes seconds.
 
-It learns from completed trials only, and waits for none: running ones count as what it expects of them.
+It learns from completed trials only, and waits for none: for running ones it assumes what its model predicts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+from raysweep import contracts
 from raysweep.contracts import Draw
 
 if TYPE_CHECKING:
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     startup_trials: int = 10
     """Trials drawn at random before the model is used."""
 
-    whole: ClassVar[bool] = True
+    # Optuna models the parameters that every trial has, and would draw all others at random.
+    whole = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         import optuna

@@ -1,16 +1,19 @@
 """NSGA-II: an evolution of points towards the whole Pareto front of several objectives, with trials by the hundred.
 
-Generation g is the g-th `population` of completed trials, in the order in which they ended; the first is random.
-(Optuna's own keeps generations with the trials that it proposed, where a resumed sweep could not find them.)
+Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", IEEE Transactions on Evolutionary
+Computation, 2002. Generation g is the g-th `population` of completed trials, in the order in which they ended; the
+first is random. (Optuna's own sampler keeps generations with the trials that it proposed, where a resumed sweep could
+not find them.)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import TOLD, Draw
 
 if TYPE_CHECKING:
@@ -18,20 +21,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     population: Annotated[int, Field(ge=2)] = 20
     """Completed trials of a generation."""
     crossover: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Probability that a point has two parents."""
 
-    whole: ClassVar[bool] = True
+    # Optuna crosses the parameters that every trial has, and would draw all others at random.
+    whole = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         return _by_order_of_results()(population_size=self.population, crossover_prob=self.crossover, seed=draw.seed)
 
 
 def _by_order_of_results() -> Any:
-    """Return Optuna's sampler with generations that follow from the trials alone; a function, to import it late."""
+    """Return a subclass of Optuna's sampler whose generations follow from the completed trials alone."""
+    # Inside a function, because Optuna takes long to import and most commands draw no point.
     import optuna
 
     class ByOrderOfResults(optuna.samplers.NSGAIISampler):
@@ -43,7 +48,9 @@ def _by_order_of_results() -> Any:
             return _completed(study)[first : first + self.population_size]
 
         def get_parent_population(self, study: Any, generation: int) -> list[Any]:
-            found = super().get_parent_population(study, generation)  # kept by generation: the study's past is fixed
+            # Optuna stores the parents of a generation when they are first asked for. That is safe: trials
+            # that have ended stay as they are, so a study that is built anew selects the same ones.
+            found = super().get_parent_population(study, generation)
             return sorted(found, key=lambda trial: trial.number)
 
     return ByOrderOfResults
@@ -52,5 +59,6 @@ def _by_order_of_results() -> Any:
 def _completed(study: Any) -> list[Any]:
     import optuna
 
+    # By the order of results, not by number: with several lanes, later trials may end first.
     trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     return sorted(trials, key=lambda trial: trial.user_attrs[TOLD])

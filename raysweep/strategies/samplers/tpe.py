@@ -1,6 +1,8 @@
-"""Tree-structured Parzen estimator, multivariate, told of running trials (constant liar) and of stopped ones.
+"""Tree-structured Parzen estimator, multivariate; running trials (constant liar) and stopped ones count, too.
 
 Parameters that exist together are modelled together; those under a condition from the trials that have them.
+(Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011; multivariate as in BOHB, Falkner et
+al., ICML 2018.)
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raysweep import contracts
 from raysweep.contracts import Draw
 
 if TYPE_CHECKING:
@@ -16,15 +19,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(contracts.Sampler):
     startup_trials: int = 10
     """Trials drawn at random before the model is used."""
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         import optuna
 
+        # Optuna calls `group` experimental. Without it, only parameters that every trial has would be
+        # modelled together. `constant_liar` counts running trials as bad ones, so that parallel lanes do
+        # not all try the same region.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(
                 n_startup_trials=self.startup_trials, multivariate=True, group=True, constant_liar=True, seed=draw.seed
             )

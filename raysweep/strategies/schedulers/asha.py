@@ -1,10 +1,10 @@
 """Asynchronous successive halving: at each rung a trial goes on if it is among the best 1/reduction so far.
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, in the variant that stops trials instead
-of pausing them. A trial is compared by its loss at its first report at or beyond the rung, with the losses there of
-all that have reported at the rung so far, itself included. Of n, the best floor(n / reduction), at least one, go on;
-so the first always does, and until 2 x reduction have reported only a new best does. Equal losses share the better
-place. A report that reaches several rungs at once is judged at each, the lowest first.
+of pausing them. A trial's loss at a rung is that of its first report at or beyond the rung. It is compared with the
+losses of all trials that have reported at the rung so far, its own included. Of n, the best floor(n / reduction), at
+least one, go on; so the first always does, and until 2 x reduction have reported only a new best does. Equal losses
+share the better place. A report that reaches several rungs at once is compared at each, the lowest first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raysweep import contracts
 from raysweep.contracts import Report
 from raysweep.strategies.stopping import PromptRule, Reduction, Share, is_reached, num_best, rungs_from
 
@@ -23,16 +24,18 @@ class Rule(PromptRule):
         self._rungs = rungs
         self._reduction = reduction
         self._losses: list[list[float]] = [[] for _ in rungs]
-        """At each rung, of all trials that reported there, sorted."""
+        """The losses at each rung, of all trials that reported there, sorted."""
         self._passed: dict[int, int] = {}
-        """How many rungs each trial has left behind."""
+        """Number of rungs that each trial has been compared at."""
 
-    def judge(self, report: Report) -> str | None:
+    def reason_to_stop(self, report: Report) -> str | None:
         for number in range(self._passed.get(report.trial, 0), len(self._rungs)):
             if not is_reached(self._rungs[number], report.share):
                 break
             self._passed[report.trial] = number + 1
             losses = self._losses[number]
+            # The trial's own loss counts among the n, as in the paper. bisect_left: of equal losses all
+            # have the place of the first.
             insort(losses, report.loss)
             place, best = bisect_left(losses, report.loss) + 1, num_best(len(losses), self._reduction)
             if place > best:
@@ -44,7 +47,7 @@ class Rule(PromptRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     reduction: Reduction = 3.0
     """1/reduction of the trials go on from each rung to the next, which lies at reduction times the compute."""
     first: Share | None = None

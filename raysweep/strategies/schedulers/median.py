@@ -1,9 +1,9 @@
 """Stop a trial whose best loss so far is worse than the median of what the others averaged by then.
 
-Golovin et al., "Google Vizier", KDD 2017, section 3.2.2: at each report, the lowest loss of the trial is held against
-the running averages of the other trials, each over its reports up to the same share of compute. Others count if they
-have come as far, running or ended; Vizier counts only those that are complete, which would judge no trial of a sweep
-until the first lanes are through. A loss equal to the median goes on.
+Golovin et al., "Google Vizier", KDD 2017, section 3.2.2: at each report, the lowest loss of the trial is compared with
+the running averages of the other trials, each over its reports up to the same share of compute. Another trial counts if
+it has come as far, whether it is running or has ended. Vizier counts only completed trials, but then no trial could be
+stopped until the first lanes have completed theirs. A loss equal to the median goes on.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import Array, Report
 from raysweep.strategies.stopping import PromptRule
 
 
 class AveragedLosses:
-    """Running averages of all trials' losses; a row a trial, a column a report, shares infinite where there is none."""
+    """Running averages of the losses of all trials: a row for each trial, a column for each report."""
 
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
         self._count: list[int] = []
+        # Arrays, because each report asks for the averages of all trials at once. A share of infinity marks
+        # a column that has no report yet: it is never at or below the share that is asked for.
         self._shares: Array = np.full((8, 8), np.inf)
         self._averages: Array = np.zeros((8, 8))
 
@@ -32,6 +35,7 @@ class AveragedLosses:
         if row == len(self._count):
             self._count.append(0)
         count = self._count[row]
+        # Doubling keeps the cost of growing proportional to the number of reports.
         for axis, needed in enumerate((row + 1, count + 1)):
             if needed > self._shares.shape[axis]:
                 self._shares = np.concatenate([self._shares, np.full_like(self._shares, np.inf)], axis)
@@ -42,9 +46,10 @@ class AveragedLosses:
         self._count[row] += 1
 
     def averages_of_others(self, trial: int, share: float) -> Array:
-        """Return the running average up to a share of each other trial that has come as far."""
+        """Return the running averages, up to a share, of the other trials that have come as far."""
         shares = self._shares[: len(self._count)]
         so_far = (shares <= share).sum(axis=1)
+        # A trial's latest report is in the column before its count.
         last = shares[np.arange(len(shares)), np.array(self._count) - 1]
         others = (last >= share) & (so_far > 0)
         others[self._rows[trial]] = False
@@ -53,6 +58,8 @@ class AveragedLosses:
 
 
 class Rule(PromptRule):
+    """Stops a trial whose best loss is above the median of the others' averages."""
+
     def __init__(self, min_trials: int, grace: float) -> None:
         super().__init__()
         self._min_trials = min_trials
@@ -60,7 +67,8 @@ class Rule(PromptRule):
         self._curves = AveragedLosses()
         self._best: dict[int, float] = {}
 
-    def judge(self, report: Report) -> str | None:
+    def reason_to_stop(self, report: Report) -> str | None:
+        # Within its grace, too, a report is counted: other trials are compared with it.
         self._curves.add(report)
         best = self._best[report.trial] = min(report.loss, self._best.get(report.trial, report.loss))
         if report.share < self._grace:
@@ -75,11 +83,11 @@ class Rule(PromptRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     min_trials: Annotated[int, Field(ge=1)] = 5
-    """Others that must have come as far before a trial is judged."""
+    """Other trials that must have come as far before a trial can be stopped."""
     grace: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of its judged compute that a trial may spend before it is judged."""
+    """Share of its judged compute that a trial may spend before it can be stopped."""
 
     def build(self, trials: int) -> Rule:
         return Rule(self.min_trials, self.grace)

@@ -1,9 +1,9 @@
 """Stop a trial whose recovery has come to a halt: its loss hardly falls any more.
 
-The slope is that of the least-squares line through the last `reports` losses of one learn phase, in nats per whole of
-a trial's judged compute (`Report.share` from 0 to 1); a trial stops if its loss falls by less than `min_slope`. Each
-phase is looked at alone: what the prune between two of them did is no slope. The trial with the lowest loss of all
-reports so far goes on, flat or not, so that a sweep's best always has a result.
+The slope is that of the least-squares line through the last `reports` losses of one learn phase, in nats per unit of
+`Report.share`, which runs from 0 to 1 over a trial's judged compute. A trial stops if its loss falls by less than
+`min_slope`. Phases are fitted apart, since the jump that a prune makes between two of them is no slope. The trial with
+the lowest loss of all reports so far goes on, flat or not, so that the best trial of a sweep always has a result.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from raysweep import contracts
 from raysweep.contracts import Report
 from raysweep.strategies.stopping import PromptRule
 
 
 class Rule(PromptRule):
+    """Stops a trial when its loss curve is flat."""
+
     def __init__(self, min_slope: float, reports: int, grace: float) -> None:
         super().__init__()
         self._min_slope = min_slope
@@ -30,11 +33,12 @@ class Rule(PromptRule):
         self._best: dict[int, float] = {}
         self._lowest = math.inf
 
-    def judge(self, report: Report) -> str | None:
+    def reason_to_stop(self, report: Report) -> str | None:
         latest = self._latest.setdefault(report.trial, deque(maxlen=self._reports))
         if latest and (latest[-1].cycle, latest[-1].phase) != (report.cycle, report.phase):
             latest.clear()
         latest.append(report)
+        # The best losses are kept over all phases and from the first report on, within the grace, too.
         self._best[report.trial] = min(report.loss, self._best.get(report.trial, report.loss))
         self._lowest = min(self._lowest, report.loss)
         if len(latest) < self._reports or report.share < self._grace or self._best[report.trial] == self._lowest:
@@ -48,18 +52,19 @@ class Rule(PromptRule):
 
 def slope(x: list[float], y: list[float]) -> float:
     """Return the slope of the least-squares line."""
+    # With x centred, y need not be: the terms with its mean add up to 0.
     from_mean = np.array(x) - np.mean(x)
     return float(from_mean @ np.array(y) / (from_mean @ from_mean))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     min_slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
-    """Nats by which the loss would have to fall over a trial's whole judged compute, at the present slope."""
+    """Nats by which the loss must fall, at its present slope, over the whole of a trial's judged compute."""
     reports: Annotated[int, Field(ge=2)] = 4
-    """Reports of one phase that the slope is taken over."""
+    """Number of latest reports of a phase that the slope is fitted to."""
     grace: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of its judged compute that a trial may spend before it is judged."""
+    """Share of its judged compute that a trial may spend before it can be stopped."""
 
     def build(self, trials: int) -> Rule:
         return Rule(self.min_slope, self.reports, self.grace)

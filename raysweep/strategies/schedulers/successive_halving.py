@@ -2,9 +2,9 @@
 
 Jamieson and Talwalkar, "Non-stochastic Best Arm Identification", AISTATS 2016. Trials 1 to `cohort` are the first
 cohort, and so on; the last may be smaller. A trial that reaches a rung pauses, without a lane, until every other trial
-of its cohort that has not been stopped has reported there or ended, however it did. Of n that reported, the
-best floor(n / reduction), at least one, go on; of equal losses, the trial with the lower number's. A trial beyond the
-number of trials the rule was built for belongs to no cohort and goes on.
+of its cohort that has not been stopped has reported there or has ended in any way. Of n that reported, the best
+floor(n / reduction), at least one, go on; of two equal losses, that of the lower trial number is better. A trial with a
+number above those that the rule was built for belongs to no cohort and goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysweep.contracts import GO, Decision, Report
+from raysweep import contracts
+from raysweep.contracts import GO, Decision, Report, StoppingRule
 from raysweep.strategies.stopping import Reduction, Share, is_reached, num_best, rungs_from
 
 
@@ -26,24 +27,26 @@ class Cohort:
         self._rungs = rungs
         self._reduction = reduction
         self._losses: list[dict[int, float]] = [{} for _ in rungs]
-        """At each rung, of all trials that reported there."""
+        """The losses at each rung: trial -> loss."""
         self._alive = set(members)
         """Trials that no rung has stopped."""
         self._ended: set[int] = set()
         self._settled = 0
-        """Rungs at which it is known who goes on."""
+        """Number of rungs at which all decisions have been made; the next rung has this index."""
         self._awaited = set(self._alive)
-        """Trials that the next rung waits for."""
+        """Trials that have neither reported at the next rung nor ended."""
         self._stopped: dict[int, Decision] = {}
         self._paused: set[int] = set()
         self._news = False
-        """A rung was settled since `decided` last asked."""
+        """Whether a rung has been settled since the last call of `decided`."""
 
     def report(self, report: Report) -> Decision:
         for rung, losses in zip(self._rungs, self._losses, strict=True):
             if is_reached(rung, report.share):
+                # Only the first report at or beyond a rung counts, also when a later attempt repeats it.
                 losses.setdefault(report.trial, report.loss)
         self._no_longer_awaited(report.trial)
+        # This very report may have settled the rung, so the trial's own decision comes after the settling.
         decision = self._decision(report.trial)
         if decision.action == "pause":
             self._paused.add(report.trial)
@@ -57,6 +60,7 @@ class Cohort:
         self._no_longer_awaited(trial)
 
     def decided(self) -> dict[int, Decision]:
+        # Called whenever a sweep looks for a trial to run: mostly nothing has been settled since the last call.
         if not self._news:
             return {}
         self._news = False
@@ -70,12 +74,15 @@ class Cohort:
             return
         if trial in self._ended or trial in self._losses[self._settled]:
             self._awaited.discard(trial)
+        # One event can settle several rungs: the survivors may have
+        # reported at the next one already, or have ended.
         while not self._awaited and self._settled < len(self._rungs):
             self._settle()
 
     def _settle(self) -> None:
-        """Let the best at the next rung go on, and wait for them at the one after it."""
+        """Stop all but the best at the next rung; the rung after it waits for those."""
         rung, losses = self._rungs[self._settled], self._losses[self._settled]
+        # Trials that an earlier rung stopped may have a loss here: a report can reach two rungs at once.
         ranked = sorted((losses[trial], trial) for trial in self._alive & losses.keys())
         best = num_best(len(ranked), self._reduction)
         for place, (loss, trial) in enumerate(ranked[best:], best + 1):
@@ -87,19 +94,23 @@ class Cohort:
         self._alive = {trial for _, trial in ranked[:best]}
         self._settled += 1
         self._news = True
+        # Behind the last rung there is nothing to wait for.
         reported = self._losses[self._settled].keys() if self._settled < len(self._rungs) else set()
         self._awaited = self._alive - self._ended - reported
 
     def _decision(self, trial: int) -> Decision:
         if trial in self._stopped:
             return self._stopped[trial]
+        # Rungs are reached in order, so a count says which: beyond the settled ones, the trial has to wait.
         reached = sum(trial in losses for losses in self._losses)
         if reached <= self._settled:
             return GO
         return Decision(action="pause", reason=f"waits at {self._rungs[self._settled]:.1%} of its compute")
 
 
-class Rule:
+class Rule(StoppingRule):
+    """Hands each report to the cohort of its trial."""
+
     def __init__(self, trials: int, cohort: int, rungs: Sequence[float], reduction: float) -> None:
         self._trials = trials
         self._size = cohort
@@ -121,17 +132,19 @@ class Rule:
         return {trial: decision for cohort in self._cohorts for trial, decision in cohort.decided().items()}
 
     def _cohort_of(self, trial: int) -> Cohort | None:
+        # Trials are numbered from 1. Control arms, repeats on other seeds and trials added to a finished
+        # sweep can have numbers above those that the rule was built for.
         return self._cohorts[(trial - 1) // self._size] if trial <= self._trials else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(contracts.Scheduler):
     reduction: Reduction = 3.0
-    """1/reduction of a cohort go on from each rung to the next, which lies at reduction times the compute."""
+    """1/reduction of a cohort go on from each rung to the next, which is at reduction times the compute."""
     first: Share | None = None
     """Share of a trial's judged compute at the first rung. Default: 1/reduction^2, which makes two rungs."""
     cohort: Annotated[int, Field(ge=1)] | None = None
-    """Trials that are halved together. Default: all of the sweep."""
+    """Number of trials that are halved together. Default: all of the sweep."""
 
     def build(self, trials: int) -> Rule:
         rungs = rungs_from(self.first or self.reduction**-2, self.reduction)
