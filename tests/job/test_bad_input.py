@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.helpers import quick_job
+from support.jobs import quick_job
 from support.sweeps import finished_sweep, job_mapping
 
 from raysweep.cli import main
 from raysweep.job.yamlfile import dump_mapping
+
+pytestmark = pytest.mark.torch  # a job is checked against its model
 
 FAMILIES = "Known: bert, gpt2, gpt_neox, llama, mistral, opt, pnn, pnn_vision, qwen2, qwen3, roberta, vit"
 

@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from support.helpers import cpu, quick_job
+from support.helpers import cpu
+from support.jobs import quick_job
 
 from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.helpers import quick_job
 from support.inline import InlineDriver, new_sweep, search_job
+from support.jobs import quick_job
 from support.sweeps import contents
 
 from raysweep import api
