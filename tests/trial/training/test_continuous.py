@@ -235,7 +235,7 @@ def test_a_killed_run_goes_on_between_events_bit_for_bit(often: Often, every: in
 def test_a_state_restored_after_events_has_their_head_map(often: Often) -> None:
     plan, folder, records = often
     trial = _Trial.of(plan, cpu(), PhaseStore(folder))
-    trial.pass_over(plan.phases[-1])
+    trial.skip(plan.phases[-1])
     assert trial._state().head_map.to_lists() == records[-1].head_map
 
 
