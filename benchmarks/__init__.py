@@ -1,1 +1,1 @@
-"""Speed, counted and measured against a baseline in the same run; figures go to results/reference/."""
+"""Benchmarks: speed and quality against a baseline in the same run; figures go to results/reference/."""

@@ -1,4 +1,4 @@
-"""What a trial costs beside its phases in proposing, planning and recording, and whether that grows with the sweep.
+"""Measure the time of a trial outside its phases, for proposing, planning and recording, as the sweep grows.
 
 Trials are stubs: their records are made up, as large as GPT-2's, and arrive at once. Everything else is real: the
 agenda, the study (random search) with its journal, the recorder, TensorBoard and the archive. No Ray, no torch.
@@ -16,12 +16,14 @@ from typing import Any
 
 from benchmarks.many_trials import JOB, phase_records
 from benchmarks.reference import figure, write
+from raysweep.contracts.events import Event, PhaseFinished, TrialEnding, TrialFinished
 from raysweep.job.jobfile import Job, load_job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Proposal
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.agenda import Agenda
+from raysweep.sweep.bookkeeping import record
 from raysweep.sweep.recorder import Recorder
 from raysweep.sweep.study import Study
 
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def sweep(trials: int) -> list[float]:
-    """Run a sweep of stub trials; return the seconds of each, the making of its records left out."""
+    """Run a sweep of stub trials; return the seconds of each, without those for making its records."""
     mapping = copy.deepcopy(JOB)
     mapping["search"]["trials"] = trials
     job = load_job(mapping)
@@ -75,11 +77,11 @@ class Stub:
     def __init__(self, job: Job, agenda: Agenda, recorder: Recorder) -> None:
         self._job, self._agenda, self._recorder = job, agenda, recorder
         self._records: dict[str, dict[str, Any]] = {}
-        """Made up once for each kind of phase."""
+        """Return the stub records, made once for each kind of phase."""
         self._ran: set[str] = set()
 
     def next_trial(self) -> float | None:
-        """Run one trial; return what its bookkeeping took in seconds, None where there is no more."""
+        """Run one trial; return the seconds of its bookkeeping, or None if there is no further trial."""
         started = time.perf_counter()
         proposal = self._agenda.next()
         if proposal is None:
@@ -90,28 +92,24 @@ class Stub:
         events = self._events(plan)
         started = time.perf_counter()
         for event in events:
-            self._recorder.handle(event)
-        self._agenda.ended(self._recorder.record_of(plan.trial), self._recorder.reports_of(plan.trial))
+            record(event, self._recorder, self._agenda)
         return began + time.perf_counter() - started
 
     def _plan(self, proposal: Proposal) -> TrialPlan:
         spec = self._job.with_values(proposal.values, seed=proposal.seed)
         return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=FINGERPRINTS)
 
-    def _events(self, plan: TrialPlan) -> list[dict[str, Any]]:
+    def _events(self, plan: TrialPlan) -> list[Event]:
         if not self._records:
             self._records = {record.phase: record.to_dict() for record in phase_records(plan, set())}
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         for phase in plan.phases:
             about = {"trial": plan.trial, "key": phase.key, "reused": phase.key in self._ran}
             loss = 3.0 + random.Random(phase.key).random()
             self._ran.add(phase.key)
-            events.append({
-                "type": "phase", "trial": plan.trial,
-                "record": {**self._records[phase.kind], **about, "loss": loss},
-            })  # fmt: skip
-        final = {"type": "final", "trial": plan.trial, "status": "COMPLETE", "attempts": 1, "error": None}
-        return [*events, final]
+            content = {**self._records[phase.kind], **about, "loss": loss}
+            events.append(PhaseFinished(trial=plan.trial, record=content))
+        return [*events, TrialFinished(trial=plan.trial, ending=TrialEnding(status="COMPLETE"), attempts=1)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A compacted network against the masked one: the same function, the same training, and how much less time."""
+"""Compare a compacted network with the masked one: function, training, and time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from raysweep.contracts import Facts
 from raysweep.job import registry
 from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import ModelSpec
-from raysweep.networks.loading import build_network, task_of
+from raysweep.networks.configuration import task_of
+from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.compaction import compact, compact_tensors
 from raysweep.networks.plasticity.head_map import HeadMap
@@ -84,7 +85,7 @@ def same_training() -> Figure:
 
 
 def learn(model: PlasticModel, inputs: torch.Tensor, step: Callable[[], Any]) -> float:
-    """Take one step on a made-up loss that every parameter has a part in."""
+    """Take one step on an artificial loss that depends on every parameter."""
     loss = torch.logsumexp(model(inputs), -1).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -137,7 +138,7 @@ def gate_time(device: str) -> Figure:
 
 
 def ratios(ours: Callable[[], None], theirs: Callable[[], None], device: str) -> list[float]:
-    """Return time ratios, each of medians of passes taken in turn: both see whatever else the machine does."""
+    """Return ratios of median times. Passes are run by turns, so that other load of the machine slows both alike."""
     for warm_up in (ours, theirs, ours, theirs):
         warm_up()
     samples = []
@@ -161,7 +162,7 @@ def seconds(call: Callable[[], None], device: str) -> float:
 
 
 def gpt2_small_layers(length: int, device: str) -> tuple[Any, Any]:
-    """Return layers as wide as GPT-2 small's, fewer, and with a small vocabulary: heads are then what is timed."""
+    """Return few layers of the width of GPT-2 small with a small vocabulary: heads take most of the time."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -194,7 +195,7 @@ def pruned(size: str, seed: int, dtype: torch.dtype) -> tuple[PlasticModel, Any,
 
 
 def inputs_of(model: PlasticModel, seed: int = 0) -> torch.Tensor:
-    """Return random tokens, or random pixels for a network that looks at them."""
+    """Return random tokens, or random pixels for a network of images."""
     network: Any = model.network
     generator = torch.Generator().manual_seed(seed)
     if network.main_input_name == "pixel_values":

@@ -1,4 +1,4 @@
-"""The quickstart's trials as Ray's documentation would have one write them, for comparison.
+"""Run the quickstart's trials in the pattern of Ray's documentation, for comparison.
 
 A Tuner over a driver function, which starts a TorchTrainer for each trial (ray.io, "Hyperparameter tuning with Ray
 Tune" in the Ray Train user guides); default settings; nothing is shared between trials. The training itself is ours.

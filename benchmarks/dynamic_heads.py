@@ -1,4 +1,4 @@
-"""Per-token head gates beside static Taylor pruning, on a gpt2-nano trained from scratch on the embedded corpus."""
+"""Compare per-token head gates with static Taylor pruning, on a gpt2-nano trained from scratch on the corpus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.reference import Figure, figure, write
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import TrialPlan, make_plan
 from raysweep.job.spec import DataSpec
-from raysweep.science.dynamic_heads import Curve, RouterOptions, curve
+from raysweep.science.dynamic_heads import RouterCurve, RouterOptions, router_curve
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.forecast.preflight import preflight
 from raysweep.trial.phases import run_trial
@@ -40,18 +40,18 @@ def main() -> None:
     write("dynamic_heads", figures(found))
 
 
-def measure(plan: TrialPlan, store: PhaseStore, runtime: Runtime) -> Curve:
+def measure(plan: TrialPlan, store: PhaseStore, runtime: Runtime) -> RouterCurve:
     """Train the model, then the routers on it."""
     (record,) = run_trial(plan, runtime, store)
     data, spec = trial_data(plan), DataSpec(**plan.data)
     state = TrialState.restored(plan, record.key, store, data.facts, runtime)
-    return curve(
+    return router_curve(
         state.model, state.head_map, data.train, data.evaluation, spec, QUESTION, runtime, name=plan.model["name"],
         sha256=data.content_sha256,
     )  # fmt: skip
 
 
-def figures(found: Curve) -> list[Figure]:
+def figures(found: RouterCurve) -> list[Figure]:
     whole, result = found.full.flops_per_token, []
     for point in found.points:
         flops = point.flops_per_token / whole

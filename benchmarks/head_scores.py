@@ -1,4 +1,4 @@
-"""What scoring heads costs beside a plain pass, and how exact and how small streamed entropy is beside explicit maps.
+"""Measure the time of scoring heads, and the error and memory of streamed entropy against explicit attention maps.
 
     python -m benchmarks.head_scores             # add --small to try it out
 
@@ -78,7 +78,7 @@ def _seconds(act: Callable[[], Any]) -> float:
 
 
 def _plain(model: PlasticModel, batch: Batch) -> None:
-    """What a training step computes: the gradients of all parameters."""
+    """Compute the gradients of all parameters, as a training step does."""
     example_losses(losses_of(model, batch), batch.labels).mean().backward()
     model.zero_grad(set_to_none=True)
 
@@ -124,7 +124,7 @@ def _error(length: int) -> float:
 
 
 def _peak(way: str, length: int) -> float:
-    """Return by how many bytes the process grows at most, in a process of its own."""
+    """Return by how many bytes memory grows at most, measured in a process of its own."""
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.head_scores", way, str(length)], capture_output=True, text=True, check=True
     )

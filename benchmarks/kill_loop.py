@@ -1,4 +1,4 @@
-"""Kill -9 the driver of a sweep at random moments, resume it each time, and see what was lost or repeated.
+"""Kill the driver of a sweep (SIGKILL) at random moments, resume it, and count what was lost or repeated.
 
 The kills come at random moments of the sweep's own progress: a second counts only while workers are up. Nothing but
 `raysweep run`, `raysweep resume` and SIGKILL is used; the workers must see for themselves that their driver has gone.
@@ -26,7 +26,7 @@ from raysweep.sweep.invariants import check
 KILLS = 20
 SEED = 1
 AT_MOST_S = 10.0
-"""Of work between two kills."""
+"""Seconds of work between two kills."""
 PATIENCE_S = 300.0
 JOB: dict[str, Any] = {
     "name": "killed",
@@ -102,7 +102,7 @@ def kill_again_and_again(folder: SweepFolder, job: Path, results: Path) -> int:
 
 
 def differences(folder: SweepFolder, reference: SweepFolder) -> int:
-    """Return how many trials do not stand in both sweeps with the same values, end and outcome of every phase."""
+    """Return the number of trials that differ between two sweeps in values, end or outcome of a phase."""
     ours, theirs = described(folder), described(reference)
     return sum(ours.get(trial) != theirs.get(trial) for trial in ours.keys() | theirs.keys())
 

@@ -1,4 +1,4 @@
-"""What looking at a sweep of 2,000 trials takes, from the command to its answer: status, its check, and a plan.
+"""Measure how long commands that read a sweep of 2,000 trials take: status, its check, and a plan.
 
 The records are made up, but as large as GPT-2's (12 layers of 12 heads); nothing here is a result.
 """
@@ -97,7 +97,7 @@ def timed(*arguments: str) -> float:
 
 
 def warm_up(job: Path, results: Path) -> None:
-    """Let the corpus be tokenized, and everything be read from the disk once."""
+    """Tokenize the corpus and read everything from the disk once."""
     timed("plan", str(job), "--trials", "1", "--results", str(results))
 
 
@@ -156,7 +156,7 @@ def phase_records(plan: TrialPlan, ran: set[str]) -> Iterator[PhaseRecord]:
 
 
 def acted_on(phase: PhasePlan, head_map: list[list[int]], draw: random.Random) -> list[list[int]]:
-    """Choose a few heads that a prune removes or a grow brings back."""
+    """Return a few heads that a prune removes or a grow brings back."""
     if phase.kind not in ("prune", "grow"):
         return []
     wanted = -1 if phase.kind == "grow" else 0
@@ -165,7 +165,7 @@ def acted_on(phase: PhasePlan, head_map: list[list[int]], draw: random.Random) -
 
 
 def details(phase: PhasePlan, heads: list[list[int]], draw: random.Random) -> dict[str, Any]:
-    """Make up what takes most of a record's room."""
+    """Return artificial curves, scores and samples, which take most of the room of a record."""
 
     def grid() -> list[list[float]]:
         return [[draw.random() for _ in range(HEADS)] for _ in range(LAYERS)]

@@ -1,4 +1,4 @@
-"""How much of a core's matrix-product speed a training step of a from-scratch model reaches."""
+"""Measure the share of a core's matrix-product speed that a training step of a from-scratch model reaches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plant faults in a copy of the code, one at a time, and see whether the tests of docs/behaviours.md find them.
+"""Plant faults in a copy of the code, one at a time, and check that the tests of docs/behaviours.md find them.
 
     python -m benchmarks.mutations [--only "property 3"]
 
@@ -28,14 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "benchmarks" / "mutations.yaml"
 PAGE = ROOT / "docs" / "mutations.md"
 TREE = ("raysweep", "tests", "jobs", "search_spaces", "docs", "README.md", "pyproject.toml")
-"""What the tests need of the repository."""
+"""Files of the repository that the tests need."""
 AT_ONCE = 2
 PATIENCE_S = 900
 """For one test: two at once, one of them with ranks of its own, take longer than alone."""
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 """No network, and one thread for each of the two."""
 BROKEN = ("NameError", "ImportError", "SyntaxError", "AttributeError", "TypeError")
-"""Failures that say that the fault is no program, and nothing of the test."""
+"""Errors of a fault that is no valid program; they say nothing about the test."""
 HEADER = """# Faults that were planted, and the tests that find them
 
 A test is worth what it finds. Each fault below was planted in the code, alone, and the test beside it, which
@@ -79,12 +79,12 @@ class Mutation:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What came of a fault."""
+    """The result of planting a fault."""
 
     mutation: Mutation
     found: bool
     said: str
-    """How the test failed, or why that it did not counts for nothing."""
+    """How the test failed, or why the run does not count."""
     seconds: float
 
 
@@ -180,7 +180,7 @@ def _first_line(element: ElementTree.Element) -> str:
 
 
 def tell(verdicts: Sequence[Verdict], planned: int) -> None:
-    """Print the last verdict, and how long the rest will take."""
+    """Print the last result, and an estimate of the time that is left."""
     last, mean = verdicts[-1], sum(verdict.seconds for verdict in verdicts) / len(verdicts)
     left = (planned - len(verdicts)) * mean / AT_ONCE / 60
     word = "found" if last.found else "NOT FOUND"

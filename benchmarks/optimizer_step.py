@@ -1,4 +1,4 @@
-"""Slice-scaled optimizer step, with absent and new heads, against plain AdamW on the same parameters."""
+"""Compare the slice-scaled optimizer step, with absent and new heads, with plain AdamW on the same parameters."""
 
 from __future__ import annotations
 

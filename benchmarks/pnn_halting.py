@@ -1,4 +1,4 @@
-"""What tokens that leave early save: a PNN trained from scratch on the embedded corpus, by every exit rule.
+"""Measure what tokens that leave early save, by every exit rule, on a PNN trained from scratch.
 
 python -m benchmarks.pnn_halting [folder]     also draws the curves there
 """
@@ -20,7 +20,8 @@ from raysweep.reports.plots.exit_curves import draw_exit_curves
 from raysweep.science.pnn.exit_curves import ExitCurves, ExitSaving, exit_curves
 from raysweep.trial.data.trial_data import trial_data, trial_task
 from raysweep.trial.forecast.preflight import preflight
-from raysweep.trial.measures.inference import halves_of, seeded_batches
+from raysweep.trial.measures.evaluation import seeded_batches
+from raysweep.trial.measures.inference import halves_of
 from raysweep.trial.phases import run_trial
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def measure(model: dict[str, Any]) -> ExitCurves:
-    """Train a network, and let its tokens leave."""
+    """Train a network and measure its exit curves."""
     runtime = Runtime(device=torch.device("cpu"))
     job = check_job(JOB | {"model": model}, "halting")
     plan = make_plan(job.spec, {}, trial=1, fingerprints=preflight(job))

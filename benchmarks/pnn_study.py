@@ -1,4 +1,4 @@
-"""PNN beside plain stacks of layers on WikiText-2, small: at equal tokens, and at equal training FLOPs.
+"""Compare a small PNN with plain stacks of layers on WikiText-2, at equal tokens and at equal training FLOPs.
 
     python -m benchmarks.pnn_study FOLDER   # a folder with WikiText-2's test.txt and valid.txt
 
@@ -48,7 +48,7 @@ CLOSE = 0.02
 SIGNIFICANT = 0.05
 Outcome = dict[str, float]
 Settings = dict[str, Any]
-"""A job as a mapping: what one run does."""
+"""The settings of one run: a job as a mapping."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,12 @@ class Arm:
     steps: int
     lr: float
     loss: Mean
-    """Held-out, nats per hidden token."""
+    """Held-out losses, nats per masked token."""
     losses: tuple[float, ...]
     accuracy: float
     training_flops: float
     above: Difference | None
-    """By how much its loss is above the reference's; None of the reference itself."""
+    """Loss minus that of the reference; None for the reference itself."""
 
 
 def main(data: Path) -> None:
@@ -193,7 +193,7 @@ class Runs:
 
 
 def run(settings: Settings) -> Outcome:
-    """Train one network from its first weights; return what is compared."""
+    """Train one network from its first weights; return the numbers that are compared."""
     job = check_job(settings, BENCHMARK)
     plan = make_plan(job.spec, {}, trial=1, fingerprints=preflight(job))
     with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +245,7 @@ def _rounded(number: float) -> float:
 
 
 def markdown(arms: Sequence[Arm]) -> str:
-    """Return the tables, and what they show."""
+    """Return the tables and the sentences about them."""
     lines = [
         "# A small study of PNN", "",
         "Written by `python -m benchmarks.pnn_study`; settings in `jobs/pnn_study.yaml`. Held-out loss in nats per",

@@ -1,5 +1,7 @@
-"""How fast the published PNN trains on a GPU, without Ray: positions a second, share of the GPU's speed, and the time
-that the published 1.92e9 positions would take. Where there is no GPU, it says so and writes nothing.
+"""Measure how fast the published PNN trains on a GPU, without Ray.
+
+Figures are positions a second, the share of the GPU's speed, and the time for the published 1.92e9 positions. Without a
+GPU nothing is written.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ STEPS, RUNS = 20, 6
 PUBLISHED_POSITIONS = 1.92e9
 """10^6 windows of 128, 15 epochs (pnn.md, section 2); 269.5 minutes on an A100."""
 PARTS = (1, 3, 6, 12, 24)
-"""Accumulation steps that are tried, fewest first, until a batch fits into memory."""
+"""Accumulation steps to try, fewest first, until a batch fits into memory."""
 MASK = 4
 
 
@@ -84,7 +86,7 @@ def first_that_fits(device: torch.device, size: str, batch_size: int, compile: b
 
 
 def seconds_of(training: Training, device: torch.device) -> list[float]:
-    """Train; return the seconds of each run of STEPS steps but the first, in which all is set up."""
+    """Train; return the seconds of each run of STEPS steps but the first, which includes the set-up."""
     marks: list[float] = []
 
     def mark(step: int) -> None:

@@ -1,5 +1,7 @@
-"""A training step of the published PNN: logits at hidden tokens alone against logits everywhere, and against BERT's
-twelve layers, in turn on one batch; and its gradients on one rank against two.
+"""Compare a training step of the published PNN with logits everywhere, with BERT's twelve layers, and over ranks.
+
+The PNN computes logits at masked tokens alone. Steps are run by turns on one batch; gradients are those of one rank and
+of two.
 
 Dropout is off, so that gradients can be compared. A batch of 16 windows suits two cores: in a smaller one the
 optimizer, whose cost is that of the vocabulary, weighs more.
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 def steps(size: str, vocabulary: int, pairs: int) -> list[Figure]:
-    """Measure steps in turn, so that whatever else the machine does meets all alike."""
+    """Measure steps by turns, so that other load of the machine slows all of them alike."""
     task = masked_lm(vocabulary)
     pnn = training_of(ModelSpec(name=size), task, vocabulary)
     bert = training_of(ModelSpec(name=size, **BERT), task, vocabulary)
@@ -91,7 +93,7 @@ def rank_main(rank: int, folder: str, size: str, vocabulary: int) -> None:
 
 
 class Everywhere:
-    """The task with logits at all positions: labels are the same, where they stand is not said."""
+    """The task with logits at all positions: the same labels, without their positions."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.even = task, task.even
@@ -107,7 +109,7 @@ def masked_lm(vocabulary: int) -> Task:
 
 
 def windows(vocabulary: int) -> Examples:
-    """Return random tokens, in each window another share of them unknown: labels are then unequally many."""
+    """Return random tokens with another share of unknown ones in each window, for unequal numbers of labels."""
     generator = np.random.default_rng(0)
     tokens = generator.integers(MASK + 1, vocabulary, (64, SEQ_LEN))
     unknown = generator.random(tokens.shape) < generator.uniform(0, 0.2, (64, 1))

@@ -1,4 +1,4 @@
-"""The quickstart's wall time against its own trials written as Ray's documentation shows, one after the other."""
+"""Compare the wall time of the quickstart with that of its trials in the pattern of Ray's documentation."""
 
 from __future__ import annotations
 

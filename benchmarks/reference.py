@@ -17,16 +17,16 @@ FOLDER = Path(__file__).resolve().parent.parent / "results" / "reference"
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure: what was measured beside what was asked."""
+    """A measured figure and its target."""
 
     name: str
     measured: float
     asked: str
     unit: str
     baseline: str
-    """What it was measured against, in the same run."""
+    """The baseline of the same run."""
     runs: dict[str, float]
-    """min, median, max and count of what `measured` is the median of."""
+    """min, median, max and count of the samples whose median is `measured`."""
 
 
 def figure(name: str, samples: Sequence[float], *, asked: str, unit: str, baseline: str) -> Figure:
@@ -42,7 +42,7 @@ def figure(name: str, samples: Sequence[float], *, asked: str, unit: str, baseli
 
 
 def write(benchmark: str, figures: Sequence[Figure], device: str = "cpu") -> None:
-    """Write figures, and print them beside what was asked."""
+    """Write figures, and print them beside their targets."""
     save(benchmark, figures, device)
     for one in figures:
         show(one)

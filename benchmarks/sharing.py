@@ -1,4 +1,4 @@
-"""What shared prefixes save: 32 trials of a heads sweep, with and without sharing, and by Ray's documentation pattern.
+"""Measure what shared prefixes save: 32 trials with and without sharing, and in the pattern of Ray's documentation.
 
 The baseline, which all trials share, is 60% of a trial's steps. The documentation pattern is measured on a few trials
 and scaled: its trials share nothing, so each costs what the others do.

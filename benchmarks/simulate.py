@@ -1,8 +1,8 @@
-"""How long the engine takes over 10,000 trials on 64 lanes with 3 % of phases killed, and whether its invariants hold.
+"""Simulate 10,000 trials on 64 lanes with 3% of phases killed: time of the engine, and a check of its invariants.
 
     python -m benchmarks.simulate            # add --small to try it out
 
-Sampler, stage tree, dispatcher, recorder and archive are the real ones; losses and times are made up. One process.
+Sampler, stage tree, dispatcher, recorder and archive are the real ones; losses and times are artificial. One process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One plasticity cycle of a real pretrained model: SmolLM2-135M on WikiText-2, perplexity after each phase.
+"""Run one plasticity cycle of a pretrained model, SmolLM2-135M on WikiText-2; report perplexity after each phase.
 
     python -m benchmarks.smollm2_cycle FOLDER      # a folder with WikiText-2's test.txt and valid.txt
 

@@ -1,4 +1,4 @@
-"""What each strategy's choice of heads costs two pretrained models, 10 to 50% removed at once, without retraining.
+"""Measure the loss of two pretrained models without the heads that each strategy chooses, 10 to 50%, untrained after.
 
     python -m benchmarks.strategies_table FOLDER [smollm2|minilm]   # a folder with WikiText-2's test.txt and valid.txt
 
@@ -129,7 +129,7 @@ def query_and_output_norms(model: PlasticModel) -> Array:
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model with its scores, and how it is measured."""
+    """A model with its head scores, and the way to measure it."""
 
     name: str
     unit: str
@@ -302,7 +302,7 @@ def _with_head(folder: Path) -> Any:
 
 
 def _train_head(network: Any, task: Task, windows: Any) -> None:
-    """Train what stands above the encoder, at hidden positions alone."""
+    """Train the layers above the encoder, at masked positions alone."""
     for parameter in network.bert.parameters():
         parameter.requires_grad_(False)
     own = [parameter for parameter in network.cls.parameters() if parameter.requires_grad]

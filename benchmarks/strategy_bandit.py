@@ -1,4 +1,4 @@
-"""Which search finds a planted best pair of strategies, and how good its best trial is, after few trials.
+"""Compare searches on planted tasks: do they find the best pair of strategies, and how good is their best trial?
 
     python -m benchmarks.strategy_bandit        # add --small to try it out; a process a core
 
@@ -135,7 +135,7 @@ def job_of(sampler: str) -> Job:
 
 
 class Sampled:
-    """A sampler of raysweep, asked and told as in a sweep of one lane."""
+    """A sampler of raysweep that is used as in a sweep of one lane."""
 
     def __init__(self, name: str, seed: int) -> None:
         job = job_of(name)
@@ -157,7 +157,7 @@ class Sampled:
 
 
 class Controller:
-    """What the three controllers share: settings drawn at random."""
+    """The base of the three controllers: settings drawn at random."""
 
     def __init__(self, task: Task, seed: int) -> None:
         self._task, self._random = task, random.Random(seed)

@@ -1,4 +1,4 @@
-"""Our training loop against a hand-written torch DDP loop: same model, batch, optimizer; two gloo ranks, in turn."""
+"""Compare our training loop with a hand-written torch DDP loop: same model, batch and optimizer, two gloo ranks."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Ours:
 
 
 class HandWritten:
-    """What one would write without raysweep."""
+    """A training loop written without raysweep."""
 
     def __init__(self, windows: np.ndarray) -> None:
         self.model = network()[0]

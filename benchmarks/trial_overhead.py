@@ -1,4 +1,4 @@
-"""What a trial costs beyond its phases: on a warm lane, and in a Ray Train run of its own, in the same minutes."""
+"""Measure the time of a trial outside its phases, on a warm lane and in a Ray Train run of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOB: dict[str, Any] = {
 
 
 class Stopwatch(Silent):
-    """Measures from one trial's end to the next one's, and what its phases took of that."""
+    """Measures the time from the end of one trial to that of the next, and the share of its phases."""
 
     def __init__(self) -> None:
         self.finished: list[tuple[int, float]] = []

@@ -1,18 +1,18 @@
-"""What can go wrong, as one tree.
+"""All errors that raysweep raises, as one tree.
 
 RaysweepError
 ├── UsageError          your file or arguments are wrong: exit 2, nothing was started
-│   ├── SpecError       a job or a search space; holds every fault found
-│   ├── DataError       a corpus that is missing, empty, too short or not text
-│   ├── ModelError      a model that is missing, incomplete or of an unknown family
-│   │   └── NotApplicableError  one that lacks what an analysis measures
-│   └── ArchiveError    a results folder or a sweep that cannot be used as asked
+│   ├── SpecError       a job or a search space is wrong; holds all its faults
+│   ├── DataError       a corpus is missing, empty, too short or not text
+│   ├── ModelError      a model is missing, incomplete or of an unknown family
+│   │   └── NotApplicableError  a model lacks the part that an analysis measures
+│   └── ArchiveError    a results folder or a sweep cannot be used in this way
 └── RunError            the run failed: exit 1
-    ├── TrialError      one trial cannot go on (recorded as FAILED)
-    │   ├── BudgetError     more heads are to go, or to be grown, than there are
-    │   └── DivergedError   its loss is no number any more (recorded as DIVERGED)
-    ├── ClusterError    Ray could not give or keep what the sweep needs
-    └── DiskFullError   no space is left; what was written is whole, and the sweep can be resumed
+    ├── TrialError      one trial cannot continue (recorded as FAILED)
+    │   ├── BudgetError     more heads are to be removed or grown than possible
+    │   └── DivergedError   the loss of a trial is not finite (recorded as DIVERGED)
+    ├── ClusterError    Ray could not provide or keep the resources of the sweep
+    └── DiskFullError   the disk is full; what was written is whole, and the sweep can be resumed
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 
 
 class RaysweepError(Exception):
-    """Base of everything raysweep raises for a person to read."""
+    """Base of all errors whose message a person should read; anything else is a bug and shows its traceback."""
 
+    # Of the command line: 1 for a run that failed, 2 for files and arguments that are wrong, as click has it.
     exit_code = 1
 
 
@@ -35,7 +36,7 @@ class UsageError(RaysweepError):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One fault of a file: where it is, what stands there and the way out."""
+    """One fault of a file: its key, the value found there, and a message that says what to write instead."""
 
     file: str
     key: str
@@ -43,16 +44,18 @@ class Fault:
     value: Any = None
 
     def __str__(self) -> str:
+        # A fault of the file as a whole has no key, and a whole section is no value worth printing.
         where = f"{self.file}: {self.key}" if self.key else self.file
         shown = "" if self.value is None else f" = {self.value!r}"
         return f"{where}{shown}: {self.message}"
 
 
 class SpecError(UsageError):
-    """A job or search space with faults; `faults` lists them all."""
+    """A job or search space is wrong; `faults` lists all its faults."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__(faults)  # what it is made from, so that it can be pickled
+        # pickle, by which Ray carries errors, makes an exception anew from what its base was given.
+        super().__init__(faults)
         self.faults = list(faults)
 
     def __str__(self) -> str:
@@ -84,10 +87,11 @@ class TrialError(RunError):
 
 
 class BudgetError(TrialError):
-    """Heads are to go, or to be grown, that cannot; `key` is the setting of the job that asks for them."""
+    """More heads are to be removed or grown than possible; `key` is the setting of the job that asks for them."""
 
     def __init__(self, message: str, key: str) -> None:
-        super().__init__(message, key)  # what it is made from, so that it can be pickled
+        # Both arguments, for pickle: see SpecError.
+        super().__init__(message, key)
         self.key = key
 
     def __str__(self) -> str:
@@ -107,8 +111,9 @@ class DiskFullError(RunError):
 
 
 def known_names_hint(name: str, known: Iterable[str]) -> str:
-    """Say which names exist and which one was probably meant."""
+    """Return a hint for an unknown name: the name that was probably meant, and all known names."""
     names = sorted(known)
-    close = get_close_matches(str(name), names, n=1, cutoff=0.5)  # YAML reads a key such as `on` as True
+    # Not every key is text: YAML reads `on` as True.
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return f"no {name!r}.{meant} Known: {', '.join(names)}."

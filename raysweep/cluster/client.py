@@ -1,4 +1,4 @@
-"""What Ray Tune sees of a trial: a thin client that hands its plan to a lane and passes the results on."""
+"""What Ray Tune sees of a trial: a thin client that hands the plan to a lane and passes the results on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import ray.tune
 
 from raysweep.cluster.lane import Lane, LaneConfig
 from raysweep.cluster.mailbox import NAMESPACE
+from raysweep.contracts.events import PhaseFinished, from_json
 from raysweep.job.spec import ScaleSpec
 
 POLL_S = 5.0
+"""How long one call to the mailbox waits for a trial's next event."""
+METRICS = ("phase", "cycle", "loss", "perplexity", "active_heads")
+"""Fields of a phase record that Ray Tune gets as a result."""
 
 
 class TrialClient(ray.tune.Trainable):
@@ -34,17 +38,20 @@ class TrialClient(ray.tune.Trainable):
             )
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        # With reuse_actors, Tune calls this instead of starting a process for the next trial, which takes seconds.
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        event: dict[str, Any] | None = None
-        while event is None:
-            event = ray.get(self._mailbox.trial_event.remote(self._trial, POLL_S))
-        if event["type"] == "phase":
-            record = event["record"]
-            return {name: record[name] for name in ("phase", "cycle", "loss", "perplexity", "active_heads")}
+        # Each call has a deadline: should this process die, its last call does not wait in the mailbox for ever.
+        text: str | None = None
+        while text is None:
+            text = ray.get(self._mailbox.trial_event.remote(self._trial, POLL_S))
+        event = from_json(text)
+        if isinstance(event, PhaseFinished):
+            return {name: event.record[name] for name in METRICS}
         if self._lane is not None:
+            # Wait until its workers have returned: their processors are meant for the next trial's lane.
             ray.get(self._mailbox.retire.remote(self._lane.config.name))
             self._lane.join()
-        return {"ending": event["type"], "done": True}
+        return {"ending": type(event).__name__, "done": True}

@@ -10,6 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from raysweep.cluster.connection import LOCAL_SETTINGS, SETTINGS, connected
+from raysweep.contracts.events import Event, OffLane, SweepInterrupted, from_json
 from raysweep.errors import ClusterError, DiskFullError
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, TrialPlan
@@ -17,7 +18,7 @@ from raysweep.records.folder import SweepFolder, plan_of
 from raysweep.records.schema import Proposal
 from raysweep.sweep.admission import IN_HAND
 from raysweep.sweep.agenda import Agenda
-from raysweep.sweep.dispatcher import ENDINGS, Event
+from raysweep.sweep.bookkeeping import record
 from raysweep.sweep.limits import Limits
 from raysweep.sweep.observer import Observer
 from raysweep.sweep.recorder import Recorder
@@ -27,10 +28,10 @@ from raysweep.sweep.study import Study
 if TYPE_CHECKING:
     from raysweep.cluster.lane import LaneConfig
 
-CLIENT_RESOURCES = {"memory": 1}  # a byte: Ray Tune insists on something, and all processors may belong to lanes
-
-
+CLIENT_RESOURCES = {"memory": 1}
+"""A byte: Ray Tune insists on something, and all processors may belong to lanes."""
 POLL_S = 1.0
+"""How long one call to the mailbox waits for events, and so how often the limits are checked."""
 
 
 def run_sweep(
@@ -49,13 +50,17 @@ def run_sweep(
         SpecError: the cluster is smaller than what the job asks for.
         ClusterError: Ray could not be started or reached, or gave up.
     """
+    # Ray reads these when it is imported; what the user has set stays.
     for name, value in (SETTINGS | (LOCAL_SETTINGS if address is None and sys.platform == "linux" else {})).items():
         os.environ.setdefault(name, value)
     return _Session(folder, job, fingerprints, sharing=sharing, observer=observer).run(address)
 
 
 class _Session:
-    """One driver's time with a sweep: Ray Tune asks for trials, lanes run them, their events become records."""
+    """One driver's time with a sweep: Ray Tune asks for trials, lanes run them, their events become records.
+
+    Two threads meet here: the caller's, in which Ray Tune asks for trials, and the listener's, which records events.
+    """
 
     def __init__(
         self, folder: SweepFolder, job: Job, fingerprints: Fingerprints, *, sharing: bool, observer: Observer
@@ -64,17 +69,20 @@ class _Session:
             folder, job, fingerprints, sharing, observer,
         )  # fmt: skip
         self.scale = job.spec.scale
+        # Unique: a killed session's actors and Train runs may still be there under the sweep's name.
         self.name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
-        self.scratch = folder.path / "ray"  # what Tune and Train insist on writing; nothing reads it
+        self.scratch = folder.path / "ray"
+        """What Tune and Train insist on writing; nothing reads it."""
         self.recorder = Recorder(folder, job, observer)
         study = Study(job, folder.path / "study.journal") if job.space else None
         self.agenda = Agenda(folder, job, study)
         self.limits = Limits(folder, job)
         self.news = threading.Condition()
-        """Held while the agenda is asked or told."""
+        """Held by whoever uses the agenda; notified when a trial has left its lane, and when recording fails."""
         self.recorded: set[int] = set()
-        """Trials whose last event the agenda has been told of."""
+        """Trials off their lanes of which the agenda knows."""
         self.stopped: str | None = None
+        """Why the sweep stops before its end."""
         self.error: BaseException | None = None
         """What kept events from being recorded."""
 
@@ -90,49 +98,21 @@ class _Session:
 
     def _run(self, remaining: int) -> None:
         import ray
-        from ray import tune
 
-        from raysweep.cluster.client import TrialClient
-        from raysweep.cluster.mailbox import NAMESPACE, Mailbox
-        from raysweep.cluster.searcher import SweepSearcher
-
-        mailbox = (
-            ray.remote(Mailbox)
-            .options(name=self.name, namespace=NAMESPACE, num_cpus=0)
-            .remote(self.scale.max_attempts, rule_of(self.job.spec.search), self.sharing)
-        )
-        self._take_up_paused(ray.get(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))))
+        mailbox = self._start_mailbox()
+        self._pause_again(ray.get(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials()))))
+        # What the rule decides on them at once waits in the mailbox for the listener.
         ray.get(mailbox.settle.remote())
         listener = _Listener(mailbox, self)
         listener.start()
         lanes = self._start_lanes(mailbox, remaining) if self.scale.isolation == "lane" else []
-        searcher = SweepSearcher(
-            lanes=self.scale.lanes,
-            propose=lambda: self._propose(mailbox),
-            finished=self._finished,
-            start=self._start,
-            waiting=lambda: ray.get(mailbox.waiting.remote()),
-            ended=self._ended,
-        )
-        tuner = tune.Tuner(
-            tune.with_resources(TrialClient, CLIENT_RESOURCES),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,  # the searcher says when it is enough
-                max_concurrent_trials=IN_HAND * self.scale.lanes,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=self.name,
-                storage_path=str(self.scratch),
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the phase store has what matters
-            ),
-        )
+        tuner = self._tuner(mailbox)
         try:
             errors = tuner.fit().errors
         except BaseException:
-            listener.stop()  # before Ray goes away under it
+            # Stop the listener before Ray goes away under it.
+            listener.stop()
+            # Where recording failed, the mailbox was killed, and what Tune raises is only a consequence of that.
             if self.error is not None:
                 raise self.error from None
             raise
@@ -141,11 +121,53 @@ class _Session:
             raise self.error
         if errors:
             raise ClusterError(f"Ray Tune lost {len(errors)} trial clients: {errors[0]}")
+        # Lanes return once no trial waits. To join them leaves no worker behind when Ray is shut down.
         ray.get(mailbox.close.remote())
         ray.get([lane.join.remote() for lane in lanes])
 
-    def _take_up_paused(self, paused: set[int]) -> None:
-        """Leave what an earlier session paused to its rule, which may end it before it ever runs again."""
+    def _start_mailbox(self) -> Any:
+        import ray
+
+        from raysweep.cluster.mailbox import NAMESPACE, Mailbox
+
+        # By name: workers and trial clients in other processes find it with ray.get_actor.
+        actor = ray.remote(Mailbox).options(name=self.name, namespace=NAMESPACE, num_cpus=0)
+        return actor.remote(self.scale.max_attempts, rule_of(self.job.spec.search), self.sharing)
+
+    def _tuner(self, mailbox: Any) -> Any:
+        import ray
+        from ray import tune
+
+        from raysweep.cluster.client import TrialClient
+        from raysweep.cluster.searcher import SweepSearcher
+
+        searcher = SweepSearcher(
+            lanes=self.scale.lanes,
+            propose=lambda: self._propose(mailbox),
+            finished=self._finished,
+            start=self._start,
+            waiting=lambda: ray.get(mailbox.waiting.remote()),
+            ended=self._ended,
+        )
+        # Without max_concurrent_trials, Tune keeps a single trial pending beside a searcher, and starts are serial.
+        tune_config = tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,  # the searcher says when it is enough
+            max_concurrent_trials=IN_HAND * self.scale.lanes,
+            reuse_actors=True,
+        )
+        run_config = tune.RunConfig(
+            name=self.name,
+            storage_path=str(self.scratch),
+            verbose=0,
+            # A client has nothing to save: the phase store has the checkpoints that matter.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        )
+        trainable = tune.with_resources(TrialClient, CLIENT_RESOURCES)
+        return tune.Tuner(trainable, tune_config=tune_config, run_config=run_config)
+
+    def _pause_again(self, paused: set[int]) -> None:
+        """Register the trials that an earlier session left paused; the stopping rule decides whether they go on."""
         for trial, proposal in self.folder.proposals().items():
             if trial in paused:
                 self.recorder.start_trial(proposal, self._plan(proposal))
@@ -161,7 +183,11 @@ class _Session:
 
         number = min(self.scale.lanes, remaining)
         ray.get(mailbox.expect_lanes.remote(number))
+        # A lane may lose its group at every attempt of every trial. The dispatcher counts attempts; Train must not
+        # give up before it.
         failures = remaining * self.scale.max_attempts
+        # The actor only starts Train and waits for it, so it needs no processor of its own. It starts again if its
+        # process or node dies, and `join`, which may be under way then, is called once more.
         actor = ray.remote(Lane).options(num_cpus=0, max_restarts=self.scale.max_attempts, max_task_retries=-1)
         return [
             actor.remote(self._lane_config(f"lane-{lane}"), self.scale, self.scratch, failures)
@@ -181,6 +207,7 @@ class _Session:
         with self.news:
             proposal = None if self.stopped else self.agenda.next()
             never = list(self.agenda.unproposed)
+        # Outside the lock: the call waits for the mailbox, and the listener needs the lock meanwhile.
         if proposal is None and never:
             ray.get(mailbox.never_run.remote(never))
         return proposal
@@ -192,6 +219,7 @@ class _Session:
     def _start(self, proposal: Proposal) -> dict[str, Any]:
         plan = self._plan(proposal)
         with self.news:
+            # A trial that was paused is in the set from its first time on a lane.
             self.recorded.discard(proposal.trial)
             self.recorder.start_trial(proposal, plan)
         config = {"trial": proposal.trial, "plan": plan.to_json(), "mailbox": self.name}
@@ -205,7 +233,7 @@ class _Session:
         return config
 
     def _ended(self, trial: int) -> None:
-        """Wait until the agenda knows: what it proposes next may depend on it."""
+        """Wait until the agenda knows that a trial is off its lane: what it proposes next may depend on it."""
         with self.news:
             self.news.wait_for(lambda: trial in self.recorded or self.error is not None)
 
@@ -214,29 +242,24 @@ class _Session:
     def record(self, event: Event) -> None:
         """Record an event, and tell the agenda what follows from it."""
         with self.news:
-            self.recorder.handle(event)
-            if event["type"] == "final":
-                record = self.recorder.record_of(event["trial"])
-                self.agenda.ended(record, self.recorder.reports_of(record.trial))
-            elif event["type"] == "paused":
-                self.agenda.paused(event["trial"])
-            elif event["type"] == "resumed_by_rule":
-                self.agenda.resumed(event["trial"])
-            elif event["type"] == "interrupted" and self.stopped is None:  # by a worker that could not write
-                self.stopped = event["reason"]
-                self.error = DiskFullError(event["reason"])
-            if event["type"] in ENDINGS:
-                self.recorded.add(event["trial"])
+            record(event, self.recorder, self.agenda)
+            # The listener sets `stopped` before it interrupts. Without that, a worker did so: it could not write.
+            if isinstance(event, SweepInterrupted) and self.stopped is None:
+                self.stopped = event.reason
+                self.error = DiskFullError(event.reason)
+            if isinstance(event, OffLane):
+                self.recorded.add(event.trial)
                 self.news.notify_all()
 
     def fail(self, error: BaseException) -> None:
+        """Note that no more events will be recorded, and wake the thread that waits for one."""
         with self.news:
             self.error = error
             self.news.notify_all()
 
 
 class _Listener(threading.Thread):
-    """Hands the mailbox's events to the session, and interrupts the sweep when a limit is reached."""
+    """Records the mailbox's events, and interrupts the sweep when a limit is reached."""
 
     def __init__(self, mailbox: Any, session: _Session) -> None:
         super().__init__(name="listener", daemon=True)
@@ -245,7 +268,7 @@ class _Listener(threading.Thread):
         self._done = threading.Event()
 
     def stop(self) -> None:
-        """Listen no more: every trial's client is through, and so is what it waited for."""
+        """Stop listening. Each trial's client has returned, and it waited until the trial's last event was recorded."""
         self._done.set()
         self.join()
 
@@ -255,12 +278,14 @@ class _Listener(threading.Thread):
         try:
             while not self._done.is_set():
                 for event in ray.get(self._mailbox.events.remote(POLL_S)):
-                    self._session.record(event)
+                    self._session.record(from_json(event))
                 if self._session.stopped is None and (reason := self._session.limits.reached()):
                     self._session.stopped = reason
                     ray.get(self._mailbox.interrupt.remote(reason))
         except ray.exceptions.RayError:
-            return  # the cluster is gone: the main thread sees it too, and says so
+            # The cluster is gone. The main thread sees it too, and says so.
+            return
         except Exception as error:
             self._session.fail(error)
-            ray.kill(self._mailbox)  # a sweep that cannot be recorded must not go on
+            # A sweep that cannot be recorded must not go on: without its mailbox, every client and worker ends.
+            ray.kill(self._mailbox)

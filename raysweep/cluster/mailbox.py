@@ -1,7 +1,7 @@
-"""The mailbox between a sweep and its lanes: an actor around the dispatcher, in which whoever has nothing to do waits.
+"""The mailbox between a sweep and its lanes: an actor around the dispatcher, in which idle callers wait.
 
-One actor a sweep. Workers wait here, never inside a collective; and since Ray does not end a call when its caller dies,
-what waits for a group that has been replaced gets nothing more.
+There is one actor a sweep. Workers wait here and never inside a collective, which would time out on an idle lane.
+Events come in and go out as JSON; everywhere else they are the classes of contracts/events.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from raysweep.contracts import Decision, Report, StoppingRule
+from raysweep.contracts.events import OffLane, PhaseFinished, Question, TrialEnding, from_json, to_json
 from raysweep.job.plan import TrialPlan
-from raysweep.sweep.dispatcher import ENDINGS, Assignment, Dispatcher, Event
+from raysweep.sweep.dispatcher import Dispatcher
+from raysweep.sweep.lanes import Assignment
 
 NAMESPACE = "raysweep"
 
@@ -23,14 +25,18 @@ class Mailbox:
 
     def __init__(self, max_attempts: int, rule: StoppingRule, sharing: bool) -> None:
         self._dispatcher = Dispatcher(max_attempts=max_attempts, rule=rule, sharing=sharing)
-        self._unread: list[Event] = []
-        self._trial_events: defaultdict[int, list[Event]] = defaultdict(list)
+        self._unread: list[str] = []
+        """Events that the driver has not fetched yet, as JSON."""
+        self._trial_events: defaultdict[int, list[str]] = defaultdict(list)
+        """The finished phases and the end of each trial that its client has not fetched yet."""
+        # All methods run on one event loop, so the dispatcher needs no lock of its own. The condition wakes whoever
+        # waits for work or for events after each change.
         self._changed = asyncio.Condition()
 
     # The sweep's side.
 
     async def replay(self, reports: Iterable[Report], ended: Iterable[int]) -> set[int]:
-        """Tell the stopping rule of earlier sessions; return the trials that they left paused."""
+        """Bring the stopping rule to the state in which earlier sessions left it; return the trials left paused."""
         return await self._do(lambda: self._dispatcher.replay(reports, ended))
 
     async def expect_lanes(self, count: int) -> None:
@@ -38,17 +44,18 @@ class Mailbox:
 
     async def submit(self, plan: str, lane: str | None = None) -> None:
         trial_plan = TrialPlan.from_json(plan)
-        self._trial_events.pop(trial_plan.trial, None)  # of the time before a pause
+        # Events from before a pause are no news to the client of the resumed trial.
+        self._trial_events.pop(trial_plan.trial, None)
         await self._do(lambda: self._dispatcher.submit(trial_plan, lane))
 
-    async def events(self, timeout_s: float) -> list[Event]:
+    async def events(self, timeout_s: float) -> list[str]:
         """Return what happened since the last call; wait for something at most `timeout_s`."""
         events = await self._wait_for(lambda: self._unread, timeout_s)
         self._unread = []
         return events
 
-    async def trial_event(self, trial: int, timeout_s: float) -> Event | None:
-        """Return a trial's next phase or ending; None if there is none within `timeout_s`."""
+    async def trial_event(self, trial: int, timeout_s: float) -> str | None:
+        """Return a trial's next finished phase or its end; None if there is none within `timeout_s`."""
         events = await self._wait_for(lambda: self._trial_events[trial], timeout_s)
         return events.pop(0) if events else None
 
@@ -77,24 +84,29 @@ class Mailbox:
     # The workers' side.
 
     async def next_trial(self, lane: str, group: str, finished: int) -> Assignment | None:
-        """Return what a worker of a lane shall do now, once there is something; None when it shall return."""
+        """Return the trial that a worker of a lane runs next, once there is one; None when the worker shall return."""
         async with self._changed:
             while True:
                 found = self._dispatcher.assignment(lane, group, finished)
+                # To ask may change something, too: a new group makes a retry, or fails a trial out of attempts.
                 self._hand_out()
                 if found == "leave":
                     return None
                 if found != "idle":
                     return found
+                # Wait without a deadline: `close`, `retire` and `interrupt` notify, so that no worker waits for ever.
                 await self._changed.wait()
 
-    async def ask(self, event: Event) -> Decision:
-        return await self._do(lambda: self._dispatcher.ask(event))
+    async def ask(self, question: str) -> Decision:
+        asked = from_json(question)
+        assert isinstance(asked, Question), f"{asked} asks nothing"
+        return await self._do(lambda: self._dispatcher.ask(asked))
 
-    async def post(self, event: Event) -> None:
-        await self._do(lambda: self._dispatcher.post(event))
+    async def post(self, event: str) -> None:
+        posted = from_json(event)
+        await self._do(lambda: self._dispatcher.post(posted))
 
-    async def finish(self, lane: str, sequence: int, ending: Event) -> None:
+    async def finish(self, lane: str, sequence: int, ending: TrialEnding) -> None:
         await self._do(lambda: self._dispatcher.finish(lane, sequence, ending))
 
     async def release(self, lane: str, sequence: int, decision: Decision) -> None:
@@ -104,23 +116,27 @@ class Mailbox:
         await self._do(lambda: self._dispatcher.crashed(trial, reason))
 
     async def _do(self, act: Callable[[], Any]) -> Any:
+        """Change the dispatcher, hand out the events of that, and wake all who wait."""
         async with self._changed:
             answer = act()
             self._hand_out()
+            # Also without an event: an assignment may be ready now, or a lane may return.
             self._changed.notify_all()
             return answer
 
     def _hand_out(self) -> None:
-        """Sort new events into the sweep's box and those of the trials' clients."""
+        """Sort new events into the driver's box and those of the trials' clients."""
         events, self._dispatcher.events = self._dispatcher.events, []
-        self._unread += events
         for event in events:
-            if event["type"] in ("phase", *ENDINGS):
-                self._trial_events[event["trial"]].append(event)
+            text = to_json(event)
+            self._unread.append(text)
+            if isinstance(event, PhaseFinished | OffLane):
+                self._trial_events[event.trial].append(text)
         if events:
             self._changed.notify_all()
 
-    async def _wait_for(self, found: Callable[[], list[Event]], timeout_s: float) -> list[Event]:
+    async def _wait_for(self, found: Callable[[], list[str]], timeout_s: float) -> list[str]:
+        # With a deadline: Ray does not end a call when its caller dies, and the call would wait here for ever.
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(found), timeout_s)

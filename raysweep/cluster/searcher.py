@@ -1,4 +1,4 @@
-"""Ray Tune's searcher: Tune asks, the agenda answers. How a trial ended, the agenda hears from the sweep's records."""
+"""Ray Tune's searcher: it gets each trial from the agenda, which learns from the records how earlier trials ended."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Config = dict[str, Any]
 
 
 class SweepSearcher(Searcher):
-    """Hands out a trial whenever a lane has nothing to do.
+    """Gives Tune a trial whenever a lane is free.
 
     Args:
         propose: returns the next trial; None when there is none now.
-        finished: whether there will be none any more.
+        finished: returns whether there will be no more trials.
         start: turns a proposal into the config of a Tune trial.
         waiting: returns how many trials wait without a lane.
-        ended: called when a trial's client is through.
+        ended: called when a trial's client has returned.
     """
 
     def __init__(
@@ -41,27 +41,31 @@ class SweepSearcher(Searcher):
         self._clients: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Config | str | None:
+        # None makes Tune ask again soon. To propose early would let the sampler know less of the trials before.
         if not has_room(len(self._clients), self._waiting, self._lanes):
             return None
         proposal = self._propose()
         if proposal is None:
+            # FINISHED is final for Tune. While a client runs, its trial may still add others, as replicates of it.
             done: str = Searcher.FINISHED
             return done if self._finished() and not self._clients else None
         self._clients[trial_id] = proposal.trial
         return self._start(proposal)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take note that a client is through. An error is Ray's, not the trial's: a resumed sweep takes it up again."""
+        """Note that a client has returned. An error is Ray's and not the trial's, which a resumed sweep runs again."""
         trial = self._clients.pop(trial_id)
+        # After an error no event says that the trial is off its lane, so `ended` would wait for ever.
         if not error and result:
             self._ended(trial)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the archive holds everything, from the moment it happens."""
+        """Do nothing: the archive holds everything from the moment it happens."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore, as with `save`."""
+        """Do nothing, as `save`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher, for a restore that we never use."""
+        """Return nothing to pickle."""
+        # Tune pickles its searcher for a restore that raysweep never uses, and the callbacks cannot be pickled.
         return {}

@@ -1,4 +1,4 @@
-"""Load a job file and check it whole: every fault at once, with file, key, value and the nearest known name."""
+"""Load a job and check it whole: all faults at once, each with its file, key, value and the nearest known name."""
 
 from __future__ import annotations
 
@@ -24,62 +24,78 @@ from raysweep.job.checks.sections import (
 from raysweep.job.checks.spaces import OUTSIDE, space_faults
 from raysweep.job.checks.strategies import strategy_faults
 from raysweep.job.paths import get_path, set_path
+from raysweep.job.shipped import find
 from raysweep.job.space import Space
 from raysweep.job.spacefile import load_space
 from raysweep.job.spec import JobSpec
 from raysweep.job.yamlfile import load_mapping, parse_scalar
 
 PATH_KEYS = ("model.name", "data.name", "data.tokenizer")
+"""Settings that name a file or folder here, or something on the hub."""
 FORMS_OF_VALUES = ("str", "dict[str,any]", "one", "several")
-"""What pydantic adds to a key that takes values of several forms."""
+"""Parts that pydantic adds to the key of a setting with several types, to say which of them it tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A checked job: its spec, its space (None: a single trial) and the file it came from."""
+    """A job with its search space."""
 
     spec: JobSpec
     space: Space | None
+    """None for a single trial."""
     source: str
+    """The file that it came from, for faults."""
     overridden: frozenset[str] = frozenset()
-    """Keys that were set beside the file."""
+    """Keys that were set by --set and not in the file."""
 
     @property
     def warnings(self) -> list[str]:
-        """What its space does to the sharing of phases, a sentence each."""
+        """Sentences on parameters of its space that keep trials from sharing phases."""
         return self.space.warnings(self.spec.resolved()) if self.space else []
 
     def fault(self, key: str, value: Any, message: str) -> Fault:
-        """Return a fault of a setting, in the file that it stands in."""
+        """Return a fault of a setting, with the file in which it was set."""
+        # A value of the space replaces that of the job, and --set that of the file: the last one to set it is named.
         if self.space and key in (*self.space.paths, *self.space.constants):
             return self.space.fault(key, message, value)
         return Fault(file="--set" if key in self.overridden else self.source, key=key, value=value, message=message)
 
     def with_values(self, values: Mapping[str, Any], seed: int | None = None) -> JobSpec:
-        """Return the spec of one trial: the job with a point of the space, and the trial's seed, filled in.
+        """Return the spec of one trial: the job with a point of the space and the trial's seed filled in.
 
         Args:
-            seed: None: the job's own.
+            seed: the trial's seed; None for the job's own.
 
         Raises:
             SpecError: the values break a rule of the job.
         """
+        # Checked anew: a fork sets values outside the space, and random points may miss a rule that no corner does.
         spec = _parse_spec(apply_values(self.spec.resolved(), values), self.source)
         return spec if seed is None else spec.model_copy(update={"seed": seed})
 
 
 def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
-    """Load and check a job, a file or a mapping, with `key=value` overrides applied first.
+    """Load a job, apply overrides, and check it.
 
     Names that are files or folders here become absolute: workers run elsewhere.
+
+    Args:
+        job: a file, or the job as a mapping. A file that is not here, such as `jobs/quickstart.yaml`, is looked for
+            among those that raysweep ships.
+        overrides: settings as `key=value`.
 
     Raises:
         SpecError: all faults of the job, of the overrides and of its search space.
     """
-    source = "job" if isinstance(job, Mapping) else str(job)
-    raw = job if isinstance(job, Mapping) else load_mapping(Path(job))
+    if isinstance(job, Mapping):
+        source, raw = "job", job
+    else:
+        file = find(job)
+        source, raw = str(file), load_mapping(file)
     values, faults = parse_settings(overrides)
     raw = apply_values(raw, values)
+    # Names of files and folders become absolute, because workers run in other working folders. Anything that does not
+    # exist here may be a name on the hub.
     for path in PATH_KEYS:
         value = get_path(raw, path)
         if isinstance(value, str) and value and Path(value).exists():
@@ -87,10 +103,12 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     try:
         checked = check_job(raw, source)
     except SpecError as error:
+        # A fault of an overridden setting stands on the command line, not in the file.
         for fault in error.faults:
             overridden = fault.file == source and fault.key in values
             faults.append(replace(fault, file="--set") if overridden else fault)
     else:
+        # The space gives these a value in every trial, so what --set says of them would be lost without a word.
         searched = (*checked.space.paths, *checked.space.constants) if checked.space else ()
         faults += [
             Fault(file="--set", key=path, value=values[path], message="the space sets this; it would have no effect.")
@@ -101,8 +119,24 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     return replace(checked, overridden=frozenset(values))
 
 
+def read_job(raw: Mapping[str, Any], source: str) -> Job:
+    """Read a job that was checked when it was written, such as that of a sweep, without checking it anew.
+
+    No strategy is looked up and no rule between settings is applied: a sweep can be looked at where its strategies
+    cannot be imported, were renamed, or break a rule that came later. Whatever starts or continues work calls
+    `check_job`.
+
+    Raises:
+        SpecError: a setting is unknown to this raysweep or has another type, or the search space cannot be parsed.
+    """
+    spec, faults = _validated(raw, source)
+    if spec is None:
+        raise SpecError(faults)
+    return Job(spec=spec, space=_load_space(raw, source), source=source)
+
+
 def parse_settings(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault]]:
-    """Read settings given as `key=value`; return those, and the faults of the others."""
+    """Read settings of the form `key=value`; return their values by key, and a fault for each that cannot be read."""
     values: dict[str, Any] = {}
     faults: list[Fault] = []
     for override in overrides:
@@ -115,10 +149,14 @@ def parse_settings(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault
 
 
 def check_job(raw: Mapping[str, Any], source: str) -> Job:
-    """Check a job given as a mapping; `source` is the file named in faults.
+    """Check a job.
+
+    Args:
+        raw: the job as a mapping; its search space may be the name of a file.
+        source: the file to name in faults.
 
     Raises:
-        SpecError: all faults.
+        SpecError: all faults of the job and its search space.
     """
     faults: list[Fault] = []
     spec, space = None, None
@@ -126,6 +164,7 @@ def check_job(raw: Mapping[str, Any], source: str) -> Job:
         space = _load_space(raw, source)
     except SpecError as error:
         faults += error.faults
+    # Fixed values of the space are part of every trial, so they are filled in before the job is checked.
     constants = space.constants if space else {}
     outside = [path for path in constants if path.split(".")[0] not in TRIAL_SECTIONS]
     try:
@@ -133,17 +172,20 @@ def check_job(raw: Mapping[str, Any], source: str) -> Job:
             apply_values(raw, {path: constants[path] for path in constants if path not in outside}), source
         )
     except SpecError as error:
+        # A fault of a fixed value stands in the file of the space.
         own = [space.fault(f.key, f.message, f.value) if space and f.key in constants else f for f in error.faults]
         faults = own + faults
     if space is not None:
         faults += [space.fault(path, OUTSIDE) for path in outside]
     if spec is not None and spec.search is not None and space is not None:
+        # Only once the job itself is valid: otherwise each of its faults would appear again at every point.
         job = spec.resolved()
         faults += space_faults(job, space, lambda values: _faults_of(apply_values(job, values), source))
         faults += sampler_faults(spec.search, space, source)
     if faults or spec is None:
         raise SpecError(faults)
     if spec.search is not None and space is not None:
+        # The space goes into the job: a sweep must not depend on a file that may change or be on another machine.
         spec = spec.model_copy(update={"search": spec.search.model_copy(update={"space": dict(space.raw)})})
     return Job(spec=spec, space=space, source=source)
 
@@ -151,41 +193,44 @@ def check_job(raw: Mapping[str, Any], source: str) -> Job:
 def apply_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a job's mapping with a value set at each dotted path.
 
-    Where a value names another strategy, the options of the one it replaces are dropped: they belong to it.
+    Where a value names another strategy, the options of the replaced one are dropped, since they belong to it.
     """
     changed = _copied(raw)
     for section, strategies in STRATEGY_KEYS.items():
         body = get_path(changed, section)
         if not isinstance(body, dict):
             continue
+        # cycle.grow names two strategies, grow and init, and either may be replaced alone.
         names = {name_key: values.get(f"{section}.{name_key}") for _, name_key in strategies}
         stay = [(kind, key) for kind, key in strategies if names[key] in (None, name_in(section, key, body))]
         if len(stay) < len(strategies):
+            # An option that a strategy which stays also knows is its own.
             kept = {option for kind, key in stay for option in known_options(kind, name_in(section, key, body))}
             for option in set(options_of(section, body)) - kept:
                 del body[option]
+    # Last, so that options of the new strategy are set after those of the old one are gone.
     for path, value in values.items():
         set_path(changed, path, value)
     return changed
 
 
 def _copied(value: Any) -> Any:
-    """Copy mappings and lists at any depth; several times as fast as copy.deepcopy, and every trial needs it."""
+    """Return a copy of nested mappings and lists."""
+    # Several times faster than copy.deepcopy, and every trial and every tried point of a space needs a copy.
     if isinstance(value, Mapping):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:
-    faults: list[Fault] = []
-    spec = None
-    try:
-        spec = JobSpec.model_validate(raw)
-    except pydantic.ValidationError as error:
-        for detail in error.errors():
-            fault = _to_fault(detail, source)
-            if fault.key not in (other.key for other in faults):  # a setting of several types fails each of them
-                faults.append(fault)
+    """Return the spec of a job after checking everything but its space.
+
+    Raises:
+        SpecError: all faults.
+    """
+    # The later checks read the mapping, not the spec: they also run where some settings are malformed, so that a person
+    # sees all faults at once.
+    spec, faults = _validated(raw, source)
     faults += strategy_faults(raw, source)
     faults += cross_faults(raw, source)
     if faults or spec is None:
@@ -193,8 +238,23 @@ def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:
     return spec
 
 
+def _validated(raw: Mapping[str, Any], source: str) -> tuple[JobSpec | None, list[Fault]]:
+    """Check the names and types of a job's settings; return its spec, or None and every fault."""
+    try:
+        return JobSpec.model_validate(raw), []
+    except pydantic.ValidationError as error:
+        faults: dict[str, Fault] = {}
+        for detail in error.errors():
+            fault = _to_fault(detail, source)
+            # A setting that takes several types yields one error for each of them; the first stands for all.
+            faults.setdefault(fault.key, fault)
+        return None, list(faults.values())
+
+
 def _to_fault(detail: Any, source: str) -> Fault:
+    """Turn an error of pydantic into a fault in our words."""
     location = [str(part) for part in detail["loc"] if part not in FORMS_OF_VALUES]
+    # A whole section as the value would fill the screen.
     value = None if isinstance(detail["input"], dict) else detail["input"]
     message = sentence(detail["msg"].removeprefix("Value error, "))
     if detail["type"] == "extra_forbidden":
@@ -207,12 +267,14 @@ def _to_fault(detail: Any, source: str) -> Fault:
 
 
 def _load_space(raw: Mapping[str, Any], source: str) -> Space | None:
-    """Load the search space that the job holds or names; a file is looked for as `search.space` says."""
+    """Load the search space that a job contains or names; None where it has none."""
     given = get_path(raw, "search.space")
+    # Anything else is a fault of the job, which pydantic finds.
     return load_space(given, source) if isinstance(given, str | Mapping) else None
 
 
 def _faults_of(raw: Mapping[str, Any], source: str) -> list[Fault]:
+    """Return the faults of a job, its space aside."""
     try:
         _parse_spec(raw, source)
     except SpecError as error:

@@ -15,9 +15,10 @@ def get_path(mapping: Mapping[str, Any], path: str) -> Any:
 
 
 def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a dotted path in place; parts on the way that are missing or null become mappings."""
+    """Set the value at a dotted path in place; parts of the path that are no mappings become mappings."""
     parts = path.split(".")
     for part in parts[:-1]:
+        # A section that is switched off, `grow: null`, is switched on by a value inside it.
         if not isinstance(mapping.get(part), dict):
             mapping[part] = {}
         mapping = mapping[part]

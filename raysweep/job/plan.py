@@ -11,7 +11,9 @@ from importlib.metadata import version
 from typing import Any
 
 from raysweep.job import code
-from raysweep.job.spec import Control, CycleSpec, GrowSpec, JobSpec, PruneSpec
+from raysweep.job.cycle import CycleSpec, GrowSpec, PruneSpec
+from raysweep.job.search import Control
+from raysweep.job.spec import JobSpec
 
 PHASES = ("baseline", "prune", "measure", "grow", "learn", "infer")
 TRAINING_PHASES = ("baseline", "learn")

@@ -1,4 +1,4 @@
-"""From a name in YAML to code: the folder is the registry, a strategy's name is its file's name.
+"""Find the code behind a name in YAML: the folder is the registry, and a strategy's name is the name of its file.
 
 A dotted name (`my_package.mine`) reaches a module outside raysweep. Every module of a kind holds one class with that
 kind's fixed name, a frozen dataclass whose fields are its YAML options. Ours derive from their contract
@@ -7,11 +7,14 @@ kind's fixed name, a frozen dataclass whose fields are its YAML options. Ours de
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -42,35 +45,46 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class UnknownNameError(UsageError):
-    """A name that no file of the kind has."""
+    """No strategy of the kind has this name."""
 
 
 def available(kind: str) -> list[str]:
-    """Return the names of one kind, sorted, without importing their files."""
+    """Return the names of one kind, sorted, without importing them."""
+    # The folder's own `__init__` holds a docstring only, so this imports no strategy.
     folder = importlib.import_module(f"raysweep.{KINDS[kind][0]}")
     return list(_modules(tuple(folder.__path__)))
 
 
 def module_of(kind: str, name: str) -> str:
-    """Return the dotted name of the module that holds a strategy of ours."""
+    """Return the dotted name of the module of one of raysweep's strategies."""
     return f"raysweep.{KINDS[kind][0]}.{name}"
+
+
+def first_line(kind: str, name: str) -> str:
+    """Return the first line of a strategy's file, without importing it."""
+    # Parsed and not imported: some files import torch, and a list of names should be there at once.
+    spec = importlib.util.find_spec(module_of(kind, name))
+    assert spec is not None and spec.origin is not None
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
 
 
 @lru_cache
 def _modules(path: tuple[str, ...]) -> list[str]:
-    # Cached, because checking the points of a large sweep asks for the names thousands of times.
+    """Return the names of the modules in folders, sorted."""
+    # Cached, because checking the trials of a sweep asks thousands of times, and files do not change meanwhile.
     return sorted(module.name for module in pkgutil.iter_modules(path))
 
 
 @lru_cache
 def scratch_sizes() -> dict[str, str]:
-    """Return the family of every from-scratch size."""
-    # Cached, because this imports every family.
+    """Return the model family of every from-scratch size."""
     return {size: family for family in available("models") for size in load("models", family).sizes}
 
 
 @lru_cache
-def _adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
+def adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
+    """Return what checks and converts the options of a strategy, given its class."""
     return pydantic.TypeAdapter(strategy)
 
 
@@ -80,7 +94,8 @@ def load(kind: str, name: str) -> Any:
     Raises:
         UnknownNameError: no such file, dotted module, or class in it.
     """
-    # A leading dot would be a relative import, which has no package to start from: it is an unknown name.
+    # A name without a dot comes from the folder alone: `torch` must not import torch. A leading dot would make the
+    # import a relative one.
     if "." in name and not name.startswith("."):
         module_name = name
     elif name in available(kind):
@@ -90,6 +105,7 @@ def load(kind: str, name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
+        # Also where the module exists but something that it imports does not; the message then names that.
         raise UnknownNameError(f"no module {module_name!r} can be imported ({error}).") from error
     found = getattr(module, KINDS[kind][1], None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
@@ -103,7 +119,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
-    """Check a strategy's options against its fields; return (option, value, message) for each fault."""
+    """Return a fault for each wrong option of a strategy: option, value and message."""
     strategy = load(kind, name)
     fields = {field.name: field for field in dataclasses.fields(strategy)}
     faults: list[tuple[str, Any, str]] = []
@@ -111,12 +127,13 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
         if option not in fields:
             own = f"{name!r} takes {', '.join(sorted(fields))}." if fields else f"{name!r} takes no options."
             faults.append((option, value, f"unknown option; {own}"))
-    # Values are checked without the unknown options, so that one call reports both kinds of faults.
+    # Unknown options were named above; pydantic would name them again, in other words.
     known = {option: value for option, value in options.items() if option in fields}
     try:
-        _adapter(strategy).validate_python(known)
+        adapter(strategy).validate_python(known)
     except pydantic.ValidationError as error:
         for detail in error.errors():
+            # A check of several options together names none of them.
             option = str(detail["loc"][0]) if detail["loc"] else ""
             if detail["type"] == "missing":
                 # A missing option has no value to point at; its field's metadata says what to write.
@@ -128,9 +145,8 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
 
 
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """Build the strategy behind a name with its options, read as `option_faults` reads them: '5' as a number is 5."""
+    """Return the strategy of a name with its options; a number may be written as text, as everywhere in a job."""
     strategy = load(kind, name)
-    # Pydantic ignores options that a dataclass does not have, and the constructor does not convert those it
-    # has. So the constructor refuses unknown ones first, then pydantic reads the values.
+    # The class first, so that an option it does not have is an error; then pydantic, which converts '5' to 5.
     written = strategy(**(options or {}))
-    return _adapter(strategy).validate_python(dataclasses.asdict(written))
+    return adapter(strategy).validate_python(dataclasses.asdict(written))

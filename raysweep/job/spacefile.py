@@ -1,4 +1,4 @@
-"""The file of a search space: what it includes, and named groups of parameters that it uses.
+"""Read the file of a search space: resolve what it includes, and the groups of parameters that it uses.
 
 include: heads_small.yaml            or a list; from the file's own folder, or as `search.space` is looked for
 groups:
@@ -8,7 +8,7 @@ groups:
     cycle.learn.new_head_lr_multiplier: {log_uniform: [1, 10]}
 use: [growing]                       groups of this file or of included ones; unused ones are no part of the space
 
-An entry of the file itself takes the place of an included one with the same path; `require` rules add up.
+An entry of the file replaces an included one with the same path; rules of all files apply.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import Fault, SpecError, known_names_hint
+from raysweep.job.shipped import find_shipped
 from raysweep.job.space import REQUIRE, Space, parse_space
 from raysweep.job.yamlfile import load_mapping
 
@@ -27,7 +28,7 @@ INCLUDE, GROUPS, USE = "include", "groups", "use"
 
 @dataclass
 class _Entries:
-    """What files say so far: entries by path with the file of each, groups by name, rules."""
+    """The entries of all files read so far: bodies and files by path, groups by name, and rules."""
 
     bodies: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
@@ -36,10 +37,14 @@ class _Entries:
 
 
 def load_space(given: str | Mapping[str, Any], source: str) -> Space:
-    """Load the space that a job names, or holds itself. `source` is the job's file.
+    """Load the space that a job names or contains.
+
+    Args:
+        given: a file, or the space as a mapping.
+        source: the job's file.
 
     Raises:
-        SpecError: a file is missing or malformed; all faults of what it says.
+        SpecError: a file is missing, or all faults of its entries.
     """
     entries = _Entries()
     if isinstance(given, str):
@@ -54,12 +59,20 @@ def load_space(given: str | Mapping[str, Any], source: str) -> Space:
 
 
 def _read(raw: Mapping[str, Any], file: str, place: str, inside: tuple[str, ...], entries: _Entries) -> None:
-    """Add what a file says to what those that it includes say. `place`: where it looks for them."""
+    """Add the entries of a file to those of the files that it includes.
+
+    Args:
+        file: its name in faults.
+        place: the file from whose folder it looks for others.
+        inside: resolved paths of the files that include it, itself as the last.
+    """
+    # Included files come first, so that the entries of this file replace theirs.
     for name in _listed(raw, INCLUDE, file):
         found = _found(name, place, INCLUDE)
         if str(found.resolve()) in inside:
-            raise _refused(file, INCLUDE, "includes itself in the end.", name)
+            raise _refused(file, INCLUDE, "includes itself, perhaps through other files.", name)
         _read(load_mapping(found), str(found), str(found), (*inside, str(found.resolve())), entries)
+    # All groups are known before any is used: a file may use a group that it defines below, or that it includes.
     entries.groups.update({name: (file, group) for name, group in _groups(raw, file).items()})
     own = {str(path): body for path, body in raw.items() if path not in (INCLUDE, GROUPS, USE, REQUIRE)}
     for name in _listed(raw, USE, file):
@@ -67,36 +80,41 @@ def _read(raw: Mapping[str, Any], file: str, place: str, inside: tuple[str, ...]
             raise _refused(file, USE, f"group: {known_names_hint(name, entries.groups)}", name)
         origin, group = entries.groups[name]
         for path, body in _with_conditions(group, origin, name).items():
+            # A group and the file that uses it are written together, so one of the two entries must be a mistake.
             if path in own:
-                raise _refused(file, path, f"stands in group {name!r} too, which the file uses.")
+                raise _refused(file, path, f"is also in group {name!r}, which the file uses.")
             _put(entries, path, body, origin)
     for path, body in own.items():
         _put(entries, path, body, file)
+    # Whatever is malformed here is kept: `parse_space` names it together with all other faults.
     rules = raw.get(REQUIRE, [])
     entries.rules += rules if isinstance(rules, list) else [rules]
 
 
 def _put(entries: _Entries, path: str, body: Any, file: str) -> None:
-    entries.bodies.pop(path, None)  # a replaced entry stands where the new one does
+    # Removed first: a dict would keep the place of the old entry, but the order of parameters is that of the new one.
+    entries.bodies.pop(path, None)
     entries.bodies[path] = body
     entries.origins[path] = file
 
 
 def _with_conditions(group: Mapping[str, Any], file: str, name: str) -> dict[str, Any]:
-    """Return a group's entries, the group's condition added to their own."""
+    """Return a group's entries, each with the group's condition added to its own."""
     shared = group.get("when", {})
     bodies = {str(path): body for path, body in group.items() if path != "when"}
     if not isinstance(shared, Mapping):
         raise _refused(file, f"{GROUPS}.{name}.when", "when needs {path: value}.", shared)
+    # Without a condition a group may also hold fixed values.
     if not shared:
         return bodies
     for path, body in bodies.items():
         if not isinstance(body, Mapping):
             raise _refused(file, f"{GROUPS}.{name}.{path}", "a fixed value cannot stand under a condition.", body)
         own = body.get("when", {})
+        # Two conditions on the same parameter cannot both stand in one mapping, and one must not silently win.
         both = [parent for parent in shared if isinstance(own, Mapping) and parent in own]
         if both:
-            message = f"names {both[0]} in its own condition and in that of its group; say it once."
+            message = f"names {both[0]} in its own condition and in that of its group; leave one out."
             raise _refused(file, f"{GROUPS}.{name}.{path}", message)
         bodies[path] = {**body, "when": {**shared, **own} if isinstance(own, Mapping) else own}
     return bodies
@@ -117,16 +135,23 @@ def _listed(raw: Mapping[str, Any], key: str, file: str) -> Iterable[str]:
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _refused(file, key, "needs a name, or a list of names.", given)
+    # Twice the same file or group has no effect, so it is a mistake for another one.
     if len(set(names)) < len(names):
-        raise _refused(file, key, "names one twice.", given)
+        raise _refused(file, key, "gives a name twice.", given)
     return names
 
 
 def _found(given: str, source: str, key: str) -> Path:
-    """Return the file that is meant: from the working folder, the folder of `source` or the one above."""
+    """Return the file of a name: from the working folder, the folder of `source`, the one above it, or as shipped.
+
+    Raises:
+        SpecError: there is no such file.
+    """
     folder = Path(source).parent
+    # The folder above finds search_spaces/x.yaml for a job in jobs/, from whatever folder raysweep is called.
     places = [Path(given), folder / given, folder.parent / given]
-    found = next((place for place in places if place.is_file()), None)
+    shipped = [place for place in map(find_shipped, places) if place is not None]
+    found = next((place for place in [*places, *shipped] if place.is_file()), None)
     if found is None:
         message = f"no such file; looked in {', '.join(dict.fromkeys(str(p.parent) for p in places))}."
         raise _refused(source, key, message, given)

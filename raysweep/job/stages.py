@@ -1,4 +1,4 @@
-"""The stage tree: phases of many trials, merged where their keys are equal, and what that saves. Pure."""
+"""The stage tree: the phases of many trials, merged where their keys are equal, and how much work that saves."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from raysweep.job.plan import PhasePlan, TrialPlan
 
 @dataclass(kw_only=True)
 class Stage:
-    """One distinct phase, and what follows it in any trial."""
+    """One distinct phase, with the phases that follow it in any trial."""
 
     key: str
     label: str
     steps: int
     settings: dict[str, Any]
-    """What it was told to do; of a first phase, seed, model and data too."""
+    """Its parameters; of a first phase also seed, model, data and training."""
     trials: list[int] = field(default_factory=list)
-    """Trials that need it, in order; the first runs it."""
+    """Trials that have it, in order; the first one runs it."""
     next: list[Stage] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """What sharing spares the trials of a sweep."""
+    """The work that the trials of a sweep save by sharing phases."""
 
     trials: int
     reusing: int
-    """Trials that begin with phases which an earlier one runs."""
+    """Trials that begin with phases of an earlier trial."""
     prefixes: int
-    """Different beginnings that they take over, each as long as possible."""
+    """Number of different beginnings that they take over, each as long as possible."""
     steps: int
+    """Training steps of all trials without sharing."""
     steps_shared: int
-    """Training steps when equal phases run once."""
+    """Training steps where equal phases run once."""
 
     def __str__(self) -> str:
         if not self.reusing:
@@ -47,12 +48,12 @@ class Saving:
 
 @dataclass(kw_only=True)
 class StageTree:
-    """All phases of all trials, control arms included; grows trial by trial."""
+    """All phases of all trials, control arms included; trials are added one by one."""
 
     roots: list[Stage] = field(default_factory=list)
     by_key: dict[str, Stage] = field(default_factory=dict)
     _deepest: dict[int, str | None] = field(default_factory=dict)
-    """Of each trial, the last of its own phases that an earlier one has too."""
+    """Key of the last phase of each trial that an earlier trial also has; None where it shares none."""
     _steps: int = 0
 
     @staticmethod
@@ -63,6 +64,9 @@ class StageTree:
         return tree
 
     def add(self, plan: TrialPlan) -> None:
+        """Add the phases of a trial."""
+        # Looked up before the trial's own phases are added. A key depends on all phases before it, so the phases that a
+        # trial shares are always its first ones.
         shared = [phase.key for phase in plan.phases if phase.key in self.by_key]
         self._deepest[plan.trial] = shared[-1] if shared else None
         self._steps += sum(phase.steps for phase in plan.every_phase())
@@ -73,6 +77,8 @@ class StageTree:
 
     @property
     def saving(self) -> Saving:
+        """How much the trials so far save."""
+        # Trials that share up to the same phase take over the same beginning, so different last keys count them.
         taken_over = [key for key in self._deepest.values() if key is not None]
         return Saving(
             trials=len(self._deepest),
@@ -83,21 +89,24 @@ class StageTree:
         )
 
     def _stage(self, phase: PhasePlan, plan: TrialPlan, before: Stage | None) -> Stage:
+        """Return the stage of a phase, made and linked to the stage before it where the phase is new."""
         stage = self.by_key.get(phase.key)
         if stage is None:
+            # Seed, model and data are the same for all phases of a trial, so trials that differ in them part here.
             about = phase.params if before else phase.params | _origin(plan)
             stage = Stage(key=phase.key, label=phase.label, steps=phase.steps, settings=about)
             self.by_key[phase.key] = stage
             (before.next if before else self.roots).append(stage)
+        # An arm that shares a phase with its own trial comes here twice in a row, so the last entry is enough to check.
         if plan.trial not in stage.trials[-1:]:
             stage.trials.append(plan.trial)
         return stage
 
 
 def as_dicts(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Return stages after one parent, and what follows them, as plain data, those of most trials first.
+    """Return the stages after one parent, with all that follow them, as plain data; those of most trials first.
 
-    Of its settings each holds those that set it apart from its siblings of the same label.
+    `settings` holds only what differs between siblings with the same label.
     """
     described = [
         {
@@ -114,7 +123,7 @@ def as_dicts(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def differences(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Return what sets each of some stages apart from those of them that have its label."""
+    """Return for each stage the settings in which it differs from other stages with the same label."""
     varying = {
         stage.label: _varying([other.settings for other in stages if other.label == stage.label]) for stage in stages
     }
@@ -122,17 +131,22 @@ def differences(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the settings that do not have the same value everywhere."""
+    # By repr, because values can be lists, which have no hash; 1 and True are told apart, too.
     names = dict.fromkeys(name for each in settings for name in each)
     return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
 
 
 def _origin(plan: TrialPlan) -> dict[str, Any]:
+    """Return the settings of a trial that hold for all its phases, by their path in the job."""
     parts = {"model": plan.model, "data": plan.data, "training": plan.training}
     named = {f"{part}.{name}": value for part, body in parts.items() for name, value in body.items()}
     return {"seed": plan.seed, **named}
 
 
 def _chains(plan: TrialPlan) -> Iterator[Sequence[PhasePlan]]:
+    """Yield the phases of a trial, then those of each control arm, in order."""
     yield plan.phases
     for arm, phases in plan.controls.items():
+        # Of the trainings of a small model, one for each cycle, only the last is run unless the trial halts.
         yield phases[-1:] if arm == "from_scratch_small" else phases

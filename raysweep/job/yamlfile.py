@@ -1,4 +1,4 @@
-"""Read YAML files safely, and write them so that they read back the same; a fault names the file and the line."""
+"""Read YAML files safely, and write them so that they read back the same. A fault names the file and the line."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ from raysweep.errors import Fault, SpecError
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loading that refuses a key written twice (plain YAML silently keeps the last) and reads 5e-5 as a number."""
+    """A safe loader that refuses a key written twice (plain YAML keeps the last) and reads 5e-5 as a number."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe writing that quotes text which the loader would read as a number."""
+    """A safe dumper that quotes text which the loader would read as a number."""
 
 
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """Return the mapping of a node, or raise an error where it has a key twice."""
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        # construct_mapping below refuses a key that is a list or mapping, and resolves the merge key `<<`.
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-            continue  # construct_mapping refuses the one and resolves the other
+            continue
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-for _side in (_UniqueKeyLoader, _Dumper):  # YAML 1.2; the 1.1 of PyYAML reads a number without point or sign as text
+# PyYAML follows YAML 1.1, which reads 5e-5, a number without a point, as text. The dumper needs the same rule: it then
+# quotes such a text, so that it reads back as one.
+for _side in (_UniqueKeyLoader, _Dumper):
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
+    """Return the mapping in a YAML file.
 
     Raises:
         SpecError: the file is missing, not UTF-8, not YAML, or not a mapping.
@@ -52,7 +56,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise refuse("no such file. Give the path of a YAML file.") from None
+        raise refuse("no such file. Give the path of a YAML file, or a job of 'raysweep list jobs'.") from None
     except OSError as error:
         raise refuse(f"cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
@@ -63,7 +67,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise refuse(f"not valid YAML: {line}{error.problem}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be, such as 2024-13-01
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a date or a number that does not exist, such as 2024-13-01.
         raise refuse(f"not valid YAML: {error}.") from None
     if not isinstance(content, dict):
         held = "nothing" if content is None else type(content).__name__
@@ -72,13 +77,14 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 
 def dump_mapping(content: Mapping[str, Any]) -> str:
-    """Return the text of a YAML file that `load_mapping` reads as the same mapping."""
+    """Return the text of a YAML file from which `load_mapping` reads the same mapping."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_scalar(text: str) -> Any:
-    """Read one value as YAML would, for `--set key=value`."""
+    """Return the value of a text as YAML reads it, for `--set key=value`."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError):
+        # Some texts, such as one that begins with @, are not YAML; on a command line they need no quotes.
         return text

@@ -1,7 +1,8 @@
-"""Check that a model exists, fits its data, and compiles where a job asks for that."""
+"""Check before a run that a model exists, fits its data, and compiles where a job asks for that; loads no weights."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from raysweep.contracts import Facts
@@ -10,16 +11,16 @@ from raysweep.job import registry
 from raysweep.job.plan import content_key
 from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import ModelSpec
-from raysweep.networks.loading import (
-    WEIGHTS,
+from raysweep.networks.configuration import (
     check_positions,
     configuration,
     family_of,
-    file_sha256,
     fitted_config,
     pretrained_config,
     task_of,
 )
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def check_model(model: ModelSpec, *, seq_len: int) -> str:
@@ -31,6 +32,8 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     Raises:
         ModelError: unknown name, no weights, or a family without a file in raysweep/networks/models/.
     """
+    # The fingerprint names what the function depends on: a size's own numbers, the hub's commit, or the bytes
+    # of a folder.
     sizes = scratch_sizes()
     if model.name in sizes:
         task_of(model)
@@ -50,16 +53,18 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
             "Save it with save_pretrained()."
         )
     # The configuration counts: with other head counts or activations the same weights are another function.
-    return content_key([file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
+    return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
 
 
 def check_compiles(model: ModelSpec, *, seq_len: int) -> None:
-    """Check that torch.compile takes a model whole: gates and hooks included, in as many forms as training has.
+    """Check that torch.compile can compile a model as one graph: with gates and hooks, for every step of training.
 
     Raises:
-        ModelError: it does not.
+        ModelError: it cannot.
     """
     config, family = configuration(model, seq_len=seq_len)
+    # With random depth the number of steps changes from one training step to the next, and each number would be
+    # traced and compiled anew.
     random_depth = getattr(config, "random_depth", False)
     if random_depth or not family.compiles:
         what = "its depth is random" if random_depth else "only networks of pnn are"
@@ -67,9 +72,14 @@ def check_compiles(model: ModelSpec, *, seq_len: int) -> None:
 
 
 def check_fit(model: ModelSpec, facts: Facts, *, seq_len: int) -> None:
-    """Check that a model takes what there is in the data, without loading its weights.
+    """Check that a model fits the data, without loading its weights.
 
     Raises:
-        ModelError: it has fewer tokens or positions, or takes other images.
+        ModelError: it has too few tokens, positions or segments, or takes other images.
     """
     fitted_config(model, facts, seq_len)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

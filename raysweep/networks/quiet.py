@@ -1,4 +1,4 @@
-"""Silence where transformers would talk about what is checked here: reports of missing weights, progress bars."""
+"""Silence transformers where its reports (missing weights, progress bars) repeat what is checked here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Let transformers log and draw nothing."""
+    """Switch off transformers' logging and progress bars inside the block."""
     from transformers.utils import logging
 
+    # Both settings belong to the process and not to this call: they are restored as they were found.
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""Folders that appear whole: written beside their place, with a checksum of each file, then moved there at once.
+"""Folders that appear whole: written beside their place, with a checksum of each file, then renamed into it.
 
-What a killed writer leaves is never seen. What a machine lost on its way to the disk is, by its checksum; so nothing
-waits for the disk here.
+A folder of a killed writer is never read, because it was never renamed. A file that a crashed machine did not get to
+the disk is found by its checksum, so no writer here waits for the disk.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,49 +21,69 @@ from raysweep.records.disk import refuse_when_full
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".part-"
+"""How the name of a folder begins that is being written, or that a killed writer left."""
 
 
 class DamagedError(Exception):
-    """A folder does not hold what was written into it. Never leaves the phase store."""
+    """A folder does not hold what was written into it. The phase store catches it and runs the phase again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderManifest:
-    """What a folder holds."""
+    """The contents of a folder, written into it as its last file."""
 
     sha256: dict[str, str]
-    """By file name."""
+    """Checksum of each file by its name."""
     collected: list[str] = field(default_factory=list)
-    """Files that were removed to free their space."""
+    """Files that were removed on purpose, to free their space."""
 
 
 @contextmanager
 def appearing(target: Path, within: Path) -> Iterator[Path]:
-    """Hand out a folder under `within` that becomes `target` by one rename.
+    """Yield a temporary folder under `within` that becomes `target` by one rename.
 
-    A target that is complete stays as it is: another writer was first, and what it wrote is equal by construction.
+    A target that is complete stays as it is: another writer was faster, and it wrote the same content.
 
     Raises:
         DiskFullError: there is no space left; nothing has changed.
     """
-    with refuse_when_full(target):
+    with refuse_when_full(target), renamed_into_place(target, within, rename=_rename_unless_complete) as temporary:
+        yield temporary
+        _write(temporary, FolderManifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
+
+
+@contextmanager
+def renamed_into_place(
+    target: Path,
+    within: Path,
+    *,
+    translate: AbstractContextManager[None] | None = None,
+    rename: Callable[[Path, Path], None] = os.rename,
+) -> Iterator[Path]:
+    """Hand out an empty folder under `within` that becomes `target` at the end; if the block raises, nothing is left.
+
+    Args:
+        translate: turns the OSError of a folder that cannot be made into an error of the caller's.
+        rename: puts the finished folder in place; by default a target that is there is replaced only if it is empty.
+    """
+    # `within` is on the file system of the target: a rename is atomic within one file system only.
+    with translate or nullcontext():
         temporary = Path(tempfile.mkdtemp(dir=within, prefix=UNFINISHED))
-        try:
-            yield temporary
-            _write(temporary, FolderManifest(sha256={path.name: _digest(path) for path in sorted(temporary.iterdir())}))
-            os.chmod(temporary, 0o755)  # mkdtemp makes it private; a sweep's folder is read by others
-            if not is_complete(target):
-                remove(target)
-                _rename(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        # mkdtemp makes the folder private, but other users read sweeps and exports.
+        os.chmod(temporary, 0o755)
+        rename(temporary, target)
+    finally:
+        # After the rename there is nothing left to remove.
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def manifest(folder: Path) -> FolderManifest:
-    """Return what a folder should hold.
+    """Return the manifest of a folder.
 
     Raises:
-        DamagedError: it does not say.
+        DamagedError: it is missing or cannot be read.
     """
     try:
         return FolderManifest(**json.loads((folder / MANIFEST).read_bytes()))
@@ -72,10 +92,10 @@ def manifest(folder: Path) -> FolderManifest:
 
 
 def check(folder: Path, name: str) -> None:
-    """Check that a file is what was written.
+    """Check that a file is as it was written.
 
     Raises:
-        DamagedError: it is not, or it is gone.
+        DamagedError: its checksum differs, or it is missing.
     """
     expected = manifest(folder).sha256.get(name)
     try:
@@ -87,7 +107,7 @@ def check(folder: Path, name: str) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder has all its files; says nothing of what is in them."""
+    """Return whether a folder has all its files, without reading them."""
     try:
         found = manifest(folder)
     except DamagedError:
@@ -96,15 +116,18 @@ def is_complete(folder: Path) -> bool:
 
 
 def collect(folder: Path, name: str) -> None:
-    """Remove a file for good; the manifest says so first, so that a kill in between is no damage."""
+    """Remove a file for good, and say so in the manifest."""
     found = manifest(folder)
+    # The manifest is written first: killed in between, the folder holds a file too many, which harms nothing. The other
+    # order would leave a folder that looks damaged.
     if name not in found.collected:
         _write(folder, FolderManifest(sha256=found.sha256, collected=[*found.collected, name]))
     (folder / name).unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder; it is gone at once, whatever is left of it."""
+    """Remove a folder."""
+    # Renamed first: deleting takes time, and killed in the middle it would leave an entry with some of its files.
     doomed = folder.with_name(f"{UNFINISHED}{os.urandom(4).hex()}")
     try:
         os.rename(folder, doomed)
@@ -114,22 +137,28 @@ def remove(folder: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return what killed writers left in a folder."""
+    """Return the temporary folders that killed writers left in a folder."""
     return sorted(folder.glob(f"{UNFINISHED}*"))
 
 
 def _write(folder: Path, content: FolderManifest) -> None:
+    # Replaced by a rename, because readers in other processes look at a manifest while it is being changed.
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(asdict(content), sort_keys=True), encoding="utf-8")
     os.replace(temporary, folder / MANIFEST)
 
 
-def _rename(temporary: Path, target: Path) -> None:
+def _rename_unless_complete(temporary: Path, target: Path) -> None:
+    if is_complete(target):
+        return
+    # A damaged or collected target has to go first: no rename replaces a folder that holds files.
+    remove(target)
     try:
         os.rename(temporary, target)
     except OSError as error:
+        # A target that has appeared since was written by a faster writer, with the same content.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise  # else another writer was first
+            raise
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How much a folder holds, and one clear error where nothing more fits."""
+"""The size of a folder, and one clear error where the disk is full."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from pathlib import Path
 
 from raysweep.errors import DiskFullError
 
+# A full disk, and a user's full quota on a disk that has room.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def refuse_when_full(target: Path) -> Iterator[None]:
-    """Say what it means for a sweep that a file or folder of it could not be written whole.
+    """Turn the system's error of a full disk into one that says what it means for the sweep and what to do.
+
+    Args:
+        target: the file or folder that is being written.
 
     Raises:
-        DiskFullError: the system says that there is no space; safetensors passes that on as text.
+        DiskFullError: no space is left.
     """
     try:
         yield
     except Exception as error:
+        # safetensors raises an error of its own, in which the system's error number is a part of the text.
         named = any(f"(os error {number})" in str(error) for number in FULL)
         if not named and getattr(error, "errno", None) not in FULL:
             raise
@@ -33,7 +38,7 @@ def refuse_when_full(target: Path) -> Iterator[None]:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder; what is removed meanwhile counts nothing."""
+    """Return the bytes of a file, or of all files in a folder; a file that is removed meanwhile counts nothing."""
     if not path.is_dir():
         return _size_of(path)
     return sum(_size_of(Path(inner, name)) for inner, _, names in os.walk(path) for name in names)
@@ -41,6 +46,7 @@ def size(path: Path) -> int:
 
 def _size_of(file: Path) -> int:
     try:
+        # lstat: a link counts itself, not the file that it points to, which may lie outside the folder.
         return file.lstat().st_size
     except FileNotFoundError:
         return 0

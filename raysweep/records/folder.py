@@ -1,20 +1,19 @@
-"""A sweep's folder, `results/<sweep>/`, and what its files hold; lines are append-only, see jsonlines.
+"""A sweep's folder, `results/<sweep>/`. Files of lines are append-only, see jsonlines.py.
 
-job.yaml        the resolved job          plans.jsonl    trials as proposed
+job.yaml        the resolved job          plans.jsonl    proposed trials
 env.json        versions, commit, machine phases.jsonl   phase records
 study.journal   Optuna's journal          trials.jsonl   how each trial ended
 checkpoints/    the phase store           tensorboard/   one run per trial
-lanes.jsonl     worker groups started     reports.jsonl  what stopping rules were told
-retries.jsonl   what lost workers cost     sessions.jsonl when drivers were at work
-exports.jsonl   what was exported         stop           there while somebody asks the driver to stop
-exhausted       there once the sampler has nothing left to propose
+lanes.jsonl     worker groups started     reports.jsonl  losses reported to the stopping rule
+retries.jsonl   what lost workers cost    sessions.jsonl runs of the driver
+exports.jsonl   exported models           stop           exists while the driver is asked to stop
+exhausted       exists once the sampler has nothing left to propose
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,38 +24,30 @@ from filelock import FileLock, Timeout
 
 from raysweep.contracts import Report
 from raysweep.errors import ArchiveError, known_names_hint
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job, read_job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.job.yamlfile import dump_mapping, load_mapping
 from raysweep.records.disk import refuse_when_full
 from raysweep.records.jsonlines import JsonLines
-from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, TrialRecord
+from raysweep.records.results import check_new_sweep, is_sweep, list_sweeps, make_folder
+from raysweep.records.schema import DERIVED, PhaseRecord, Proposal, Retry, Session, TrialRecord
 
 LOOK_S = 0.2
-"""How long a driver waits for the lock: whoever looks if the sweep is running holds it for a moment."""
-
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-ON_OTHER_SEEDS = ("replicate", "confirmation")
-
-
-DERIVED = (*ON_OTHER_SEEDS, "fork")
-"""Proposers of trials made from another one; all others are the search's own, and its sampler hears of them."""
+"""Seconds that a driver waits for the lock: `running` holds it for a moment."""
 
 
 class SweepFolder:
     """Reads and appends the records of one sweep.
 
     Args:
-        durable: whether a line that was appended survives a crash of the machine, too, not of the process alone.
+        durable: whether the records of a trial that has ended also survive a crash of the machine.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path.resolve()
         self._lines = JsonLines(self.path, durable=durable)
         self.name = path.name
+        # Read only once the first phase is added: most sweeps are opened to be looked at.
         self._phases_seen: set[tuple[int, str]] | None = None
 
     @staticmethod
@@ -66,13 +57,13 @@ class SweepFolder:
         Raises:
             ArchiveError: the name is taken or unusable, or the results folder cannot be written.
         """
-        SweepFolder.check_new(results, name)
+        check_new_sweep(results, name)
         try:
-            results.mkdir(parents=True, exist_ok=True)
-            folder = _make_named(results, name) if name else _make_numbered(results, job.spec.name)
+            folder = make_folder(results, name, job.spec.name)
             sweep = SweepFolder(folder)
             sweep.replace_environment(environment)
-            _write_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))  # last: a folder with a job is a sweep
+            # The job comes last: a folder that holds one is a sweep, so it must hold everything else by then.
+            _write_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))
         except OSError as error:
             raise ArchiveError(
                 f"results folder {str(results)!r} cannot be written ({error.strerror}). Choose another with --results."
@@ -80,35 +71,23 @@ class SweepFolder:
         return sweep
 
     @staticmethod
-    def check_new(results: Path, name: str | None) -> None:
-        """Check that a new sweep may be called `name`.
-
-        Raises:
-            ArchiveError: the name is unusable or taken.
-        """
-        if name is not None and not NAME.fullmatch(name):
-            raise ArchiveError(f"--name {name!r}: use letters, digits, '-', '_' and '.'.")
-        if name is not None and (results / name).exists():
-            raise _taken(name)
-
-    @staticmethod
     def open(results: Path, name: str) -> SweepFolder:
         """Open an existing sweep.
 
         Raises:
-            ArchiveError: there is none of that name.
+            ArchiveError: no sweep has this name.
         """
-        if not NAME.fullmatch(name) or not (results / name / "job.yaml").is_file():
+        if not is_sweep(results, name):
             known = list_sweeps(results)
             hint = known_names_hint(name, known) if known else f"no {name!r}, nor any other sweep."
             raise ArchiveError(f"sweep in {str(results)!r}: {hint}")
         return SweepFolder(results / name)
 
     def lock(self) -> FileLock:
-        """Return the taken lock that one driver at a time holds; the system frees it when the driver dies.
+        """Take the lock of the sweep's driver and return it. The system frees it when the process dies.
 
         Raises:
-            ArchiveError: another process runs this sweep, or nobody ever can.
+            ArchiveError: another process runs this sweep, or the sweep is simulated.
         """
         if self.simulated:
             raise ArchiveError(f"sweep {self.name!r} is simulated: it has no models to go on with.")
@@ -120,7 +99,8 @@ class SweepFolder:
         return lock
 
     def running(self) -> bool:
-        """Whether a driver runs this sweep right now."""
+        """Return whether a driver runs this sweep right now."""
+        # Without a lock file it has never been run; a look must not make one, as it may have no right to write.
         if not (self.path / ".lock").exists():
             return False
         try:
@@ -131,6 +111,7 @@ class SweepFolder:
 
     @property
     def store(self) -> Path:
+        """The folder of the phase store."""
         return self.path / "checkpoints"
 
     def store_of(self, trial: int) -> Path:
@@ -138,48 +119,58 @@ class SweepFolder:
         return self.store if self.environment()["sharing"] else self.store / f"trial-{trial}"
 
     def job(self) -> Job:
-        return check_job(load_mapping(self.path / "job.yaml"), str(self.path / "job.yaml"))
+        """Return the sweep's job as it is stored, not checked anew; see `read_job`.
+
+        Raises:
+            SpecError: job.yaml cannot be read.
+        """
+        path = self.path / "job.yaml"
+        return read_job(load_mapping(path), str(path))
 
     def replace_job(self, job: Job) -> None:
-        """Write a job with other limits in the place of the sweep's own. It stays as old as it was: sweeps are listed
-        by that."""
+        """Replace the sweep's job by one with other limits."""
         path = self.path / "job.yaml"
         before = path.stat()
         with refuse_when_full(path):
             _write_text(path, dump_mapping(job.spec.resolved()))
+        # Sweeps are listed by the age of their job.
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def environment(self) -> dict[str, Any]:
+        """Return what env.json says of the machine, the versions and the way in which the sweep was started."""
         return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
 
     def replace_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write env.json anew, whole or not at all."""
         path = self.path / "env.json"
         with refuse_when_full(path):
             _write_text(path, json.dumps(environment, indent=2, sort_keys=True) + "\n")
 
     @property
     def simulated(self) -> bool:
-        """Whether nothing in it was ever trained; see sweep/simulation/."""
+        """Whether its numbers are made up, and nothing was trained; see sweep/simulation/."""
         return (self.path / "env.json").exists() and bool(self.environment().get("simulated"))
 
     def proposals(self) -> dict[int, Proposal]:
-        """Return every proposed trial, its latest attempt."""
+        """Return the latest attempt of every proposed trial."""
+        # A later line of the same trial replaces an earlier one.
         return {proposal.trial: proposal for proposal in self._lines.read("plans.jsonl", lambda line: Proposal(**line))}
 
     def phases(self, stop: str | None = None) -> list[PhaseRecord]:
-        """Return all phase records; `stop` leaves out that field and those after it, for what need not read them."""
+        """Return all phase records, without the field `stop` and those after it; see `PhaseRecord.skim`."""
         return list(self._lines.read("phases.jsonl", PhaseRecord.from_dict, _skimming(stop)))
 
     def phases_since(self, byte: int, stop: str | None = None) -> tuple[list[PhaseRecord], int]:
-        """Return the phase records from a byte of their file on, and the byte to go on from."""
+        """Return the phase records from a byte of their file on, and the byte from which to read next time."""
         new, end = self._lines.read_since("phases.jsonl", byte)
         load = _skimming(stop)
         return [PhaseRecord.from_dict(load(line)) for line in new], end
 
     def trials(self) -> dict[int, TrialRecord]:
-        """Return how each trial ended that has ended, and was not reopened since."""
+        """Return the final record of each trial that has ended and was not reopened since, in the order of endings."""
         ended: dict[int, TrialRecord] = {}
         for line in self._lines.read("trials.jsonl", _ending):
+            # Removed first: a dict keeps the place of a key that is set again, but the trial has ended anew.
             ended.pop(line.trial, None)
             if isinstance(line, TrialRecord):
                 ended[line.trial] = line
@@ -193,7 +184,7 @@ class SweepFolder:
         self._lines.append("plans.jsonl", proposal.__dict__)
 
     def add_phase(self, record: PhaseRecord) -> None:
-        """Append a phase record, unless an earlier attempt of the trial already did."""
+        """Append a phase record, unless an earlier attempt of the trial has already done so."""
         if self._phases_seen is None:
             self._phases_seen = {(known.trial, known.key) for known in self.phases(stop="curve")}
         if (record.trial, record.key) not in self._phases_seen:
@@ -201,18 +192,19 @@ class SweepFolder:
             self._phases_seen.add((record.trial, record.key))
 
     def add_trial(self, record: TrialRecord) -> None:
-        """Append a final record; it and all that it rests on are on the disk then, whatever becomes of the machine."""
+        """Append a final record; it and everything it refers to are on the disk when this returns."""
+        # Before the record, too: after a crash of the machine, no final record may stand without its phases.
         self._lines.sync()
         self._lines.append("trials.jsonl", vars(record))
         self._lines.sync()
 
     def reopen(self, trial: int) -> None:
-        """Let a trial that has ended count as unfinished; what it has finished of its phases stays."""
+        """Count a trial that has ended as unfinished again; its finished phases stay."""
         self._lines.append("trials.jsonl", _Reopened(trial=trial, reopened=True).__dict__)
         self._lines.sync()
 
     def sessions(self) -> list[Session]:
-        """Return the sessions of all drivers, oldest first, each as it was last seen."""
+        """Return all sessions, oldest first, each as it was last written."""
         seen = {
             session.session: session for session in self._lines.read("sessions.jsonl", lambda line: Session(**line))
         }
@@ -222,22 +214,23 @@ class SweepFolder:
         self._lines.append("sessions.jsonl", session.__dict__)
 
     def exports(self) -> list[dict[str, Any]]:
-        """Return one entry for each model that was exported: trial, key of its last phase, and where it went."""
+        """Return one entry for each exported model: trial, key of its last phase, and the folder."""
         return list(self._lines.read("exports.jsonl", dict))
 
     def add_export(self, trial: int, key: str, out: Path) -> None:
         self._lines.append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
+        # `raysweep gc` keeps what was exported, and knows it from this line alone.
         self._lines.sync()
 
     def exhaust(self) -> None:
-        """Note that the sampler has nothing left to propose, however many trials the job asks for."""
+        """Note that the sampler has nothing left to propose, even if the job asks for more trials."""
         (self.path / "exhausted").touch()
 
     def exhausted(self) -> bool:
         return (self.path / "exhausted").exists()
 
     def request_stop(self) -> None:
-        """Ask the driver, on whatever machine it runs, to stop."""
+        """Ask the driver to stop, whatever machine it runs on."""
         (self.path / "stop").touch()
 
     def stop_requested(self) -> bool:
@@ -247,14 +240,15 @@ class SweepFolder:
         (self.path / "stop").unlink(missing_ok=True)
 
     def all_reports(self) -> list[Report]:
-        """Return what was reported to the stopping rule, in order; a repeated one, by a later attempt, once."""
+        """Return everything that was reported to the stopping rule, in order."""
         found: dict[tuple[int, int, str, int], Report] = {}
+        # A later attempt trains some steps again and reports them again; the rule decided on the first report.
         for report in self._lines.read("reports.jsonl", lambda line: Report(**line)):
             found.setdefault((report.trial, report.cycle, report.phase, report.step), report)
         return list(found.values())
 
     def reports(self) -> dict[int, list[Report]]:
-        """Return what each trial reported to its stopping rule, in order."""
+        """Return the reports to the stopping rule by trial, in order."""
         found: dict[int, list[Report]] = {}
         for report in self.all_reports():
             found.setdefault(report.trial, []).append(report)
@@ -270,7 +264,7 @@ class SweepFolder:
         self._lines.append("retries.jsonl", retry.__dict__)
 
     def lines(self, file: str, stop: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield what the lines of one of its files hold, as they stand; `stop` as in `phases`."""
+        """Yield the objects in the lines of one of its files; `stop` as in `phases`."""
         return self._lines.read(file, dict, _skimming(stop))
 
     def add_lane(self, entry: Mapping[str, Any]) -> None:
@@ -279,6 +273,8 @@ class SweepFolder:
 
 @dataclass(frozen=True)
 class _Reopened:
+    """A line of trials.jsonl that takes back the ending of a trial."""
+
     trial: int
     reopened: bool
 
@@ -292,43 +288,19 @@ def _skimming(stop: str | None) -> Callable[[bytes], Any]:
 
 
 def plan_of(job: Job, proposal: Proposal, fingerprints: Fingerprints) -> TrialPlan:
-    """Resolve a proposed trial, on its own seed; stopping rules judge those that the search proposed."""
+    """Return the plan of a proposed trial, with its values and its seed.
+
+    Raises:
+        SpecError: the values break a rule of the job.
+    """
     spec = job.with_values(proposal.values, proposal.seed)
+    # Replicates, confirmations and forks run to their end: one that was stopped would have no result to compare.
     judged = proposal.proposer not in DERIVED
     return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints, judged=judged)
 
 
-def list_sweeps(results: Path) -> list[str]:
-    """Return the names of all sweeps under a results folder, oldest first."""
-    jobs = [path for path in results.glob("*/job.yaml") if path.is_file()]
-    return [path.parent.name for path in sorted(jobs, key=lambda path: (path.stat().st_mtime_ns, path))]
-
-
-def _make_named(results: Path, name: str) -> Path:
-    try:
-        (results / name).mkdir()
-    except FileExistsError:
-        raise _taken(name) from None
-    return results / name
-
-
-def _taken(name: str) -> ArchiveError:
-    way = f"Continue it with 'raysweep resume {name}', or choose another --name."
-    return ArchiveError(f"sweep {name!r} exists already. {way}")
-
-
-def _make_numbered(results: Path, job: str) -> Path:
-    number = 1
-    while True:
-        try:
-            folder = results / f"{job}-{number}"
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
-
-
 def _write_text(path: Path, text: str) -> None:
+    # By a rename, so that a reader in another process never sees half a file, nor a kill leaves one.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

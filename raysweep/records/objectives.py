@@ -1,4 +1,4 @@
-"""What a trial is judged by: its objectives, by how much it misses each constraint, and which trials are best. Pure."""
+"""Compare trials: their objectives, by how much they miss each constraint, and which of them are best."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from raysweep.job import expressions
-from raysweep.job.spec import SearchSpec
+from raysweep.job.search import SearchSpec
 from raysweep.records.halting import Halt, result
 from raysweep.records.schema import PhaseRecord
 
 Candidate = TypeVar("Candidate", bound=Hashable)
 Goals = Mapping[str, float]
-"""Objectives by name, all to be low."""
+"""Objectives by name; lower is better in each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a completed trial came to."""
+    """The result of a completed trial."""
 
     objectives: dict[str, float]
     violations: dict[str, float]
-    """By how much each constraint is missed, at most 0 where it is kept."""
+    """By how much each constraint is missed; 0 or less where it is met."""
     halt: Halt | None
-    """Why the trial ended before its last cycle."""
+    """Why the trial ended before its last cycle; None where it did not."""
 
 
 def names(search: SearchSpec | None) -> tuple[str, ...]:
-    """Return what a sweep minimizes, the first objective first."""
+    """Return the names of a sweep's objectives, in the job's order."""
     minimize = search.minimize if search else "loss"
     return (minimize,) if isinstance(minimize, str) else minimize
 
 
 def judge(search: SearchSpec | None, records: Sequence[PhaseRecord], halting: Mapping[str, Any]) -> Outcome:
-    """Judge a completed trial by the phase that is its result.
+    """Return the objectives and violations of a completed trial, measured in the phase that is its result.
 
     Args:
         records: of the trial's own phases, in order.
-        halting: rules of the trial's plan, see halting.py.
+        halting: the halting rules of the trial's plan; see halting.py.
     """
     kept, halt = result(records, halting)
     lookup = _lookup(kept, records)
@@ -51,27 +51,30 @@ def judge(search: SearchSpec | None, records: Sequence[PhaseRecord], halting: Ma
 
 
 def feasible(violations: Mapping[str, float]) -> bool:
+    """Return whether every constraint is met."""
     return all(amount <= 0 for amount in violations.values())
 
 
 def front(candidates: Mapping[Candidate, Goals]) -> list[Candidate]:
-    """Return those that no other one is better than: at least as low in every objective, and lower in one.
+    """Return the Pareto front, ordered by the objectives, the first one first.
 
-    Ordered by their objectives, the first objective first.
+    No other candidate is at least as low in every objective as one of the front, and lower in one.
     """
     order = _by_goals(candidates)
+    # One objective needs no comparison of pairs. Equal candidates are all on the front.
     if order and len(order[0][1]) == 1:
         return [candidate for candidate, goals in order if goals == order[0][1]]
     found: list[tuple[Candidate, list[float]]] = []
     for candidate, goals in order:
-        # What dominates a candidate comes before it here, and so does what dominates that.
+        # In this order, whatever dominates a candidate comes before it. It is enough to compare with the front so far:
+        # a candidate dominated by one that is itself dominated is also dominated by one on the front.
         if not any(_dominates(other, goals) for _, other in found):
             found.append((candidate, goals))
     return [candidate for candidate, _ in found]
 
 
 def ranked(candidates: Mapping[Candidate, Goals]) -> list[Candidate]:
-    """Order by merit: by the objective; of several, the front comes first, then the front of the others, and so on."""
+    """Return candidates from best to worst: by the objective, or with several objectives front after front."""
     if all(len(goals) == 1 for goals in candidates.values()):
         return [candidate for candidate, _ in _by_goals(candidates)]
     waiting, order = dict(candidates), []
@@ -93,7 +96,11 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _lookup(kept: PhaseRecord, records: Sequence[PhaseRecord]) -> Callable[[str], float | None]:
-    """Return how to find what a constraint names: of the result, or of the trial's last phase of a kind."""
+    """Return a function that finds the number which a name in a constraint stands for.
+
+    `loss` is that of the trial's result, `baseline.loss` that of its last phase of this kind.
+    """
+    # A later phase of the same kind replaces an earlier one.
     last = {record.phase: record for record in records}
 
     def find(name: str) -> float | None:

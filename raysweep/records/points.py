@@ -1,7 +1,7 @@
-"""Points of a search over seeds: what ran them, which is best, and what is still to be run of them. Pure.
+"""Points of a search on several seeds: the trials that ran them, which point is best, and which trials are still due.
 
-The search tries each point on the job's own seed. With `search.seeds`, its best points are replicated on more seeds,
-and the best of those by its mean is confirmed on fresh ones: the best of many is partly the luckiest.
+The search runs each point on the job's own seed. With `search.seeds`, its best points are replicated on more seeds, and
+the point with the best mean is confirmed on fresh seeds: the best of many is partly the luckiest.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from raysweep.job.spec import JobSpec
 from raysweep.records import objectives
-from raysweep.records.folder import DERIVED
-from raysweep.records.schema import Proposal, TrialRecord
+from raysweep.records.schema import DERIVED, Proposal, TrialRecord
 
 Proposals = Mapping[int, Proposal]
 Records = Mapping[int, TrialRecord]
@@ -25,10 +24,11 @@ class Point:
     """Values that the search tried, and the trials that completed with them."""
 
     trial: int
-    """The first one of the search; an equal one that a sampler proposes later is no other point."""
+    """The trial of the search that found it. Equal values that the sampler proposes again are the same point."""
     searched: TrialRecord
+    """The final record of this trial."""
     by_seed: dict[int, TrialRecord]
-    """The search's and its replicates."""
+    """The search's trial and its replicates, by seed."""
     fresh: dict[int, TrialRecord] = field(default_factory=dict)
     """Its confirmations, by seed."""
 
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class FollowUp:
-    """A trial of a point on another seed."""
+    """A trial that should run a point on another seed."""
 
     of: int
     values: dict[str, Any]
@@ -54,21 +54,24 @@ class FollowUp:
 
 
 def is_search(proposal: Proposal) -> bool:
+    """Return whether the search's sampler proposed a trial."""
     return proposal.proposer not in DERIVED
 
 
 def gather(proposals: Proposals, records: Records) -> list[Point]:
-    """Return every point that the search completed, in order."""
+    """Return every point that the search completed, in the order of its trials."""
     points: dict[str, Point] = {}
     complete = [
         (proposals[trial], record)
         for trial, record in sorted(records.items())
         if record.status == "COMPLETE" and trial in proposals
     ]
+    # In order of trials, so that the first of several trials with equal values gives the point its number.
     for proposal, record in complete:
         if is_search(proposal):
             new = Point(trial=proposal.trial, searched=record, by_seed={proposal.seed: record})
             points.setdefault(_identity(proposal.values), new)
+    # A second pass: a replicate belongs to its point by its values, and those must all be known before.
     for proposal, record in complete:
         point = points.get(_identity(proposal.values))
         if point is not None and proposal.proposer == "replicate":
@@ -79,50 +82,54 @@ def gather(proposals: Proposals, records: Records) -> list[Point]:
 
 
 def best_searched(points: Sequence[Point], count: int) -> list[Point]:
-    """Return the best points that keep to the constraints, by what they came to on the search's seed."""
+    """Return the best points that meet the constraints, by their results on the search's seed."""
     by_trial = {point.trial: point for point in points if objectives.feasible(point.searched.violations)}
     order = objectives.ranked({trial: point.searched.objectives for trial, point in by_trial.items()})
     return [by_trial[trial] for trial in order[:count]]
 
 
 def by_mean(points: Sequence[Point]) -> list[Point]:
-    """Return the points by merit over their seeds: those that keep to the constraints, and ran on most seeds."""
+    """Return points from best to worst by their means; only those that meet the constraints and ran on most seeds."""
     by_trial = {point.trial: point for point in _eligible(points)}
     return [by_trial[trial] for trial in objectives.ranked({t: point.objectives for t, point in by_trial.items()})]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the points of `by_mean` that no other one is better than; for one objective the first wins."""
+    """Return the Pareto front of points by their means; of a single objective, the best point first."""
     by_trial = {point.trial: point for point in _eligible(points)}
     return [by_trial[trial] for trial in objectives.front({t: point.objectives for t, point in by_trial.items()})]
 
 
 def _eligible(points: Sequence[Point]) -> list[Point]:
     kept = [point for point in points if objectives.feasible(point.violations)]
+    # A mean over fewer seeds is more likely to be extreme, so means over different numbers of seeds are not compared.
     most = max((len(point.by_seed) for point in kept), default=0)
     return [point for point in kept if len(point.by_seed) == most]
 
 
 def is_confirmed(spec: JobSpec) -> bool:
-    """Whether the winner of a sweep is run on fresh seeds: where one of several points wins."""
+    """Return whether the winner of a sweep is run on fresh seeds."""
     search = spec.search
+    # A single point has not been selected, so its results are not biased; a front of several objectives has no winner.
     return search is not None and search.seeds > 1 and search.trials > 1 and len(objectives.names(search)) == 1
 
 
 def due(spec: JobSpec, proposals: Proposals, records: Records, *, searched: bool) -> list[FollowUp]:
-    """Return what may run now of replicates, and once they have all ended of the winner's confirmations.
+    """Return the trials that can run now: replicates, and once all of these have ended, the winner's confirmations.
 
     Args:
-        searched: whether all trials of the search have ended: only then are its `top` points known.
+        searched: whether all trials of the search have ended. Only then are its `top` points known.
     """
     search = spec.search
     if search is None or search.seeds == 1:
         return []
     top = search.trials if search.top is None else search.top
+    # Where every point is replicated, nothing has to be ranked first, and replicates need not wait for the search.
     everywhere = top >= search.trials
     if not (searched or everywhere):
         return []
     points = gather(proposals, records)
+    # What was proposed already, whether it has ended or not; a resumed sweep proposes nothing twice.
     known = {(p.proposer, _identity(p.values), p.seed) for p in proposals.values()}
 
     def missing(point: Point, proposer: Literal["replicate", "confirmation"], seeds: range) -> list[FollowUp]:
@@ -136,33 +143,38 @@ def due(spec: JobSpec, proposals: Proposals, records: Records, *, searched: bool
     chosen = points if everywhere else best_searched(points, top)
     seeds = range(spec.seed + 1, spec.seed + search.seeds)
     replicates = [follow_up for point in chosen for follow_up in missing(point, "replicate", seeds)]
+    # A confirmation is for the winner by its mean, and that is not known before every replicate has ended.
     running = any(p.proposer == "replicate" and trial not in records for trial, p in proposals.items())
     if replicates or running or not searched or not is_confirmed(spec):
         return replicates
+    # Seeds that no replicate has had: on those that chose the winner its result is biased.
     fresh = range(seeds.stop, seeds.stop + search.seeds)
     return [follow_up for point in front(points)[:1] for follow_up in missing(point, "confirmation", fresh)]
 
 
 def planned(spec: JobSpec, proposals: Proposals, records: Records, *, exhausted: bool) -> int:
-    """Return how many trials a sweep has in all, as far as can be told now: forks, replicates, confirmations included.
+    """Return how many trials a sweep will have, forks, replicates and confirmations included, as far as is known now.
 
     Args:
-        exhausted: the sampler has nothing left to propose.
+        exhausted: whether the sampler has nothing left to propose.
     """
     search = spec.search
     searching = [trial for trial, proposal in proposals.items() if is_search(proposal)]
     left = 0 if exhausted else max(0, (search.trials if search else 1) - len(searching))
     if search is None or search.seeds == 1:
         return len(proposals) + left
+    # Points that are still to come are counted as if each trial that is open will complete with values of its own.
     open_ = left + sum(trial not in records for trial in searching)
     points = len(gather(proposals, records)) + open_
     coming = due(spec, proposals, records, searched=not open_)
     proposers = [proposal.proposer for proposal in proposals.values()]
     replicates = sum(follow_up.proposer == "replicate" for follow_up in coming)
     confirmations = len(coming) - replicates
+    # While the search goes on, `due` knows only the points so far; what will be due at its end is estimated instead.
     if open_:
         all_of_them = min(search.top or points, points) * (search.seeds - 1)
         replicates = max(0, all_of_them - proposers.count("replicate"))
+    # Confirmations become due last of all. Until then count those to come; afterwards, none are left but the due ones.
     if is_confirmed(spec) and points and not confirmations:
         confirmations = max(0, search.seeds - proposers.count("confirmation"))
     return len(proposals) + left + replicates + confirmations
@@ -174,4 +186,5 @@ def means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _identity(values: Mapping[str, Any]) -> str:
+    # By repr, because 1, 1.0 and True are equal in Python but different settings.
     return repr(sorted(values.items()))

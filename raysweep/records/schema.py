@@ -1,4 +1,4 @@
-"""What a phase and a trial produced, as plain data: one JSON object a line, with a schema number."""
+"""Records of phases, trials and sessions as plain data: one JSON object a line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from functools import cache
 from typing import Any, Literal
 
 SCHEMA = 1
-
-
+"""Stands in every record of a phase and of a trial; records of another number are refused, never guessed at."""
 Status = Literal["COMPLETE", "STOPPED", "DIVERGED", "FAILED", "CANCELLED"]
+ON_OTHER_SEEDS = ("replicate", "confirmation")
+"""Proposers of trials that run a point of the search again on another seed."""
+DERIVED = (*ON_OTHER_SEEDS, "fork")
+"""Proposers of trials that were made from another trial. All other trials are the search's own: its sampler learns from
+them, and its stopping rule may end them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,7 @@ class PhaseRecord:
     cycle: int
     key: str
     reused: bool
-    """True: another trial ran this phase, and its outcome was taken from the phase store."""
+    """Whether another trial ran this phase, and its outcome was taken from the phase store."""
     loss: float
     """Mean held-out negative log-likelihood in nats per token."""
     perplexity: float
@@ -44,41 +48,44 @@ class PhaseRecord:
     training_flops: float = 0.0
     """Floating-point operations of its training: three forward passes' worth a token, absent heads left out."""
     dense_training_flops: float = 0.0
-    """What its training would have taken with every head there."""
+    """Floating-point operations that its training would have taken with all heads present."""
     arm: str = "main"
     """`main`, or the control arm that the phase belongs to."""
     accuracy: float | None = None
     """Share of held-out labels that the largest logit hits."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of a classifier, `matthews` and `f1`; see trial/measures/metrics."""
+    """Of a classifier `matthews` and `f1`; see trial/measures/metrics.py."""
     mean_steps: float | None = None
-    """From infer: steps that a token takes until it leaves, pads left out. Its loss, perplexity, accuracy and
-    flops_per_token are of the held-out examples of even number, with tokens leaving."""
+    """From infer: mean number of steps until a token leaves, pads left out. The loss, perplexity, accuracy and
+    flops_per_token of this record are then those of held-out examples of even number, with tokens leaving."""
     reported: dict[str, float] | None = None
-    """From infer: the same numbers of the examples of odd number, which no choice was made on."""
+    """From infer: the same numbers for held-out examples of odd number, on which nothing was chosen."""
     events: list[dict[str, Any]] | None = None
-    """Prunes and grows inside a continuous learn phase: step, and what a phase record of each would say."""
+    """Prunes, measures and grows inside a continuous learn phase: of each its step and the fields of a phase record."""
     data_sha256: str = ""
+    """Hash of the corpus."""
     held_out_sha256: str = ""
-    """Hash of what every evaluation shows and asks, hidden tokens included; equal ones compare like with like."""
+    """Hash of the held-out examples and their labels, hidden tokens included. Losses can be compared where it is
+    equal."""
     schema: int = SCHEMA
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Training points: step, loss, lr, gradient_norm and, in learn, new_head_gate and new_head_multiplier of the heads
-    that were grown last."""
+    """Points of the training curve: step, loss, lr, gradient_norm, and in learn new_head_gate and new_head_multiplier
+    of the heads that were grown last."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
-    """Held-out loss on the way: step, loss, training_flops; where training.evaluate_every asks for it."""
+    """Held-out losses inside the phase: step, loss, training_flops; only with training.evaluate_every."""
     decision: dict[str, Any] | None = None
-    """What prune removed or grow added: strategy, heads as [layer, head], and the scores it ranked."""
+    """What prune removed or grow added: strategy, heads as [layer, head], and the scores by which they were ranked."""
     regrown: list[dict[str, Any]] | None = None
     """From grow, for each slot that came back: slot, the cycles it was pruned_in and grown_in, and its init."""
     trajectory: list[dict[str, Any]] = field(default_factory=list)
-    """New heads on their way through learn: step, and heads with slot, gate, weight_norm, update (norm of the change
-    since the point before, None at its birth), entropy and output_norm."""
+    """New heads in the course of learn: step, and heads with slot, gate, weight_norm, update (norm of the change since
+    the previous point, None at the head's birth), entropy and output_norm."""
     statistics: dict[str, list[list[float | None]]] | None = None
-    """Head statistics as [layer][head], None where there is no head: from prune those before it, and from measure."""
+    """Head statistics as [layer][head], None where there is no head. From prune, of the heads before it; from measure,
+    of those that are left."""
     agreement: dict[str, dict[str, float | None]] | None = None
-    """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`, of the
-    same phases where the job asks for contributions."""
+    """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`; from the
+    same phases, where the job measures contributions."""
     samples: list[dict[str, Any]] | None = None
     """Greedy continuations of fixed held-out prompts: prompt, text, repetition (share of repeated 3-grams)."""
 
@@ -88,7 +95,7 @@ class PhaseRecord:
         return None if self.accuracy is None else 1 - self.accuracy
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields in their order: what tables need comes first, what is bulky last; see `skim`."""
+        """Return all fields in their order: small ones that tables read first, bulky ones last; see `skim`."""
         return copy.deepcopy(vars(self))
 
     @staticmethod
@@ -97,17 +104,23 @@ class PhaseRecord:
 
     @staticmethod
     def skim(line: bytes, stop: str) -> dict[str, Any]:
-        """Parse a record's line without the field `stop` and those after it, which may be most of its bytes."""
+        """Return the object in a record's line without the field `stop` and those after it.
+
+        They can be most of its bytes, and a table of thousands of trials reads none of them.
+        """
+        # A cut at the field's name as text, which is many times faster than to parse it all. A quote inside a value is
+        # escaped in JSON, so the pattern cannot be found there.
         head, found, _ = line.partition(f', "{stop}": '.encode())
         try:
             content = json.loads(head + b"}" if found else line)
-        except ValueError:  # the name stands inside an earlier field, such as events
+        except ValueError:
+            # The name was found inside an earlier field, such as events, which hold records of their own.
             return json.loads(line)
-        # Where fields once stood in another order, a needed one may be behind the cut.
+        # A line of an older raysweep may have its fields in another order, with a needed one behind the cut.
         return content if "trial" in content and "schema" in content else json.loads(line)
 
     def outcome(self) -> dict[str, Any]:
-        """Return what must be equal between two runs of the same phase: all but where and how long it ran."""
+        """Return the fields that are equal between two runs of the same phase: all but where and how long it ran."""
         content = self.to_dict()
         for name in ("trial", "arm", "reused", "seconds"):
             del content[name]
@@ -124,29 +137,29 @@ class TrialRecord:
     seed: int
     proposer: str
     """Name of the sampler that proposed the values; `job` for a job without a search; `replicate`, `confirmation` or
-    `fork` for a trial made from another one, `of`."""
+    `fork` for a trial that was made from another one, `of`."""
     objective: float | None
-    """The first of `objectives`."""
+    """The first of `objectives`; None where the trial did not complete."""
     attempts: int
     phases: list[str]
     """Keys of its phases, in order."""
     seconds: float
     objectives: dict[str, float] = field(default_factory=dict)
-    """What the search minimizes, by name, of the phase that is its result; empty where it did not complete."""
+    """What the search minimizes, by name, in the phase that is its result; empty where it did not complete."""
     violations: dict[str, float] = field(default_factory=dict)
-    """By how much its result misses each constraint, at most 0 where it keeps to it."""
+    """By how much its result misses each constraint; 0 or less where it meets it."""
     of: int | None = None
     """The trial that it replicates or confirms on another seed, or was forked from; see `proposer`."""
     stopped: str | None = None
-    """Why a stopping rule ended it."""
+    """Why the stopping rule ended it."""
     halted: dict[str, Any] | None = None
-    """Why it stopped before its last cycle: rule, cycle, kept (key of the phase that is its result), reason."""
+    """Why it ended before its last cycle: rule, cycle, kept (key of the phase that is its result), reason."""
     controls: dict[str, list[str]] = field(default_factory=dict)
-    """Keys of each control arm's phases, in order; those that the trial's own phases share included."""
+    """Keys of each control arm's phases, in order, including those that it shares with the trial's own phases."""
     control_errors: dict[str, str] = field(default_factory=dict)
-    """Why a control arm could not be carried out."""
+    """Why a control arm could not be run, by its name."""
     error: str | None = None
-    """Why it did not complete: phase, message, and for a crash the worker's traceback."""
+    """Why it did not complete: phase, message, and after a crash the worker's traceback."""
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,8 +171,14 @@ class TrialRecord:
 
 
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record's class that a line holds.
+
+    Raises:
+        ValueError: it is a record of another schema.
+    """
     if content.get("schema") != SCHEMA:
         raise ValueError(f"record of schema {content.get('schema')!r}; this raysweep reads schema {SCHEMA}")
+    # Other keys were added by a newer raysweep of the same schema, so they may be left out.
     names = _field_names(kind)
     return {key: value for key, value in content.items() if key in names}
 
@@ -170,7 +189,7 @@ def _field_names(kind: Any) -> frozenset[str]:
 
 
 def perplexity(loss: float) -> float:
-    """exp(mean loss), infinite where that overflows."""
+    """Return exp(mean loss), or infinity where that overflows."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -178,23 +197,28 @@ def perplexity(loss: float) -> float:
 
 
 def recovery(*, pruned: float, learned: float, dense: float) -> float | None:
-    """(pruned - learned) / (pruned - dense) in losses: which share of what a removal cost, learning won back.
+    """Return (pruned - learned) / (pruned - dense): the share of the loss from pruning that learning won back.
 
-    Not clamped: below 0 learning did harm, above 1 it went beyond the dense network that learned as long. None where
-    that one is no better than the pruned one: there is nothing to recover.
+    It is not clamped: below 0, learning did harm; above 1, the network is better than the dense one that trained for as
+    long. None where the dense network is no better than the pruned one, so that there is nothing to recover.
+
+    Args:
+        pruned: held-out loss after pruning.
+        learned: held-out loss of the trial's result.
+        dense: held-out loss of the dense control.
     """
     return None if pruned <= dense else (pruned - learned) / (pruned - dense)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A trial as proposed: what resume needs to run it again."""
+    """A trial as it was proposed: everything that resume needs to run it again."""
 
     trial: int
     values: dict[str, Any]
     proposer: str
     attempt: int
-    """1, and one more for each time that a resumed sweep took it up again."""
+    """1, and one more for each time that a resumed sweep started the trial again."""
     seed: int
     of: int | None = None
     """The trial that this one replicates or confirms on another seed, or was forked from."""
@@ -202,25 +226,25 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """A trial whose workers were lost: how far it had come, and where it went on."""
+    """A trial that lost its workers: how far it had come, and where it continued."""
 
     trial: int
     attempt: int
-    """The one that went on."""
+    """The attempt that continued it."""
     phase: str
-    """The last training phase before the loss; empty: none had logged a step."""
+    """The last training phase before the loss; empty where no phase had logged a step."""
     cycle: int
     reached: int
-    """Last step that the phase had logged."""
+    """Last step that this phase had logged."""
     resumed_at: int
-    """Step from which it went on; `reached` where the phase had ended."""
+    """Step from which the trial continued; equal to `reached` where the phase had ended."""
     interval: int
     """Steps between two checkpoints at that time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A driver at work on a sweep."""
+    """One run of a sweep's driver."""
 
     session: str
     host: str
@@ -228,8 +252,8 @@ class Session:
     started: float
     """Unix time."""
     seconds: float = 0.0
-    """How long it has been seen at work."""
+    """Seconds from its start until the last time that it wrote this record."""
     ended: str | None = None
-    """Why it ended; None: it has not, or it was killed."""
+    """Why it ended; None where it has not, or was killed."""
     limit: str | None = None
-    """The setting of the budget that was used up."""
+    """The setting of the budget that was used up, such as `budget.hours`; None where none was."""

@@ -1,1 +1,1 @@
-"""Questions put to a trained model: one experiment a file."""
+"""Experiments on trained models: their heads, what pruning preserves, stress, and Plastic Neural Networks."""

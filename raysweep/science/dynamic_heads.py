@@ -1,8 +1,8 @@
-"""Does a head need to be there for every token? Loss against FLOPs with learned per-token gates, beside static pruning.
+"""Measure loss against FLOPs of a model whose heads open for some tokens only, beside static pruning.
 
-The network is frozen; only the routers learn, from its loss plus a penalty on the expected FLOPs of open heads. Each
-penalty gives one point of the curve. Beside it stands the largest network pruned by Taylor scores (untrained, too)
-that costs no more, on the same held-out windows.
+The network is frozen. Routers are trained on its loss plus a penalty on the expected FLOPs of open heads, and each
+penalty gives one point of the curve. A point is compared with the largest network pruned by Taylor scores that costs no
+more, on the same held-out windows; that network is not trained further, as the routed one's weights are not either.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from raysweep.contracts import Batch
 from raysweep.errors import DataError, ModelError
 from raysweep.job import registry
 from raysweep.job.plan import derived_seed
-from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import DataSpec, ModelSpec
-from raysweep.networks.fit import check_model
-from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.budget import lowest_heads
 from raysweep.networks.plasticity.head_map import HeadMap
@@ -33,31 +30,33 @@ from raysweep.networks.plasticity.objective import logits_of, losses_of, mean_lo
 from raysweep.networks.plasticity.probe import probe
 from raysweep.networks.plasticity.routing import HeadRouters
 from raysweep.records.schema import perplexity
+from raysweep.science.language_models import load_plastic_model, trained_task
 from raysweep.trial.data.tokens import BatchOrder, TokenStore, prepare, windows_of
-from raysweep.trial.exports.load import is_export, load_whole
 from raysweep.trial.measures.evaluation import evaluate, shared_batches
+from raysweep.trial.measures.measures import PROBE_BATCH
 from raysweep.trial.runtime import Runtime
 
 TASK = "causal_lm"
 TIMED = 9
-"""Forward passes that a time is the median of."""
+"""Forward passes of a timing, of which the median counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
-    """What to try."""
+    """Penalties to try, and how routers are trained."""
 
     penalties: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
-    """Nats that all present heads being open would cost; one point of the curve each."""
+    """Penalty on the loss, in nats, if all present heads were open; each gives one point of the curve."""
     steps: int = 100
+    """Training steps of the routers."""
     batch_size: int = 8
     lr: float = 1e-2
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Static:
-    """A network with fewer heads for every token."""
+class StaticNetwork:
+    """A network with the same heads for every token."""
 
     heads: int
     flops_per_token: float
@@ -67,111 +66,117 @@ class Static:
 
 @dataclass(frozen=True, kw_only=True)
 class CostPoint:
-    """The routers of one penalty on the held-out windows."""
+    """The result of one penalty on the held-out windows."""
 
     penalty: float
     open_share: float
     """Share of (token, present head) pairs that were open."""
     flops_per_token: float
-    """Counted, routers included; see `seconds_per_token` for what they take."""
+    """Counted FLOPs, routers included; see `RouterCurve.seconds_per_token` for the time."""
     loss: float
+    """Nats per prediction."""
     perplexity: float
-    static: Static | None
+    static: StaticNetwork | None
     """Taylor pruning at no more FLOPs; None where one head in each layer still costs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """The answer, with all that is needed to ask again."""
+class RouterCurve:
+    """Loss against FLOPs of a model, with all settings that are needed to measure it again."""
 
     model: str
     data: str
     data_sha256: str
     seq_len: int
     question: RouterOptions
-    full: Static
-    """The model as it is: its present heads open for every token."""
+    """Options of the measurement."""
+    full: StaticNetwork
+    """The model with its present heads open for every token."""
     points: list[CostPoint]
     seconds_per_token: dict[str, float]
-    """Measured: `plain`, and `gated` with the last point's routers; closed heads are multiplied by 0, not skipped."""
+    """Measured times: `plain`, and `gated` with the routers of the last point. Closed heads are multiplied by 0, not
+    skipped, so the gated time is no measure of what skipping would save."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def here() -> Runtime:
-    """Return this process alone, on a GPU where there is one."""
+    """Return the runtime of a single process, on a GPU if there is one."""
     return Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def dynamic_heads(name: str, data: DataSpec, question: RouterOptions, runtime: Runtime) -> Curve:
-    """Measure a model, given by hub name, folder or export, on a corpus.
+def dynamic_heads(name: str, data: DataSpec, options: RouterOptions, runtime: Runtime) -> RouterCurve:
+    """Measure a model on a corpus.
+
+    Args:
+        name: hub name, folder or export of a causal language model.
 
     Raises:
-        ModelError, DataError: the model or the corpus cannot be had or used; TrialError: no head can be ranked.
+        ModelError: the model cannot be loaded, or is no causal language model.
+        DataError: the corpus cannot be loaded, or is too short.
+        TrialError: no head can be ranked.
     """
+    # Training and evaluation splits are apart: routers learn on one, and everything is measured on the other.
     model, head_map, tokens = _load(name, data, runtime)
     train = windows_of(tokens.train, data.seq_len)
     held_out = windows_of(tokens.evaluation[: data.eval_tokens], data.seq_len)
-    if len(train) < max(question.batch_size, data.probe_windows):
+    if len(train) < max(options.batch_size, data.probe_windows):
         raise DataError(
             f"data.name = {data.name!r} is too short: {len(train)} training windows of {data.seq_len} tokens, but a "
-            f"batch takes {question.batch_size} and the probe {data.probe_windows}. Give a longer text."
+            f"batch takes {options.batch_size} and the probe {data.probe_windows}. Give a longer text."
         )
-    return curve(model, head_map, train, held_out, data, question, runtime, name=name, sha256=tokens.text_sha256)
+    return router_curve(model, head_map, train, held_out, data, options, runtime, name=name, sha256=tokens.text_sha256)
 
 
-def curve(
-    model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, question: RouterOptions,
+def router_curve(
+    model: PlasticModel, head_map: HeadMap, train: Any, held_out: Any, data: DataSpec, options: RouterOptions,
     runtime: Runtime, *, name: str, sha256: str,
-) -> Curve:  # fmt: skip
-    """Measure a loaded model; its weights and gates stay as they are.
+) -> RouterCurve:  # fmt: skip
+    """Measure a loaded model; its weights and gates are left unchanged.
 
     Args:
         train, held_out: windows of tokens (count, seq_len).
+        name, sha256: of the model and of the text, for the record.
     """
     task = registry.build("tasks", TASK)
-    batches = shared_batches(held_out, question.batch_size, task, runtime)
-    probed = shared_batches(train[: data.probe_windows], 4, task, runtime)
+    batches = shared_batches(held_out, options.batch_size, task, runtime)
+    # Heads are scored on training windows: held-out ones would choose the heads by what is measured afterwards.
+    probed = shared_batches(train[: data.probe_windows], PROBE_BATCH, task, runtime)
     seq_len = data.seq_len
     with _frozen(model):
         model.set_gates(head_map)
-        full = _static(model, head_map, batches, seq_len, runtime)
+        full = _measured_static(model, head_map, batches, seq_len, runtime)
         pruned = _StaticPruning(model, head_map, probed, seq_len, runtime)
+        # The routers of the last point are timed; without a penalty, untrained ones are.
         points, routers = [], HeadRouters(model, head_map)
-        for penalty in question.penalties:
-            routers = train_routers(model, head_map, train, penalty, question, runtime)
-            with routers.routing():
-                loss = evaluate(model, batches, runtime, "auto").loss
-            flops = routers.flops_per_token(seq_len)
-            beside = pruned.at_most(flops)
-            points.append(
-                CostPoint(
-                    penalty=penalty, open_share=routers.open_share(), flops_per_token=flops, loss=loss,
-                    perplexity=perplexity(loss),
-                    static=None if beside is None else _static(model, beside, batches, seq_len, runtime),
-                )
-            )  # fmt: skip
+        for penalty in options.penalties:
+            routers = train_routers(model, head_map, train, penalty, options, runtime)
+            points.append(_point(penalty, routers, pruned, batches, runtime))
+            # The static network left its own gates set; the next routers are to see the model as it was.
             model.set_gates(head_map)
         seconds = _seconds_per_token(model, routers, batches[0])
-    return Curve(
-        model=name, data=data.name, data_sha256=sha256, seq_len=seq_len, question=question, full=full, points=points,
+    return RouterCurve(
+        model=name, data=data.name, data_sha256=sha256, seq_len=seq_len, question=options, full=full, points=points,
         seconds_per_token=seconds,
     )  # fmt: skip
 
 
 def train_routers(
-    model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, question: RouterOptions, runtime: Runtime
+    model: PlasticModel, head_map: HeadMap, train: Any, penalty: float, options: RouterOptions, runtime: Runtime
 ) -> HeadRouters:
-    """Return routers trained on windows (count, seq_len) of tokens; the model is left as it is."""
+    """Return routers trained on windows (count, seq_len) of tokens; the model is left unchanged."""
     task = registry.build("tasks", TASK)
     routers = HeadRouters(model, head_map)
-    optimizer = torch.optim.Adam(routers.parameters(), lr=question.lr)
-    seed = derived_seed(str(question.seed), "routers")
-    order = BatchOrder(num_windows=len(train), batch_size=question.batch_size, seed=seed)
+    optimizer = torch.optim.Adam(routers.parameters(), lr=options.lr)
+    seed = derived_seed(str(options.seed), "routers")
+    # All penalties see the same windows in the same order: points of the curve differ in the penalty alone.
+    order = BatchOrder(num_windows=len(train), batch_size=options.batch_size, seed=seed)
+    # The network is frozen, so the gradient reaches the routers alone, through the gates of closed heads as well: the
+    # hard gates have a straight-through gradient (see `routing.HardGate`).
     with _frozen(model), routers.routing():
-        for step in range(question.steps):
-            (batch,) = shared_batches(train[order.indices(step)], question.batch_size, task, runtime)
+        for step in range(options.steps):
+            (batch,) = shared_batches(train[order.indices(step)], options.batch_size, task, runtime)
             with runtime.autocast("auto"):
                 loss = mean_loss(losses_of(model, batch), batch.labels)
             (loss + penalty * routers.expected_share(train.shape[1])).backward()
@@ -180,8 +185,27 @@ def train_routers(
     return routers
 
 
+def _point(
+    penalty: float, routers: HeadRouters, pruned: _StaticPruning, batches: Sequence[Batch], runtime: Runtime
+) -> CostPoint:
+    """Measure trained routers, and the static network beside them; the gates stay set to that of the latter."""
+    # `routing` counts open heads anew from here, so the shares below are those of the held-out windows.
+    with routers.routing():
+        loss = evaluate(pruned.model, batches, runtime, "auto").loss
+    # The static network is allowed what the routed one costs, routers included.
+    flops = routers.flops_per_token(pruned.seq_len)
+    beside = pruned.at_most(flops)
+    static = None
+    if beside is not None:
+        static = _measured_static(pruned.model, beside, batches, pruned.seq_len, runtime)
+    return CostPoint(
+        penalty=penalty, open_share=routers.open_share(), flops_per_token=flops, loss=loss,
+        perplexity=perplexity(loss), static=static,
+    )  # fmt: skip
+
+
 class _StaticPruning:
-    """Networks pruned by Taylor scores, measured once on the network as it is."""
+    """Networks pruned by the Taylor scores of the whole network, which are measured once."""
 
     def __init__(
         self, model: PlasticModel, head_map: HeadMap, probed: Sequence[Batch], seq_len: int, runtime: Runtime
@@ -191,7 +215,11 @@ class _StaticPruning:
         self.model, self.head_map, self.seq_len = model, head_map, seq_len
 
     def at_most(self, flops: float) -> HeadMap | None:
-        """Return the map with the most heads that costs no more than `flops` a token; one head a layer stays."""
+        """Return the map with the most heads that costs at most `flops` a token; each layer keeps one head.
+
+        None if one head in each layer still costs more.
+        """
+        # One head more at a time: heads of layers differ in cost, so the number cannot be computed from `flops`.
         for count in range(self.head_map.active - len(self.head_map.grown) + 1):
             lowest = lowest_heads(
                 self.scores, self.head_map, count, budget="global", min_heads_per_layer=1, protected=set()
@@ -202,13 +230,13 @@ class _StaticPruning:
         return None
 
 
-def _static(
+def _measured_static(
     model: PlasticModel, head_map: HeadMap, batches: Sequence[Batch], seq_len: int, runtime: Runtime
-) -> Static:  # fmt: skip
-    """Measure a network with some of its heads; leaves its gates so."""
+) -> StaticNetwork:  # fmt: skip
+    """Measure a network with the heads of a map; its gates stay set to that map."""
     model.set_gates(head_map)
     loss = evaluate(model, batches, runtime, "auto").loss
-    return Static(
+    return StaticNetwork(
         heads=head_map.active, flops_per_token=flops_per_token(model, head_map, seq_len), loss=loss,
         perplexity=perplexity(loss),
     )  # fmt: skip
@@ -216,14 +244,16 @@ def _static(
 
 @torch.no_grad()
 def _seconds_per_token(model: PlasticModel, routers: HeadRouters, batch: Batch) -> dict[str, float]:
-    """Time forward passes in turn, so that both see whatever else the machine does."""
+    """Return the median time of forward passes without and with routers, in seconds a token."""
 
     def seconds() -> float:
         started = time.perf_counter()
-        float(logits_of(model, batch)[0, 0, 0])  # waits for a GPU
+        # A GPU computes asynchronously: reading a number waits for it.
+        float(logits_of(model, batch)[0, 0, 0])
         return (time.perf_counter() - started) / batch.inputs.numel()
 
     times: dict[str, list[float]] = {"plain": [], "gated": []}
+    # Both by turns: whatever else the machine does for a while then slows both alike.
     for _ in range(TIMED):
         times["plain"].append(seconds())
         with routers.routing():
@@ -233,9 +263,11 @@ def _seconds_per_token(model: PlasticModel, routers: HeadRouters, batch: Batch) 
 
 @contextmanager
 def _frozen(model: PlasticModel) -> Iterator[None]:
-    """Evaluation mode, no gradients for parameters; all is put back, gates included."""
+    """Put a model into evaluation mode without gradients for a while; put everything back, gates included."""
     was_training, gates = model.training, [gate.values for gate in model.gates]
+    # Only what was trainable is made trainable again: a model may have had frozen parameters before.
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Dropout off and weights frozen: what changes between points is the gates alone.
     model.eval().requires_grad_(False)
     try:
         yield
@@ -248,15 +280,12 @@ def _frozen(model: PlasticModel) -> Iterator[None]:
 
 
 def _load(name: str, data: DataSpec, runtime: Runtime) -> tuple[PlasticModel, HeadMap, TokenStore]:
-    spec = ModelSpec(name=name, task=TASK)
-    if name in scratch_sizes():
-        raise ModelError(f"MODEL = {name!r} is a from-scratch size, which has learned nothing. Name trained weights.")
-    check_model(spec, seq_len=data.seq_len)  # and that it is a language model: gates are for each token
+    """Load a causal language model and a corpus under its tokenizer."""
+    learned = trained_task(name)
+    if learned != TASK:
+        raise ModelError(
+            f"model {name!r} learned {learned}: gates that open for each token need a causal language model."
+        )
     tokens = prepare(data, tokenizer=data.tokenizer or name, vocab_size=None, special_tokens=False)
-    head_map: HeadMap | None = None
-    if is_export(name):
-        network, family, head_map = load_whole(name)
-    else:
-        network, family = build_network(spec, tokens.facts, seq_len=data.seq_len, seed=0)
-    model = PlasticModel(network.to(runtime.device), family.sites(network))
-    return model, head_map or HeadMap.full(*model.shape), tokens
+    model, head_map = load_plastic_model(ModelSpec(name=name, task=TASK), tokens.facts, data.seq_len)
+    return model.to(runtime.device), head_map, tokens

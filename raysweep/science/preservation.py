@@ -1,17 +1,15 @@
-"""How far one network computes another's function: what they predict, what their layers hold, where their heads look.
+"""Measure how far one network computes the function of another: predictions, hidden states and attention.
 
-Both see the same windows in fp32. Predictions are compared at the positions that have a label, layers and heads at all
-tokens that are no padding. docs/stress.md defines every number.
+Both see the same windows in fp32. Predictions are compared at positions with a label, hidden states and attention at
+all tokens but padding. docs/stress.md defines every number.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,13 @@ import torch
 from raysweep.contracts import Array, Batch, Examples, Mask
 from raysweep.errors import DivergedError, ModelError
 from raysweep.job.spec import ModelSpec
-from raysweep.networks.plasticity.attention_divergence import Attended, attention_divergence
-from raysweep.networks.plasticity.attention_statistics import watched_attention
+from raysweep.networks.plasticity.attention_divergence import attention_divergence
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
-from raysweep.networks.plasticity.objective import NO_LABEL, label_losses, predictions
-from raysweep.science.language_models import load_model, text_windows, trained_task
+from raysweep.networks.plasticity.objective import NO_LABEL
+from raysweep.reports.wording import duration
+from raysweep.science.language_models import load_plastic_model, text_windows, trained_task
+from raysweep.science.observation import Outputs, observed
 from raysweep.science.pnn.activity import real_tokens
 from raysweep.science.statistics.finding import Interval
 from raysweep.science.statistics.resampling import interval
@@ -37,46 +36,48 @@ from raysweep.trial.measures.evaluation import shared_batches
 from raysweep.trial.runtime import Runtime
 
 BATCH = 1
-"""Windows at once: logits over a whole vocabulary are held twice, in fp64."""
+"""Windows at once: the logits of two networks over a whole vocabulary are in memory, in fp64."""
 FEWEST_KEYS = 2
-"""A query that may look at one key alone looks there in every network."""
+"""Queries with fewer keys are left out: with one visible key, attention to it is 1 in every network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSimilarity:
-    """How alike what two networks hold is: row 0 after the embedding, row l after layer l."""
+    """Similarity of the hidden states of two networks after the embedding or after one layer."""
 
     cosine: float
-    """Mean over tokens of the cosine of their hidden states."""
+    """Mean over tokens of the cosine of their hidden states, in [-1, 1]."""
     cka: float | None
-    """Linear CKA of a window's hidden states, unbiased, mean over tokens' windows; None where it does not exist."""
+    """Unbiased linear CKA of the hidden states of a window (see `alignments`), mean over windows weighted by their
+    tokens; None if all windows are too short for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preservation:
-    """How far OTHER computes the function of MODEL."""
+    """Comparison of OTHER with MODEL."""
 
     windows: int
     predictions: int
-    """Labels that are predicted."""
+    """Number of labels."""
     logit_cosine: float
     """Mean over predictions of the cosine of the logits."""
     kl: float
     """Mean over predictions of KL(MODEL || OTHER), nats."""
     agreement: float
-    """Share of predictions whose first choice is the same."""
+    """Share of predictions whose largest logit is the same."""
     loss: float
     other_loss: float
     """Nats per prediction."""
     difference: Interval
     """OTHER's loss minus MODEL's, paired, with its 95% bootstrap interval over windows."""
     layers: list[LayerSimilarity]
+    """Entry 0 is after the embedding, entry l after layer l."""
     divergence: list[list[float | None]]
-    """[layer][head], by original position: Jensen-Shannon divergence of attention in nats, in [0, ln 2], mean over
-    queries; None where the head is absent in one of the two."""
+    """[layer][head], by original position: Jensen-Shannon divergence of attention (Lin 1991) in nats, in [0, ln 2],
+    mean over queries; None where the head is absent in one of the two."""
     heads: int
     other_heads: int
-    """Heads that are present."""
+    """Numbers of present heads."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,26 +89,27 @@ def preservation(
     """Compare two trained language models on consecutive windows from the start of a text file.
 
     Args:
-        name, other: hub names or folders; exports are looked at in their full shape.
+        name, other: hub names or folders; exports are compared in their full shape.
         tokenizer: hub name or folder. Default: the models' own, which must agree.
-        say: is told beforehand how long it takes.
+        say: called with an estimate of the time after the first batch.
 
     Raises:
         ModelError: a model cannot be loaded, or the two cannot be compared.
         DataError: the text is missing, unreadable or too short, or there is no tokenizer.
-        DivergedError: a loss is no number.
+        DivergedError: a loss is not finite.
     """
     learned, other_learned = trained_task(name), trained_task(other)
     if learned != other_learned:
         raise ModelError(
             f"model {name!r} learned {learned}, {other!r} {other_learned}: give two that learned the same."
         )
+    # Both are given the tokens of one tokenizer: token by token comparisons need the same positions.
     encoder, facts = pretrained_tokenizer(tokenizer or name)
     examples = text_windows(data, encoder, seq_len, windows)
     if tokenizer is None:
         _check_tokenizers(name, other, encoder, examples, data)
     spec, other_spec = (ModelSpec(name=model, task=learned) for model in (name, other))
-    ours, theirs = load_model(spec, facts, seq_len), load_model(other_spec, facts, seq_len)
+    ours, theirs = (load_plastic_model(each, facts, seq_len) for each in (spec, other_spec))
     _check_alike(name, other, ours[0], theirs[0])
     batches = shared_batches(examples, BATCH, build_task(spec, facts), Runtime(device=torch.device("cpu")))
     return compare(ours, theirs, batches, say)
@@ -119,121 +121,65 @@ def compare(
 ) -> Preservation:  # fmt: skip
     """Compare two loaded models of the same shape on the same batches.
 
-    Both are left in evaluation mode and fp32 at least, with their gates as their head maps say.
+    Both are left in evaluation mode and fp32 at least, with the gates of their head maps.
 
     Raises:
         ModelError: a network does not show its hidden states or its attention, layer by layer.
-        DivergedError: a loss is no number.
+        DivergedError: a loss is not finite.
     """
+    # Divergence is defined for heads that both networks have.
     sums = _Sums(ours[1].present & theirs[1].present)
     started = time.perf_counter()
-    with torch.no_grad(), _observed(*ours) as one, _observed(*theirs) as other:
+    with torch.no_grad(), observed(*ours) as one, observed(*theirs) as other:
         for number, batch in enumerate(batches, 1):
             sums.add(batch, one(batch), other(batch))
+            # All batches are of one size, so the first gives the time of all.
             if number == 1:
                 seconds = len(batches) * (time.perf_counter() - started)
-                say(f"{len(batches)} batches through both models: about {seconds:.0f} s")
+                say(f"{len(batches)} batches through both models: about {duration(seconds)}")
     return sums.result(ours[1].active, theirs[1].active)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What one network showed of a batch."""
-
-    logits: torch.Tensor
-    """(predictions, vocabulary), fp64"""
-    losses: torch.Tensor
-    """(predictions,)"""
-    states: Sequence[torch.Tensor]
-    """(batch, tokens, width) after the embedding and after each layer."""
-    attended: Sequence[Attended]
-    """Of each layer."""
-
-
-class _Observer:
-    """Runs batches through a network and keeps what it shows of the last one."""
-
-    def __init__(self, model: PlasticModel) -> None:
-        self.model = model
-        self.states: Sequence[torch.Tensor] = ()
-        self.attended: dict[int, Attended] = {}
-
-    def __call__(self, batch: Batch) -> _Seen:
-        self.states, self.attended = (), {}
-        logits, labels = predictions(self.model, batch)
-        layers = len(self.model.sites)
-        if len(self.states) != layers + 1 or len(self.attended) != layers:
-            kind = self.model.network.config.model_type
-            raise ModelError(
-                f"a network of {kind!r} does not show the hidden states and the attention of its layers, each once. "
-                "Compare networks of pnn with 'raysweep analyze pnn MODEL --compare OTHER'."
-            )
-        asked = labels != NO_LABEL
-        return _Seen(
-            logits=logits[asked].double(),
-            losses=label_losses(logits[asked], labels[asked]),
-            states=self.states,
-            attended=[self.attended[layer] for layer in range(layers)],
-        )
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float,
-        causal: bool,
-    ) -> None:  # fmt: skip
-        self.attended[layer] = Attended(query=query, key=key, mask=mask, scaling=scaling, causal=causal)
-
-    def keep_states(self, network: Any, inputs: Any, output: Any) -> None:
-        self.states = getattr(output, "hidden_states", None) or ()
-
-
-@contextmanager
-def _observed(model: PlasticModel, head_map: HeadMap) -> Iterator[_Observer]:
-    network: Any = model.eval().to(torch.promote_types(next(model.parameters()).dtype, torch.float32)).network
-    model.set_gates(head_map)
-    observer = _Observer(model)
-    before = network.config.output_hidden_states
-    network.config.output_hidden_states = True
-    handle = network.register_forward_hook(observer.keep_states)
-    try:
-        with watched_attention(network, {site.attention: partial(observer.attend, site.layer) for site in model.sites}):
-            yield observer
-    finally:
-        handle.remove()
-        network.config.output_hidden_states = before
-
-
 class _Sums:
-    """Everything that is a mean, on its way."""
+    """Sums over batches, from which the means of `Preservation` follow."""
 
     def __init__(self, present: Mask) -> None:
         layers = len(present)
         self.present = present
         self.windows = 0
         self.predictions: list[Array] = []
-        """(number, 6) of each batch: cosine, KL, agreement, both losses, and the window."""
+        """Of each batch, (predictions, 6): cosine, KL, agreement, both losses, and the number of the window."""
         self.cosines, self.tokens = np.zeros(layers + 1), 0
         self.alignments, self.aligned = np.zeros(layers + 1), 0
+        # Queries are counted by layer: masks may differ between layers, and with them the number of visible keys.
         self.divergences, self.queries = np.zeros(present.shape), np.zeros((layers, 1))
 
-    def add(self, batch: Batch, one: _Seen, other: _Seen) -> None:
+    def add(self, batch: Batch, one: Outputs, other: Outputs) -> None:
+        """Add the outputs of both networks for a batch."""
         real = real_tokens(batch)
         self._add_predictions(batch, one, other)
         for layer, states in enumerate(zip(one.states, other.states, strict=True)):
             self._add_states(layer, real, torch.stack(states).double())
         self.tokens += int(real.sum())
+        # Padding counts nowhere, and windows too short for a CKA are no part of its mean.
         long_enough = real.sum(1) >= FEWEST_TOKENS
         self.aligned += int(real[long_enough].sum())
         for layer, attended in enumerate(zip(one.attended, other.attended, strict=True)):
             divergence, keys = attention_divergence(*attended)
+            # The mask is the same for all heads of a layer, so those of one head give the number of queries.
             counted = real[:, None] & (keys >= FEWEST_KEYS)
+            # Divergences are (batch, heads, queries): summed over windows and queries, a number for each head remains.
             self.divergences[layer] += torch.where(counted, divergence, 0.0).sum((0, 2)).numpy()
             self.queries[layer] += int(counted[:, 0].sum())
+        # Last: the predictions above are numbered from the windows before this batch.
         self.windows += len(batch.labels)
 
-    def _add_predictions(self, batch: Batch, one: _Seen, other: _Seen) -> None:
+    def _add_predictions(self, batch: Batch, one: Outputs, other: Outputs) -> None:
+        # Logits are fp64 here: the KL of nearly equal networks is made of differences of nearly equal numbers.
         log, other_log = one.logits.log_softmax(-1), other.logits.log_softmax(-1)
         columns = [
             torch.cosine_similarity(one.logits, other.logits, dim=-1),
+            # KL(MODEL || OTHER): what OTHER gives little probability to though MODEL expects it counts most.
             (log.exp() * (log - other_log)).sum(-1),
             (one.logits.argmax(-1) == other.logits.argmax(-1)).double(),
             one.losses.double(),
@@ -247,15 +193,23 @@ class _Sums:
         self.cosines[layer] += float(torch.cosine_similarity(*states, dim=-1)[real].sum())
         for window, row in enumerate(real):
             if int(row.sum()) >= FEWEST_TOKENS:
+                # Windows are weighted by their tokens, like all other means.
                 self.alignments[layer] += alignments(states[:, window, row])[0, 1] * int(row.sum())
 
     def result(self, heads: int, other_heads: int) -> Preservation:
+        """Return the means.
+
+        Raises:
+            DivergedError: a loss is not finite.
+        """
         numbers = np.concatenate(self.predictions)
         cosine, kl, agreement, loss, other_loss, _ = numbers.mean(0).tolist()
         if not (math.isfinite(loss) and math.isfinite(other_loss)):
             raise DivergedError(f"the losses are {loss} and {other_loss}: there is no function to compare.")
-        with np.errstate(invalid="ignore"):  # windows too short for any: NaN
+        # Where all windows are too short for a CKA this is 0 / 0: NaN, which is reported as None.
+        with np.errstate(invalid="ignore"):
             aligned = self.alignments / self.aligned
+        # An absent head has uniform attention by its zero weights, which is no attention of the network.
         divergences = np.where(self.present, self.divergences / self.queries, np.nan)
         return Preservation(
             windows=self.windows, predictions=len(numbers), logit_cosine=cosine, kl=kl, agreement=agreement,
@@ -273,11 +227,13 @@ class _Sums:
 
 
 def _or_none(value: float) -> float | None:
+    """Return a value for JSON, which has no NaN."""
     return float(value) if math.isfinite(value) else None
 
 
 def _check_tokenizers(name: str, other: str, encoder: Any, examples: Examples, data: Path) -> None:
-    """Check that OTHER reads the same tokens: the same vocabulary, and the text cut in the same way."""
+    """Check that OTHER reads the same tokens: the same vocabulary, and the same tokens of the text."""
+    # Equal vocabularies are not enough: merges and normalisation may differ.
     theirs, _ = pretrained_tokenizer(other)
     way_out = "Models are compared on the same tokens; if both take those of one tokenizer, name it with --tokenizer."
     if encoder.get_vocab() != theirs.get_vocab():
@@ -287,6 +243,8 @@ def _check_tokenizers(name: str, other: str, encoder: Any, examples: Examples, d
 
 
 def _check_alike(name: str, other: str, one: PlasticModel, two: PlasticModel) -> None:
+    """Check that two models have the same shape: vocabulary, layers, heads and width."""
+    # Hidden states and heads are compared position by position: a cosine of two widths does not exist.
     for what, ours, theirs in (
         ("tokens", one.network.config.vocab_size, two.network.config.vocab_size),
         ("layers", one.shape[0], two.shape[0]),

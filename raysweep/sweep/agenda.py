@@ -1,6 +1,8 @@
-"""What runs next in a sweep. All of it follows from the archive: a sweep that is killed goes on as if nothing had been.
+"""Decide which trial of a sweep runs next. Everything follows from the archive, so a killed sweep goes on as if it had
+not been killed.
 
-What an earlier session left unfinished comes first, in order; then new trials of the search; then points on more seeds.
+Trials that an earlier session left unfinished come first, in order; then new trials of the search; then trials of
+earlier points on more seeds.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Agenda:
     """Proposes the trials of one sweep; each is in the archive before it is returned.
 
     Args:
-        study: proposes values; None for a job without a space.
+        study: proposes the values of new trials; None for a job without a space.
     """
 
     def __init__(self, folder: SweepFolder, job: Job, study: Study | None) -> None:
@@ -34,12 +36,16 @@ class Agenda:
         self._proposals = folder.proposals()
         self._records = folder.trials()
         self._open = {trial for trial in self._proposals if trial not in self._records}
+        """Trials without a final record."""
         self._unfinished = deque(sorted(self._open))
+        """Trials of earlier sessions that have not been proposed again."""
         self._resumed: deque[int] = deque()
+        """Paused trials that the stopping rule lets go on."""
         self._paused: set[int] = set()
         self._follow_ups: deque[points.FollowUp] = deque()
+        # Follow-ups are worked out from all records, and `finished` is asked often: remember that nothing has happened
+        # since which could add to them.
         self._looked_ahead = False
-        """Nothing has happened since that could add to the follow-ups."""
         self._exhausted = folder.exhausted()
         self._searched = sum(map(points.is_search, self._proposals.values()))
         self._newest = max(self._proposals, default=0)
@@ -47,12 +53,12 @@ class Agenda:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing to run, now or later."""
+        """Whether there is nothing left to run, now or later."""
         return not (self._open or self._search_left or self._to_follow())
 
     @property
     def remaining(self) -> int:
-        """Trials still to end, as far as can be told now."""
+        """Number of trials still to end, as far as is known now: results decide which points run on more seeds."""
         planned = points.planned(self._spec, self._proposals, self._records, exhausted=self._exhausted)
         return planned - len(self._records)
 
@@ -62,31 +68,39 @@ class Agenda:
         search = self._spec.search
         if not self._exhausted or search is None:
             return range(0)
+        # Stopping rules that compare a cohort wait for all planned trials unless they know of these.
         last = max((trial for trial, proposal in self._proposals.items() if points.is_search(proposal)), default=0)
         return range(last + 1, search.trials + 1)
 
     def next(self) -> Proposal | None:
-        """Return the next trial to run now; None: there is none, as long as no other one has ended."""
+        """Return the next trial to run now, None if there is none until another one has ended."""
         if self._unfinished:
             earlier = self._proposals[self._unfinished.popleft()]
             return self._added(replace(earlier, attempt=earlier.attempt + 1))
         if self._resumed:
-            return self._proposals[self._resumed.popleft()]  # a pause is no attempt that was lost
+            # Its proposal stays as it is: a pause loses no attempt.
+            return self._proposals[self._resumed.popleft()]
         return self._searching() or self._following_up()
 
     def ended(self, record: TrialRecord, reports: Sequence[Report]) -> None:
-        """Take note of a trial's final record, and of what it had reported to its stopping rule."""
+        """Note a trial's final record, and tell the study of it.
+
+        Args:
+            reports: of the trial to its stopping rule, those of earlier sessions included.
+        """
         self._records[record.trial] = record
         self._open.discard(record.trial)
         self._paused.discard(record.trial)
+        # It may end in the queue: every lane can die after its rule let it go on.
         if record.trial in self._resumed:
             self._resumed.remove(record.trial)
         self._looked_ahead = False
         self._tell(record, reports)
 
     def paused(self, trial: int) -> None:
-        """Put a trial aside until its stopping rule resumes or ends it; also one that an earlier session left so."""
+        """Put a trial aside until its stopping rule resumes or ends it."""
         self._paused.add(trial)
+        # A trial that an earlier session left paused is not to be run again before its rule says so.
         if trial in self._unfinished:
             self._unfinished.remove(trial)
 
@@ -104,7 +118,8 @@ class Agenda:
         return 0 if self._exhausted else max(0, planned - self._searched)
 
     def _replay(self) -> None:
-        """Tell the study what earlier sessions told theirs."""
+        """Bring the study to the state in which earlier sessions left theirs."""
+        # Results in the order of the archive, which is that in which the samplers of earlier sessions got them.
         reports = self._folder.reports()
         for record in self._records.values():
             self._tell(record, reports.get(record.trial, ()))
@@ -118,6 +133,7 @@ class Agenda:
         trial, search = self._newest + 1, self._spec.search
         values = self._study.ask(trial) if self._study else {}
         if values is None:
+            # In the archive, too: a resumed sweep must not ask a used-up grid again, nor wait for its trials.
             self._folder.exhaust()
             self._exhausted, self._looked_ahead = True, False
             return None
@@ -135,7 +151,7 @@ class Agenda:
         )
 
     def _to_follow(self) -> deque[points.FollowUp]:
-        """Return what is to be run on more seeds; nothing while the search has more to propose: it comes first."""
+        """Return the points to run on more seeds; none while the search, which comes first, has more to propose."""
         if not (self._follow_ups or self._looked_ahead or self._search_left):
             searched = not self._of_search(self._open)
             self._follow_ups.extend(points.due(self._spec, self._proposals, self._records, searched=searched))
@@ -150,6 +166,7 @@ class Agenda:
         return [self._proposals[trial] for trial in trials if points.is_search(self._proposals[trial])]
 
     def _added(self, proposal: Proposal) -> Proposal:
+        # Written before anybody runs it: a trial that leaves a trace must be known to a resumed sweep.
         self._folder.add_proposal(proposal)
         self._proposals[proposal.trial] = proposal
         self._newest = max(self._newest, proposal.trial)

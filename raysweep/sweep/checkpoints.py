@@ -1,4 +1,4 @@
-"""Whether the phase store holds what a trial's result is restored from. Looks only, without torch."""
+"""Check whether the phase store holds what a trial's result is restored from. Torch-free, and changes nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from pathlib import Path
 from raysweep.records import atomic_folders as entries
 from raysweep.records.atomic_folders import DamagedError
 
+# The names of trial/store/phase_store.py, which imports torch.
 OUTCOME, TENSORS, SLICES = "outcome.json", "tensors.safetensors", "slices.safetensors"
 
 
 def broken_parts(store: Path, key: str) -> Iterator[str]:
-    """Name what is missing or damaged: the outcomes up to a phase, what changed heads, the last tensors."""
+    """Yield each file that is missing or damaged, of those that make up the state after a phase.
+
+    These are the outcomes of all phases up to it, the weights after the last training phase, and the slices that later
+    phases changed.
+    """
     try:
         entries.check(store / key, OUTCOME)
     except DamagedError:
         yield f"{key}/{OUTCOME}"
         return
-    trained = False  # whether a later phase's tensors are what the state is made of
+    # From the last phase to the first: behind the last weights, no earlier ones are needed.
+    trained = False
     for phase in reversed(json.loads((store / key / OUTCOME).read_bytes())["history"]):
         try:
             held = entries.manifest(store / phase)

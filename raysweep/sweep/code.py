@@ -29,6 +29,7 @@ def code_of(job: Job, points: Iterable[Mapping[str, Any]] = ()) -> dict[str, str
 
 
 def _strategies(job: Job, points: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    # The job names one strategy of a kind, its space any number, and a fork may name one that neither does.
     spec, known = job.spec.resolved(), list(points)
     for section, named in STRATEGY_KEYS.items():
         if not section.startswith("cycle."):

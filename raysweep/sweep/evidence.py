@@ -1,4 +1,4 @@
-"""What a sweep's folder holds, read once and kept small: the ground that invariants are judged on."""
+"""Read what the invariants are checked on from a sweep's folder, once, and without the bulk of its records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Act:
-    """What a prune or grow did to the heads, as its decision says."""
+    """The decision of one prune or grow."""
 
     kind: str
     cycle: int
@@ -32,7 +32,7 @@ class Act:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """One phase record, without what no invariant needs."""
+    """What the invariants need of one phase record."""
 
     trial: int
     label: str
@@ -41,9 +41,9 @@ class Phase:
     head_map: list[list[int]]
     acts: list[Act]
     misstep: str | None
-    """What is wrong with the steps that it logged."""
+    """What is wrong with the steps that it logged; None if nothing is."""
     outcome: int
-    """Hash of what follows from its key."""
+    """Hash of the fields that its key determines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything that invariants are judged on."""
+    """What the invariants are checked on."""
 
     folder: SweepFolder
     job: Job
@@ -66,22 +66,24 @@ class Evidence:
     running: bool
     """Whether a driver runs the sweep right now."""
     told: list[tuple[int | None, str]]
-    """What the study's journal holds: trial and state."""
+    """Trial and Optuna's state of each line of the study's journal."""
     endings: list[Ending]
     ended: dict[int, TrialRecord]
-    """The final record of each trial that is not open, in the order in which they ended."""
+    """The final records of trials that are not open, in the order in which they ended."""
     phases: dict[int, list[Phase]]
-    """Of each trial, in the order of the archive."""
+    """The phases of each trial, in the order of the archive."""
     proposals: dict[int, Proposal]
     retries: list[Retry]
 
     @staticmethod
     def read(folder: SweepFolder) -> Evidence:
-        """Read in the order opposite to that of writing, so that a sweep under way shows nothing without its ground."""
+        """Read a sweep's folder, also while the sweep runs."""
+        # Last-written first: in a running sweep no line that is read then refers to one that is not read yet.
         running = folder.running()
         told = list(_told(folder.path / "study.journal"))
         endings, ended = _endings(folder.lines("trials.jsonl"))
         phases: dict[int, list[Phase]] = defaultdict(list)
+        # Trajectories, statistics and samples are most of a record's bytes, and no invariant needs them.
         for line in folder.lines("phases.jsonl", stop="trajectory"):
             phases[line["trial"]].append(_phase(line))
         return Evidence(
@@ -116,6 +118,8 @@ def _endings(lines: Iterable[Mapping[str, Any]]) -> tuple[list[Ending], dict[int
     endings: list[Ending] = []
     ended: dict[int, TrialRecord] = {}
     for line in lines:
+        # Removed first, so that the dict keeps the order of the latest endings. A line without a status opens the trial
+        # again.
         earlier = ended.pop(line["trial"], None)
         if line.get("status") in get_args(Status):
             record = ended[line["trial"]] = TrialRecord.from_dict(line)
@@ -126,8 +130,10 @@ def _endings(lines: Iterable[Mapping[str, Any]]) -> tuple[list[Ending], dict[int
 def _told(journal: Path) -> Iterator[tuple[int | None, str]]:
     if not journal.exists():
         return
+    # Line by line and without Optuna: only the trial's number and its state are needed.
     with journal.open("rb") as stream:
         for line in stream:
+            # The driver may be in the middle of a line.
             if line.endswith(b"\n"):
                 entry = json.loads(line)
                 if entry["op_code"] == CREATE_TRIAL:
@@ -141,6 +147,7 @@ def _phase(line: Mapping[str, Any]) -> Phase:
         for act in (line, *(line["events"] or ()))
         if act.get("decision")
     ]
+    # Not the seconds, the trial and the arm, which differ between trials that share the phase.
     outcome = (line["loss"], line["head_map"], line["steps"], line["curve"], acts)
     return Phase(
         trial=line["trial"],
@@ -155,11 +162,13 @@ def _phase(line: Mapping[str, Any]) -> Phase:
 
 
 def _misstep(line: Mapping[str, Any]) -> str | None:
-    """Compare the logged steps with those of an uninterrupted training: every tenth and the last, in order."""
+    """Compare the logged steps with those of an uninterrupted training: every tenth one and the last."""
+    # A worker that resumed from a wrong step, or lost points of its curve, leaves a step out or repeats one.
     steps = line["steps"] if line["phase"] in TRAINING_PHASES else 0
     expected = [*range(LOG_EVERY, steps, LOG_EVERY), *([steps] if steps else [])]
     logged = [int(point["step"]) for point in line["curve"]]
     if logged != expected:
+        # The first point that differs; if one list begins with the other, the first that only the longer one has.
         wrong = next((at for at, pair in enumerate(zip(logged, expected, strict=False)) if pair[0] != pair[1]),
                      min(len(logged), len(expected)))  # fmt: skip
         found = f"step {logged[wrong]}" if wrong < len(logged) else "nothing"

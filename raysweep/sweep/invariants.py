@@ -1,4 +1,4 @@
-"""What must hold of every sweep, after whatever befell it: judged from its archive, its store and its processes."""
+"""Check what must hold of every sweep, whatever happened to it, on its archive, its phase store and its processes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from raysweep.sweep.evidence import Act, Evidence, Phase
 from raysweep.sweep.processes import left_over
 
 TOLD_AS = {"COMPLETE": "COMPLETE", "STOPPED": "PRUNED"}
-"""State in the study for each status; FAIL for the others."""
+"""Status of a record -> state in the study's journal; FAIL for any other status."""
 CLOCK_S = 1.0
-"""How far a process's start, counted from boot, may be off."""
+"""By how much the start of a process, which is counted from boot, may be off."""
 SHOWN = 5
+"""How many trials, keys or processes a message lists."""
 
 
 def check(folder: SweepFolder) -> list[str]:
-    """Return every broken invariant in words; an empty list where all hold. What is still open breaks none."""
+    """Return every broken invariant in words. Trials that are still open break none."""
     return [broken for found in examine(folder)["invariants"].values() for broken in found]
 
 
 def examine(folder: SweepFolder) -> dict[str, Any]:
-    """Return how far a sweep has come, and of each invariant what breaks it."""
+    """Return how far a sweep has come, and what breaks each invariant."""
     evidence = Evidence.read(folder)
     return {
         "sweep": folder.name,
@@ -38,6 +39,9 @@ def examine(folder: SweepFolder) -> dict[str, Any]:
     }
 
 
+# One function for each invariant: it yields what breaks it. Their names are in INVARIANTS, at the end.
+
+
 def _counts(evidence: Evidence) -> Iterator[str]:
     search = evidence.job.spec.search
     planned = search.trials if search else 1
@@ -47,6 +51,7 @@ def _counts(evidence: Evidence) -> Iterator[str]:
     cancelled = [trial for trial, record in evidence.ended.items() if record.status == "CANCELLED"]
     if cancelled and evidence.finished:
         yield f"trials {_some(cancelled)} were cancelled, and the sweep ended without them"
+    # Trials are numbered without gaps, also those that run points on more seeds.
     missing = _missing_numbers(evidence.proposals)
     if missing:
         yield f"trials {_some(missing)} were passed over"
@@ -57,6 +62,7 @@ def _missing_numbers(trials: Sequence[int] | dict[int, Any]) -> list[int]:
 
 
 def _counted_once(evidence: Evidence) -> Iterator[str]:
+    # `raysweep retry` opens a trial again with a line of its own; a second ending is no fault behind that.
     for ending in evidence.endings:
         if not ending.was_open:
             yield f"trial {ending.record.trial} was counted again, as {ending.record.status}, after it had ended"
@@ -74,6 +80,7 @@ def _proposed(evidence: Evidence) -> Iterator[str]:
 
 
 def _whole_trials(evidence: Evidence) -> Iterator[str]:
+    # A trial that was stopped or failed may lack any of its phases.
     for trial, record in evidence.ended.items():
         if record.status == "COMPLETE":
             recorded = {phase.key for phase in evidence.phases.get(trial, ())}
@@ -90,7 +97,7 @@ def _steps(evidence: Evidence) -> Iterator[str]:
 
 
 def _attempts(evidence: Evidence) -> Iterator[str]:
-    """Judge the attempts of a trial's last session; each session begins with a proposal of its own."""
+    # Attempts are limited within a session. A record counts each earlier session as one, as its proposal does.
     limit = evidence.job.spec.scale.max_attempts
     for trial, record in evidence.ended.items():
         proposal = evidence.proposals.get(trial)
@@ -100,8 +107,8 @@ def _attempts(evidence: Evidence) -> Iterator[str]:
 
 
 def _told_once(evidence: Evidence) -> Iterator[str]:
-    """Judge the study's journal against the results of the search; one that was reopened has several."""
     told = Counter(trial for trial, _ in evidence.told)
+    # A trial that was opened again has several results.
     results: Counter[int | None] = Counter(
         ending.record.trial for ending in evidence.endings if _searched(evidence, ending.record.trial)
     )
@@ -111,6 +118,7 @@ def _told_once(evidence: Evidence) -> Iterator[str]:
     for trial, times in told.items():
         if trial in results and times > results[trial]:
             yield f"the sampler was told {times} times of trial {trial}"
+    # The latest state counts, and only once the journal has caught up with the records of a running sweep.
     latest = dict(evidence.told)
     for trial, record in evidence.ended.items():
         as_expected = latest.get(trial) == TOLD_AS.get(record.status, "FAIL")
@@ -122,7 +130,8 @@ def _told_once(evidence: Evidence) -> Iterator[str]:
 
 
 def _due(evidence: Evidence, results: list[int | None], told: Container[int | None]) -> list[int | None]:
-    """Return the results that must have been told: all but the last ones of a sweep that is under way."""
+    """Return the results that the sampler must have received; a running sweep may lag by the last ones."""
+    # The driver writes the record first and tells the sampler afterwards.
     while results and not evidence.finished and results[-1] not in told:
         results.pop()
     return results
@@ -137,15 +146,18 @@ def _heads(evidence: Evidence) -> Iterator[str]:
     for trial, phases in evidence.phases.items():
         record = evidence.ended.get(trial)
         by_key = {phase.key: phase for phase in phases}
+        # The label of a control arm's phase begins with "<arm>: ". The arms of a trial that has ended list the keys of
+        # shared phases, too; before that their chains are not whole.
         own = [phase for phase in phases if ": " not in phase.label]
         arms = record.controls if record else {}
+        # A small model's heads follow from those of the trial and not from decisions.
         chains = [[by_key[key] for key in keys if key in by_key]
                   for arm, keys in arms.items() if arm != "from_scratch_small"]  # fmt: skip
         yield from dict.fromkeys(fault for chain in (own, *chains) for fault in _chain_faults(chain))
 
 
 def _chain_faults(chain: Sequence[Phase]) -> Iterator[str]:
-    """Replay decisions from a full model on, and compare the head map of each phase."""
+    """Replay the decisions of a chain of phases, from a full model on, and compare the head map after each phase."""
     before = [[0] * len(row) for row in chain[0].head_map] if chain else []
     for phase in chain:
         expected = [list(row) for row in before]
@@ -157,10 +169,12 @@ def _chain_faults(chain: Sequence[Phase]) -> Iterator[str]:
         ]  # fmt: skip
         if wrong:
             yield f"trial {phase.trial}, {phase.label}: heads {_some(wrong)} are not what its decisions made them"
+        # From what was recorded and not from what was expected: one fault is reported once.
         before = phase.head_map
 
 
 def _apply(act: Act, heads: list[list[int]]) -> Iterator[str]:
+    # -1 is an absent head; any other number is the cycle in which it was grown.
     for layer, head in act.heads:
         present = heads[layer][head] >= 0
         if act.kind == "grow" and present:
@@ -171,7 +185,7 @@ def _apply(act: Act, heads: list[list[int]]) -> Iterator[str]:
 
 
 def _equal_outcomes(evidence: Evidence) -> Iterator[str]:
-    """Judge phases of equal keys; on GPUs, where sums vary, only those that one run gave to all."""
+    # On GPUs the order of sums varies, so two runs of a phase may differ. With sharing there is only one run.
     if evidence.job.spec.scale.gpus_per_worker and not evidence.sharing:
         return
     first: dict[str, Phase] = {}
@@ -184,6 +198,7 @@ def _equal_outcomes(evidence: Evidence) -> Iterator[str]:
 
 def _best_on_disk(evidence: Evidence) -> Iterator[str]:
     for point in points.front(points.gather(evidence.proposals, evidence.ended)):
+        # A halted trial goes back to the phase that its rule kept, which may not be its last.
         best = point.searched
         kept = best.halted["kept"] if best.halted else best.phases[-1]
         missing = list(broken_parts(evidence.folder.store_of(best.trial), kept))
@@ -192,6 +207,7 @@ def _best_on_disk(evidence: Evidence) -> Iterator[str]:
 
 
 def _waste(evidence: Evidence) -> Iterator[str]:
+    # The interval is in each line: a resumed sweep may have another one.
     for retry in evidence.retries:
         wasted = retry.reached - retry.resumed_at
         if wasted > retry.interval:
@@ -203,9 +219,11 @@ def _waste(evidence: Evidence) -> Iterator[str]:
 
 def _no_process_left(evidence: Evidence) -> Iterator[str]:
     lanes = evidence.folder.lanes()
+    # Process numbers mean something on the machine where the workers ran, and a running sweep has workers.
     elsewhere = evidence.hosts and socket.gethostname() not in evidence.hosts
     if evidence.running or elsewhere or not lanes:
         return
+    # The file was written last when the newest group started: a process that is younger has only taken over the number.
     known_since = (evidence.folder.path / "lanes.jsonl").stat().st_mtime + CLOCK_S
     alive = left_over((pid for lane in lanes for pid in lane["pids"]), started_before=known_since)
     if alive:

@@ -1,7 +1,7 @@
-"""`study.journal`: the ended trials of a sweep as a study of Optuna, named "raysweep", for optuna-dashboard.
+"""Write `study.journal`: the ended trials of a sweep as an Optuna study named "raysweep", for optuna-dashboard.
 
-It is written, never read back to decide anything: the archive is the truth. A trial is one line, written when it has
-ended, so that the file never holds a running one.
+Nothing is decided from what the file holds: the archive is the truth. Each trial is one line, written when it has
+ended, so that the file never holds a running trial.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "raysweep"
 
 
 class Journal:
-    """Appends each trial once, whichever session of the sweep it ends in.
+    """Appends each trial once, over all sessions of a sweep.
 
     Args:
         objectives: names of what the job minimizes.
@@ -36,7 +36,8 @@ class Journal:
         self._distributions = distributions
         _repair(path)
         storage = JournalStorage(JournalFileBackend(str(path)))
-        known = [study.study_name for study in storage.get_all_studies()]  # create_study would write a line each time
+        # create_study with load_if_exists would append a line in every session.
+        known = [study.study_name for study in storage.get_all_studies()]
         self._study = (
             optuna.load_study(study_name=NAME, storage=storage) if NAME in known
             else optuna.create_study(study_name=NAME, storage=storage, directions=["minimize"] * len(objectives))
@@ -51,9 +52,11 @@ class Journal:
         """Append an ended trial, unless it is there."""
         if record.trial in self._written:
             return
+        # optuna-dashboard shows these attributes; by the trial's number, a later session knows what is written.
         frozen = result.frozen(
             self._distributions, trial=record.trial, seed=record.seed, status=record.status, proposer=record.proposer
         )
+        # Optuna sets both times to now; the dashboard shows how long a trial took.
         assert frozen.datetime_complete is not None
         frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=record.seconds)
         self._study.add_trial(frozen)
@@ -61,7 +64,9 @@ class Journal:
 
 
 def _repair(path: Path) -> None:
-    """Drop what a killed driver left: half a line, and Optuna's lock on the file."""
+    """Remove what a killed driver left: half a line, and Optuna's lock on the file."""
+    # Without a newline at its end, the next line would be appended to the half one, and neither could be read.
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    Path(f"{path}.lock").unlink(missing_ok=True)  # nobody else's: the sweep's own lock is ours
+    # Optuna would wait for this lock. Its holder is dead: this driver holds the sweep's own lock.
+    Path(f"{path}.lock").unlink(missing_ok=True)

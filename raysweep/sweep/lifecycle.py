@@ -1,6 +1,6 @@
-"""What may be done to a sweep that has begun: give it more, run trials once more, or fork one. Decides, never acts.
+"""Check what is asked of a sweep that has begun: more trials or other limits, trials to run again, or a fork of one.
 
-A sweep may be given other limits, never another meaning: its trials must stay comparable.
+Nothing is written here. A sweep may be given other limits but no other meaning: its trials must stay comparable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHANGEABLE = (
     "budget.hours", "budget.flops", "budget.disk_gb", "search.trials", "scale.lanes", "scale.max_attempts",
     "scale.checkpoint_every_steps",
 )  # fmt: skip
-"""Settings that decide how much is run and where, not what comes of it."""
+"""Settings that decide how much is run and where, and cannot change a result."""
 Values = dict[str, Any]
 
 
@@ -29,7 +29,7 @@ def changed(job: Job, overrides: Sequence[str]) -> Job:
     """Return a sweep's job with other limits.
 
     Raises:
-        SpecError: a setting is unknown, wrong, or would change what the sweep means.
+        SpecError: a setting is unknown, wrong, or not one of CHANGEABLE.
     """
     values, faults = parse_settings(overrides)
     faults += [_refused(key, value) for key, value in values.items() if key not in CHANGEABLE]
@@ -46,12 +46,13 @@ def with_trials(job: Job, trials: str | int) -> Job:
     """Return a sweep's job with more trials.
 
     Args:
-        trials: how many in all; or `+N`, so many more.
+        trials: the number of trials in all, or `+N` for N more.
 
     Raises:
-        UsageError: that is no number, or not more than there are.
+        UsageError: it is not a number, or not more than there are.
     """
     planned, text = _trials(job), str(trials).strip()
+    # isdigit alone would let through digits of other scripts, such as superscripts, which int refuses.
     digits = text.removeprefix("+")
     if not (digits.isascii() and digits.isdigit()):
         raise UsageError(f"--trials {text!r}: give a number of trials in all, or +N for N more.")
@@ -78,7 +79,7 @@ def to_retry(folder: SweepFolder, statuses: Collection[Status]) -> list[int]:
 def forked(
     folder: SweepFolder, job: Job, fingerprints: Fingerprints, trial: int, after: str, overrides: Sequence[str]
 ) -> Proposal:
-    """Propose a trial that is another one up to a phase, and goes on with other settings.
+    """Propose a trial that is equal to another one up to a phase, and goes on with other settings.
 
     Raises:
         ArchiveError: no such trial.
@@ -99,6 +100,7 @@ def forked(
         faults.append(Fault(file="--set", key="", message="say what the fork does otherwise, as key=value."))
     if faults:
         raise SpecError(faults)
+    # attempt=0: the agenda counts one more when it runs the fork, as for every trial that it finds unfinished.
     whole = plan_of(job, parent, fingerprints)
     kept = _up_to(whole, after)
     fork = replace(
@@ -109,6 +111,7 @@ def forked(
     except SpecError as error:
         raise SpecError([replace(f, file="--set" if f.key in settings else f.file) for f in error.faults]) from None
     _check_kept(job, parent, fingerprints, kept, settings, plan)
+    # Equal keys are equal outcomes, so such a fork would only repeat its parent.
     if [phase.key for phase in plan.phases] == [phase.key for phase in whole.phases]:
         key, value = list(settings.items())[-1]
         message = f"changes no phase after {after!r}: the fork would be trial {trial} itself."
@@ -125,6 +128,7 @@ def _up_to(plan: TrialPlan, after: str) -> list[PhasePlan]:
 
 def _merged(job: Job, parent: Proposal, settings: Mapping[str, Any]) -> Values:
     """Return a fork's values: its parent's, less the options of strategies that it replaces, and its own."""
+    # To replace a strategy resets the options of the old one: the parent's values that are gone then are left out.
     before = apply_values(job.spec.resolved(), parent.values)
     after = apply_values(before, settings)
     stay = {path: value for path, value in parent.values.items() if get_path(after, path) == value}
@@ -142,13 +146,15 @@ def _check_kept(
     touched = _first_touched(kept, plan)
     if touched is None:
         return
+    # The error names the first setting that, together with those before it, changes a phase before the fork.
     culprit = list(settings)[-1]
-    for count, key in enumerate(settings, start=1):  # the first setting that, with those before it, touches a phase
+    for count, key in enumerate(settings, start=1):
         some = dict(list(settings.items())[:count])
         try:
             found = _first_touched(kept, plan_of(job, replace(parent, values=_merged(job, parent, some)), fingerprints))
+        # A setting may be valid only beside a later one, as an option beside its strategy.
         except SpecError:
-            continue  # it needs another one beside it
+            continue
         if found is not None:
             culprit, touched = key, found
             break

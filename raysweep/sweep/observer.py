@@ -1,4 +1,4 @@
-"""Describe what a recorder tells while a sweep runs."""
+"""Describe who is called while a sweep runs: progress on the screen, tests, callers of the API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysweep.records.schema import PhaseRecord, TrialRecord
 
 
 class Observer(Protocol):
-    """Who is told what happens, as it happens."""
+    """Gets a call for each thing that happens in a sweep, when it is in the archive."""
 
     def code_changed(self, changes: Sequence[str]) -> None: ...
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None: ...

@@ -1,4 +1,4 @@
-"""Turns the events of a running sweep into records, TensorBoard runs, and news for whoever watches."""
+"""Turn the events of a running sweep into records, TensorBoard runs, and calls of an observer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import assert_never
 
 from raysweep.contracts import Report
+from raysweep.contracts.events import (
+    ControlFailed,
+    Event,
+    LaneStarted,
+    PhaseClaimed,
+    PhaseFinished,
+    PhaseResumed,
+    Reported,
+    StepLogged,
+    SweepInterrupted,
+    TrialEvent,
+    TrialFinished,
+    TrialLeft,
+    TrialPaused,
+    TrialReleased,
+    TrialResumed,
+    TrialRetried,
+    TrialWaiting,
+    Warned,
+)
 from raysweep.errors import RunError
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import TrialPlan
@@ -20,20 +40,19 @@ from raysweep.reports.tensorboard.writer import NoWriter, TrialWriter
 from raysweep.sweep.observer import Observer
 from raysweep.sweep.retries import RetryLog
 
-Event = dict[str, Any]
-
-
-NOTHING = objectives.Outcome(objectives={}, violations={}, halt=None)
+NO_OUTCOME = objectives.Outcome(objectives={}, violations={}, halt=None)
 
 
 @dataclass(kw_only=True)
 class _OpenTrial:
+    """A trial that has started and has no final record."""
+
     proposal: Proposal
     plan: TrialPlan
     writer: TrialWriter | NoWriter
     started: float
     phases: dict[str, PhaseRecord] = field(default_factory=dict)
-    """Its finished phases by key, in order; each attempt tells of all that it finds finished, too."""
+    """Its finished phases by key, in order. Each attempt also announces those that it finds in the store."""
     control_errors: dict[str, str] = field(default_factory=dict)
 
 
@@ -41,8 +60,8 @@ class Recorder:
     """Writes the archive of one running sweep. Safe to call from several threads.
 
     Args:
-        clock: tells the time in seconds.
-        tensorboard: whether trials leave TensorBoard runs, too.
+        clock: returns the time in seconds, from any start.
+        tensorboard: whether to write TensorBoard runs, too.
     """
 
     def __init__(
@@ -61,12 +80,16 @@ class Recorder:
         self._open: dict[int, _OpenTrial] = {}
         self._ended: dict[int, TrialRecord] = {}
         self._left: set[int] = set()
+        """Trials left for a later session, which are not open in this one any more."""
         self._reports = {trial: list(reports) for trial, reports in folder.reports().items()}
         self._retries = RetryLog(folder, job.spec.scale.checkpoint_every_steps)
         self._failure: Exception | None = None
+        # The caller of `record_of` and of `start_trial` may be another thread than that which handles events. The lock
+        # is reentrant, as `handle` needs it when it calls `fail`.
         self._changed = threading.Condition()
         self._clock = clock
         self._tensorboard = folder.path / "tensorboard" if tensorboard else None
+        # Before the first trial: TensorBoard shows the columns of the HParams table only where they are declared.
         if self._tensorboard is not None:
             write_experiment(self._tensorboard, job.space)
 
@@ -76,7 +99,7 @@ class Recorder:
             return len(self._open)
 
     def start_trial(self, proposal: Proposal, plan: TrialPlan) -> None:
-        """Open the record of a trial that is about to run; one that was paused goes on with its own."""
+        """Open the record of a trial that is about to run; a trial that was paused goes on with the one it has."""
         with self._changed:
             self._left.discard(plan.trial)
             if plan.trial not in self._open:
@@ -91,28 +114,28 @@ class Recorder:
         return TrialWriter(self._tensorboard, proposal.trial, proposal.values, self._space)
 
     def handle(self, event: Event) -> None:
-        """Take in one event of the sweep."""
-        handle = getattr(self, f"_on_{event['type']}")
+        """Record one event of the sweep."""
         with self._changed:
-            # A worker that was given up for lost may still tell of a trial that is over.
-            if event.get("trial") in self._ended or event.get("trial") in self._left:
+            # A worker that was given up for lost may still post events of a trial that is over.
+            if isinstance(event, TrialEvent) and (event.trial in self._ended or event.trial in self._left):
                 return
             try:
+                # The retry line first, so that it is on the disk when the final record of its trial is.
                 self._retries.note(event)
-                handle(event)
+                self._record(event)
             except Exception as error:
                 self.fail(error)
                 raise
             self._changed.notify_all()
 
     def fail(self, error: Exception) -> None:
-        """Take note that no more events will be recorded: whoever waits for one must not wait for ever."""
+        """Note that no more events will be recorded, and wake the threads that wait for a record."""
         with self._changed:
             self._failure = error
             self._changed.notify_all()
 
     def record_of(self, trial: int) -> TrialRecord:
-        """Return a trial's final record; wait for it where its last event is still on its way.
+        """Return a trial's final record; wait for it while its last event is still on its way.
 
         Raises:
             RunError: it will never come; see `fail`.
@@ -124,85 +147,96 @@ class Recorder:
             return self._ended[trial]
 
     def reports_of(self, trial: int) -> Sequence[Report]:
-        """Return what a trial has reported to its stopping rule, in earlier sessions too."""
+        """Return the reports of a trial to its stopping rule, those of earlier sessions included."""
         with self._changed:
             return tuple(self._reports.get(trial, ()))
 
-    def _on_group(self, event: Event) -> None:
-        self._folder.add_lane({name: event[name] for name in ("lane", "group", "pids")})
-        self._observer.lane_started(event["pids"])
+    def _record(self, event: Event) -> None:
+        match event:
+            case LaneStarted():
+                self._folder.add_lane({"lane": event.lane, "group": event.group, "pids": event.pids})
+                self._observer.lane_started(event.pids)
+            case StepLogged():
+                self._step_logged(event)
+            case PhaseFinished():
+                self._phase_finished(event)
+            case PhaseResumed():
+                self._observer.phase_resumed(event.trial, event.phase, event.step, event.steps)
+            case Reported():
+                self._folder.add_report(event.report)
+                self._reports.setdefault(event.trial, []).append(event.report)
+                self._observer.reported(event.report)
+            case ControlFailed():
+                self._open[event.trial].control_errors[event.arm] = event.error
+            case Warned():
+                self._observer.warned(event.trial, event.text)
+            case SweepInterrupted():
+                self._observer.sweep_interrupted(event.reason)
+            case PhaseClaimed():
+                # The dispatcher answers claims and does not pass them on; there is nothing to record.
+                pass
+            case _:
+                self._trial_changed(event)
 
-    def _on_warning(self, event: Event) -> None:
-        self._observer.warned(event["trial"], event["text"])
+    def _trial_changed(
+        self,
+        event: TrialRetried | TrialWaiting | TrialReleased | TrialPaused | TrialResumed | TrialLeft | TrialFinished,
+    ) -> None:
+        match event:
+            case TrialRetried():
+                self._observer.trial_retried(event.trial, event.attempt)
+            case TrialWaiting():
+                self._observer.trial_waiting(event.trial, event.phase, event.cycle)
+            case TrialReleased():
+                self._observer.trial_released(event.trial)
+            case TrialPaused():
+                self._observer.trial_paused(event.trial)
+            case TrialResumed():
+                self._observer.trial_resumed(event.trial)
+            case TrialLeft():
+                self._open.pop(event.trial).writer.close()
+                self._left.add(event.trial)
+                self._observer.trial_left(event.trial)
+            case TrialFinished():
+                self._trial_finished(event)
+            case _:
+                assert_never(event)
 
-    def _on_retry(self, event: Event) -> None:
-        self._observer.trial_retried(event["trial"], event["attempt"])
+    def _step_logged(self, event: StepLogged) -> None:
+        trial, point = self._open[event.trial], event.point
+        # A TensorBoard run shows the trial itself: the curves of control arms would be drawn over its own.
+        if event.arm == "main":
+            trial.writer.progress(event.phase, event.cycle, point)
+        self._observer.step_logged(event.trial, event.phase, int(point["step"]), event.steps, point["loss"])
 
-    def _on_resumed(self, event: Event) -> None:
-        self._observer.phase_resumed(event["trial"], event["phase"], event["step"], event["steps"])
-
-    def _on_control_failed(self, event: Event) -> None:
-        self._open[event["trial"]].control_errors[event["arm"]] = event["error"]
-
-    def _on_parked(self, event: Event) -> None:
-        self._observer.trial_waiting(event["trial"], event["phase"], event["cycle"])
-
-    def _on_released(self, event: Event) -> None:
-        self._observer.trial_released(event["trial"])
-
-    def _on_paused(self, event: Event) -> None:
-        self._observer.trial_paused(event["trial"])
-
-    def _on_resumed_by_rule(self, event: Event) -> None:
-        self._observer.trial_resumed(event["trial"])
-
-    def _on_left(self, event: Event) -> None:
-        """Let go of a trial that another session will take up."""
-        self._open.pop(event["trial"]).writer.close()
-        self._left.add(event["trial"])
-        self._observer.trial_left(event["trial"])
-
-    def _on_interrupted(self, event: Event) -> None:
-        self._observer.sweep_interrupted(event["reason"])
-
-    def _on_report(self, event: Event) -> None:
-        report = Report(**event["report"])
-        self._folder.add_report(report)
-        self._reports.setdefault(report.trial, []).append(report)
-        self._observer.reported(report)
-
-    def _on_progress(self, event: Event) -> None:
-        trial = self._open[event["trial"]]
-        if event["arm"] == "main":
-            trial.writer.progress(event["phase"], event["cycle"], event["point"])
-        point = event["point"]
-        self._observer.step_logged(event["trial"], event["phase"], int(point["step"]), event["steps"], point["loss"])
-
-    def _on_phase(self, event: Event) -> None:
-        record = PhaseRecord.from_dict(event["record"])
+    def _phase_finished(self, event: PhaseFinished) -> None:
+        record = PhaseRecord.from_dict(event.record)
+        # The archive first: an observer that reacts to the call finds the record there.
         self._folder.add_phase(record)
         trial = self._open[record.trial]
         trial.phases[record.key] = record
         trial.writer.phase(record)
         self._observer.phase_finished(record)
 
-    def _on_final(self, event: Event) -> None:
-        trial = self._open.pop(event["trial"])
+    def _trial_finished(self, event: TrialFinished) -> None:
+        trial = self._open.pop(event.trial)
         record = self._final_record(trial, event)
+        # On the disk before anybody learns of it: the sampler must never know a result that the archive lacks.
         self._folder.add_trial(record)
         self._ended[record.trial] = record
         trial.writer.finish(record.status, record.objectives)
         self._observer.trial_finished(record)
 
-    def _final_record(self, trial: _OpenTrial, event: Event) -> TrialRecord:
+    def _final_record(self, trial: _OpenTrial, event: TrialFinished) -> TrialRecord:
         own = [record for record in trial.phases.values() if record.arm == "main"]
-        outcome = NOTHING
-        if event["status"] == "COMPLETE":
+        outcome = NO_OUTCOME
+        # A trial that did not come to its end has no result to compare with others'.
+        if event.ending.status == "COMPLETE":
             outcome = objectives.judge(self._search, own, trial.plan.halting)
         halt = outcome.halt
         return TrialRecord(
             trial=trial.plan.trial,
-            status=event["status"],
+            status=event.ending.status,
             values=trial.proposal.values,
             seed=trial.plan.seed,
             proposer=trial.proposal.proposer,
@@ -210,10 +244,13 @@ class Recorder:
             objective=next(iter(outcome.objectives.values()), None),
             objectives=outcome.objectives,
             violations=outcome.violations,
-            attempts=trial.proposal.attempt - 1 + event["attempts"],
+            # Each earlier session counts as one attempt, however many it took.
+            attempts=trial.proposal.attempt - 1 + event.attempts,
+            # A trial that halted ran none of the later cycles.
             phases=[phase.key for phase in trial.plan.phases if halt is None or phase.cycle <= halt.cycle],
-            stopped=event.get("stopped"),
+            stopped=event.ending.stopped,
             halted=asdict(halt) if halt else None,
+            # An arm goes no further than its trial's result, so it may not have run all of its phases.
             controls={
                 arm: [phase.key for phase in phases if phase.key in trial.phases]
                 for arm, phases in trial.plan.controls.items()
@@ -221,5 +258,5 @@ class Recorder:
             },
             control_errors=trial.control_errors,
             seconds=round(self._clock() - trial.started, 3),
-            error=event["error"],
+            error=event.ending.error,
         )

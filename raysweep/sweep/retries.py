@@ -1,11 +1,19 @@
-"""What the loss of a trial's workers cost it: how far a training phase had come, and from where it went on."""
+"""What the loss of a trial's workers cost: how far a training phase had come, and from which step it went on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from raysweep.contracts.events import (
+    Event,
+    PhaseFinished,
+    PhaseResumed,
+    StepLogged,
+    TrainingEvent,
+    TrialFinished,
+    TrialLeft,
+    TrialRetried,
+)
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Retry
 
@@ -13,15 +21,22 @@ Where = tuple[str, str, int]
 """Arm, phase and cycle."""
 
 
+NOWHERE = ("", "", 0)
+"""Of a trial that had logged no step when its workers were lost."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Loss:
+    """Workers lost, by a trial that has not gone on yet."""
+
     attempt: int
     where: Where
     reached: int
+    """Last step that the phase had logged."""
 
 
 class RetryLog:
-    """Follows the events of a running sweep; adds a line to its archive once a lost trial goes on.
+    """Follows the events of a running sweep, and writes a retry line once a trial goes on after a loss.
 
     Args:
         interval: steps between two checkpoints inside a phase.
@@ -30,44 +45,48 @@ class RetryLog:
     def __init__(self, folder: SweepFolder, interval: int) -> None:
         self._folder, self._interval = folder, interval
         self._reached: dict[int, tuple[Where, int]] = {}
-        """Of each trial, the running training phase and its last logged step."""
+        """The running training phase of each trial, and its last logged step."""
         self._lost: dict[int, _Loss] = {}
 
-    def note(self, event: Mapping[str, Any]) -> None:
-        """Take in one event; those that say nothing of a trial's way are passed over."""
-        follow = getattr(self, f"_on_{event['type']}", None)
-        if follow is not None:
-            follow(event["trial"], event)
+    def note(self, event: Event) -> None:
+        """Take in one event of the sweep."""
+        match event:
+            case StepLogged():
+                # Without a checkpoint, a phase begins anew, and its first news is a logged step.
+                self._goes_on(event.trial, _where(event), step=0)
+                self._reached[event.trial] = (_where(event), int(event.point["step"]))
+            case PhaseResumed():
+                self._goes_on(event.trial, _where(event), step=event.step)
+            case PhaseFinished():
+                self._phase_finished(event)
+            case TrialRetried():
+                self._lose(event)
+            case TrialFinished() | TrialLeft():
+                self._goes_on(event.trial)
+                self._reached.pop(event.trial, None)
+            case _:
+                # Other events say nothing about the steps of a trial.
+                pass
 
-    def _on_progress(self, trial: int, event: Mapping[str, Any]) -> None:
-        self._goes_on(trial, _where(event), step=0)
-        self._reached[trial] = (_where(event), int(event["point"]["step"]))
+    def _phase_finished(self, event: PhaseFinished) -> None:
+        # A new attempt first announces the phases that it finds in the store. They come before the phase that was lost,
+        # and the trial has not gone on with that one yet.
+        lost, record = self._lost.get(event.trial), event.record
+        if lost is None or lost.where == (record["arm"], record["phase"], record["cycle"]):
+            self._goes_on(event.trial)
+            self._reached.pop(event.trial, None)
 
-    def _on_resumed(self, trial: int, event: Mapping[str, Any]) -> None:
-        self._goes_on(trial, _where(event), step=event["step"])
-
-    def _on_phase(self, trial: int, event: Mapping[str, Any]) -> None:
-        lost = self._lost.get(trial)
-        if lost is None or lost.where == _where(event["record"]):
-            self._goes_on(trial)
-            self._reached.pop(trial, None)
-
-    def _on_retry(self, trial: int, event: Mapping[str, Any]) -> None:
-        self._goes_on(trial)  # lost once more before it went on: what it had reached is still to be made up for
-        where, reached = self._reached.get(trial, (("", "", 0), 0))
-        self._lost[trial] = _Loss(attempt=event["attempt"], where=where, reached=reached)
+    def _lose(self, event: TrialRetried) -> None:
+        # Lost once more before it went on: the line of the earlier loss is written, and `reached` stays for this one.
+        self._goes_on(event.trial)
+        where, reached = self._reached.get(event.trial, (NOWHERE, 0))
+        self._lost[event.trial] = _Loss(attempt=event.attempt, where=where, reached=reached)
+        # No training phase was running, or none had logged a step: no steps can be repeated, so the line is due now.
         if not reached:
-            self._goes_on(trial)
-
-    def _on_final(self, trial: int, event: Mapping[str, Any]) -> None:
-        self._goes_on(trial)
-        self._reached.pop(trial, None)
-
-    def _on_left(self, trial: int, event: Mapping[str, Any]) -> None:
-        self._on_final(trial, event)
+            self._goes_on(event.trial)
 
     def _goes_on(self, trial: int, where: Where | None = None, step: int = 0) -> None:
-        """Settle a loss; anywhere but in the phase that was lost, nothing of it had to be done again."""
+        """Write the retry line of a loss, if there is one. Steps are repeated only in the phase that was lost."""
         lost = self._lost.pop(trial, None)
         if lost is None:
             return
@@ -79,11 +98,12 @@ class RetryLog:
                 phase=lost.where[1],
                 cycle=lost.where[2],
                 reached=lost.reached,
+                # A checkpoint may be newer than the last logged step: then nothing is repeated.
                 resumed_at=min(step, lost.reached) if again else lost.reached,
                 interval=self._interval,
             )
         )
 
 
-def _where(about: Mapping[str, Any]) -> Where:
-    return about["arm"], about["phase"], about["cycle"]
+def _where(event: TrainingEvent) -> Where:
+    return event.arm, event.phase, event.cycle

@@ -1,8 +1,8 @@
-"""The search: proposes the point of each trial, and is told how each ended.
+"""The search: propose the point of each trial from the results of earlier ones.
 
-It lives in memory and is built anew from the archive in every session. A sampler is built anew for every point, with a
-seed that follows from the job's seed and the trial's number; so what is proposed follows from the job, the number and
-what was told before, in the order in which it was told, and a resumed sweep draws what an uninterrupted one would have.
+A study lives in memory and is built anew from the archive in every session. A sampler is built anew for every point,
+with a seed derived from the job's seed and the trial's number. So a proposal follows from the job, the trial's number
+and the results so far, in their order, and a resumed sweep draws what an uninterrupted one would have drawn.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from raysweep.sweep.history import STATES, History, Result, distributions_of
 from raysweep.sweep.journal import Journal
 
 REDRAWS = 20
-"""Points of a sampler in a row that the job's rules may refuse before one is drawn at random among those they allow."""
+"""How many points of a sampler in a row the job's rules may refuse, before one is drawn at random among the allowed."""
 STEPS = 1000
-"""A report's place among a trial's intermediate values is its share of the judged compute in so many parts."""
+"""Optuna numbers intermediate values by integer steps: here thousandths of a trial's judged compute."""
 Key = tuple[tuple[str, str], ...]
+"""The values of a point, hashable."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ logger = logging.getLogger(__name__)
 class Study:
     """The search of one sweep, for a job that has a space.
 
-    What earlier sessions proposed and finished may come in any order before the first `ask`, but results in the order
-    in which they were recorded. After it, trials come by rising numbers.
+    Before the first `ask`, trials of earlier sessions may be added in any order, but their results in the order in
+    which they were recorded. After it, trials come by rising numbers.
 
     Args:
         journal: file to append ended trials to, for optuna-dashboard; None: none.
@@ -52,6 +53,7 @@ class Study:
         self._job, self._space, self._values_of_job = job, job.space, job.spec.resolved()
         self._sampler = registry.build("samplers", search.sampler.name, search.sampler.options)
         self._objectives = (search.minimize,) if isinstance(search.minimize, str) else search.minimize
+        # Built at the first `ask`, when all trials of earlier sessions are known and can be sorted by number.
         self._history: History | None = None
         self._points: dict[int, Values] = {}
         self._results: dict[int, Result] = {}
@@ -61,10 +63,10 @@ class Study:
         self._journal = None if journal is None else Journal(journal, self._objectives, distributions_of(job.space))
 
     def ask(self, trial: int) -> Values | None:
-        """Return the point of a new trial, or None where there is nothing left to propose.
+        """Return the point of a new trial, or None if there is nothing left to propose.
 
         Raises:
-            RunError: hardly any point is allowed by the job's rules.
+            RunError: the job's rules allow hardly any point.
         """
         values = self._propose(trial)
         if values is not None:
@@ -72,11 +74,9 @@ class Study:
         return values
 
     def adopt(self, trial: int, values: Mapping[str, Any]) -> None:
-        """Take note of a trial that runs without having been asked for: of an earlier session, or a replicate.
-
-        Values that are no point of the space, as those of a fork may be, are nothing that a sampler could learn from.
-        """
+        """Note a trial that runs without having been asked for: one of an earlier session, or a replicate."""
         point = dict(values)
+        # A sampler can learn nothing from values that are no point of the space, as those of a fork may be.
         if trial in self._points or not self._space.contains(point, self._values_of_job):
             return
         self._points[trial] = point
@@ -85,7 +85,8 @@ class Study:
             self._history.add(trial, point)
 
     def tell(self, record: TrialRecord, reports: Sequence[Report]) -> None:
-        """Take note of how a trial ended, once: COMPLETE with its objectives, STOPPED as pruned, others as failed."""
+        """Note how a trial ended: COMPLETE with its objectives, STOPPED as pruned, any other status as failed."""
+        # Once: a trial that failed and was run again would otherwise be two results of one point.
         if record.trial in self._results:
             return
         result = self._results[record.trial] = self._result(record, reports)
@@ -99,6 +100,7 @@ class Study:
                 self._history.end(result)
 
     def _propose(self, trial: int) -> Values | None:
+        # The rules between a job's keys may refuse a point, and no sampler can know them.
         for again in range(REDRAWS):
             values = self._draw(trial, again)
             if values is None or self._is_allowed(values):
@@ -112,8 +114,14 @@ class Study:
         raise RunError(f"trial {trial}: none of {DRAWS} random points is allowed by the job's rules. Narrow the space.")
 
     def _draw(self, trial: int, again: int) -> Values | None:
-        """Draw a trial's point, for the first time or once more."""
+        """Draw a trial's point.
+
+        Args:
+            again: how often it was drawn before and refused.
+        """
         history = self._started()
+        # Another seed each time, or the same point would come again. The first one has no such part: adding it would
+        # change every draw of sweeps that have begun.
         anew = (again,) if again else ()
         draw = Draw(
             trial=trial, seed=self._seed("sampler", trial, *anew), sequence=self._seed("sequence", *anew),
@@ -124,11 +132,13 @@ class Study:
             return None
         if isinstance(proposed, optuna.samplers.BaseSampler):
             return history.draw(proposed, self._values_of_job)
+        # The point itself: parameters whose condition does not hold are left out of it.
         return self._space.complete(self._values_of_job, lambda parameter: proposed[parameter.path])
 
     def _started(self) -> History:
-        """Return the history; what was told before the first point is asked for enters it by number, then by result."""
+        """Return the history, built at the first call."""
         if self._history is None:
+            # By number, as an uninterrupted sweep adds them; results then in the order in which they were recorded.
             self._history = History(self._space, len(self._objectives), whole=self._sampler.whole)
             for trial in sorted(self._points):
                 self._history.add(trial, self._points[trial])
@@ -138,13 +148,15 @@ class Study:
         return self._history
 
     def _seed(self, *purpose: object) -> int:
+        # Samplers hand their seed to numpy, which takes 32 bits.
         return derived_seed(str(self._job.spec.seed), *purpose) % 2**32
 
     def _is_open(self, values: Mapping[str, Any]) -> bool:
         return _key(values) not in self._taken and self._is_allowed(values)
 
     def _is_allowed(self, values: Mapping[str, Any]) -> bool:
-        """Whether a trial can have these values: by the space's own rules, and by those between keys of a job."""
+        """Return whether a trial can have these values: by the space's own rules, and by those between a job's keys."""
+        # To check a whole job takes milliseconds, and grids ask for the same points again and again.
         key = _key(values)
         if key not in self._allowed:
             self._allowed[key] = not self._space.missed(values, self._values_of_job) and self._is_a_job(values)
@@ -161,6 +173,7 @@ class Study:
         state, objectives, diverged = STATES.get(record.status, TrialState.FAIL), None, record.status == "DIVERGED"
         if state == TrialState.COMPLETE:
             objectives = tuple(record.objectives[name] for name in self._objectives)
+            # NaN cannot be compared: the trial counts as failed by its values. An infinite objective can.
             if any(map(math.isnan, objectives)):
                 state, objectives, diverged = TrialState.FAIL, None, True
         return Result(

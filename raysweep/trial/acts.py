@@ -1,4 +1,8 @@
-"""The two acts that change structure: a strategy decides on statistics, the trial's state carries it out."""
+"""Measure, prune and grow heads: a strategy decides from head statistics, the trial's state carries the decision out.
+
+A strategy only returns scores or slots. All ranks see the same all-reduced statistics and draw from the same seeds, so
+all come to the same decision without a message; `assert_equal` checks that they did.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +42,13 @@ from raysweep.trial.state import TrialState
 
 @dataclass(frozen=True, kw_only=True)
 class HeadMeter:
-    """Measures heads on the same batches every time."""
+    """Measures head statistics, on the same batches every time."""
 
     batches: Sequence[Batch]
     """This rank's share of the probe."""
     runtime: Runtime
     causal: bool = True
-    """The task's: no position sees a later one."""
+    """Whether no position sees a later one, as the task says."""
 
     def statistics(
         self,
@@ -54,11 +58,12 @@ class HeadMeter:
         sensitivity: Any = None,
         requires: Sequence[str] = (),
     ) -> HeadStatistics:
-        """Measure the heads.
+        """Return the statistics of every head slot, over the probe of all ranks.
 
         Args:
-            head_map: the heads that are present; by default the state's own.
-            requires: what to measure beyond one forward and backward pass; see `Pruner.requires`.
+            head_map: the heads to take as present; by default the state's own.
+            sensitivity: the form of the sensitivity of absent slots to measure too; see `probe`.
+            requires: statistics on demand to measure too; see `Pruner.requires`.
         """
         head_map = head_map or state.head_map
         statistics = probe(
@@ -68,30 +73,37 @@ class HeadMeter:
         if "contribution" not in requires:
             return statistics
         found = contributions(state.model, self.batches, head_map)
+        # Ranks may hold unequal numbers of windows, so the sum and the number are added up, and divided at the end.
         sums = torch.from_numpy(np.stack([found.sum(0), np.full(found.shape[1:], float(len(found)))]))
         total, count = self.runtime.all_reduce(sums.to(self.runtime.device)).cpu().numpy()
         return replace(statistics, contribution=total / count)
 
     def directions(self, state: TrialState) -> list[Directions]:
+        """Return GradMax's directions of each layer, over the probe of all ranks; see growth_probe."""
         return value_directions(
             state.model, self.batches, state.head_map, self.runtime.all_reduce, causal=self.causal
         )  # fmt: skip
 
 
-def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: HeadMeter) -> dict[str, Any]:
-    """Make heads absent as `cycle.prune` says. Gates and slices follow with `state.refresh`.
+def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, meter: HeadMeter) -> dict[str, Any]:
+    """Make heads absent as `cycle.prune` says. `state.refresh` then closes their gates and clears their slices.
 
-    Every round scores the heads that are left anew; the decision holds each head's last score.
+    Every round scores the remaining heads anew; the decision holds each head's last score.
+
+    Args:
+        key: of the phase or event; random strategies draw from it.
 
     Returns:
-        The decision, and every statistic of every head that was there before.
+        The decision, and every statistic of every head that was present before.
 
     Raises:
         TrialError: the budget cannot be met.
     """
     options = _options("prune", params)
     pruner = registry.build("prune", params["strategy"], options)
+    # Seeded by the phase key: equal phases of different trials, and a phase that is run again, draw the same numbers.
     generator = np.random.default_rng(derived_seed(key, "prune"))
+    # All layers of a network have equally many key/value heads, so the first stands for all.
     groups = state.model.sites[0].num_key_value_heads
     heads: list[Slot] = []
     scores, before = np.zeros(state.model.shape), None
@@ -99,55 +111,58 @@ def prune(state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str,
     first = HEAD_STATISTICS_ON_DEMAND if params["contribution"] else ranked_by
     for count in removal_rounds(params, state.model.shape, groups):
         left = state.head_map.without(heads)
-        statistics = examiner.statistics(state, head_map=left, requires=first if before is None else ranked_by)
+        # Statistics on demand are recorded as they are before the prune, so later rounds measure only what ranks heads.
+        statistics = meter.statistics(state, head_map=left, requires=first if before is None else ranked_by)
         before = before or statistics
         now = pruner(statistics, generator)
         if params["normalize"] == "layer":
             now = layer_normalised(now, left.present)
+        # A head that an earlier round removed keeps the score it was removed by.
         scores = np.where(left.present | ~state.head_map.present, now, scores)
         heads += heads_to_remove(now, left, count, params, cycle=cycle, groups=groups, since=state.head_map)
     assert before is not None
-    examiner.runtime.assert_equal(heads)
+    meter.runtime.assert_equal(heads)
+    # Heads that were absent before the prune have no entropy to compare with: NaN, not the number of a closed gate.
     state.remove_heads(heads, np.where(before.present, before.entropy, np.nan))
     return {"decision": _decision(params["strategy"], options, heads, scores), **_described(before)}
 
 
 def grow(
-    state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, examiner: HeadMeter, born: int = 0
+    state: TrialState, params: Mapping[str, Any], *, cycle: int, key: str, meter: HeadMeter, born: int = 0
 ) -> dict[str, Any]:
-    """Make absent heads present as `cycle.grow` says. `state.refresh` opens their gates.
+    """Make absent heads present as `cycle.grow` says. `state.refresh` then opens their gates.
 
     Args:
-        born: finished steps of the training phase in which they learn.
+        key: of the phase or event; random strategies and initializers draw from it.
+        born: finished steps of the training phase in which the new heads learn.
 
     Returns:
         The decision.
 
     Raises:
-        TrialError: the strategy did not return what was asked, or a new head could never learn.
+        TrialError: the strategy did not return as many absent slots as asked for, or a new head could never learn.
     """
     count = number_to_grow(params, state.head_map, len(state.removed_heads))
     options, init_options = _options("grow", params), _options("init", params, name_key="init")
     grower = registry.build("grow", params["strategy"], options)
     initializer = registry.build("init", params["init"], init_options)
+    # Each initializer lists first the form of sensitivity that tells its new heads apart; a job may ask for another.
     form: SensitivityForm = options.get("form") or initializer.forms[0]
-    statistics = examiner.statistics(state)
-    directed = form == "gradmax" or initializer.needs == "directions"
-    sources = Sources(
-        taylor=statistics.taylor, stored=state.stored, directions=examiner.directions(state) if directed else ()
-    )
-    sensitivity = _sensitivity(state, form, initializer, key, sources, examiner)
-    statistics = replace(statistics, sensitivity=sensitivity)
+    statistics, sources = _growth_statistics(state, form, initializer, key, meter)
+    # A seed of its own for each purpose: another initializer leaves the slots that a random strategy chooses alone.
     heads = grower(statistics, count, np.random.default_rng(derived_seed(key, "grow")))
     _check_grown(heads, count, statistics, params["strategy"])
-    examiner.runtime.assert_equal(heads)
+    meter.runtime.assert_equal(heads)
     before = state.head_map
+    # Present first, then initialised: which slices come alive follows from the map with and without the new heads.
     state.add_heads(heads, cycle, born)
     state.initialise_new_heads(heads, initializer, key, sources)
-    _check_alive(state, heads, params["init"], examiner)
-    scores = np.where(statistics.present, 0.0, sensitivity)
+    _check_alive(state, heads, params["init"], meter)
+    assert statistics.sensitivity is not None
+    scores = np.where(statistics.present, 0.0, statistics.sensitivity)
     decision = _decision(params["strategy"], {**options, "init": params["init"], **init_options}, heads, scores)
     if initializer.needs == "donor":
+        # The donors follow from the statistics, so they are worked out again here instead of handed through.
         assert sources.taylor is not None
         donors = donors_of(state.model.sites, before, heads, sources.taylor)
         decision["donors"] = [list(donors[slot]) for slot in heads]
@@ -157,11 +172,15 @@ def grow(
 def regrown(
     decision: Mapping[str, Any], cycle: int, init: str, acts: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Say for each slot that a growth brought back when it had last been pruned.
+    """Return for each slot that a growth brought back the cycles in which it was last pruned and now grown.
 
     Args:
+        decision: of the growth.
+        cycle: of the growth.
+        init: name of the initializer.
         acts: records of the phases or events before it, the oldest first.
     """
+    # Oldest first, so that the last prune of a slot overwrites earlier ones.
     pruned_in = {
         tuple(slot): act["cycle"] for act in acts if act["phase"] == "prune" for slot in act["decision"]["heads"]
     }
@@ -171,38 +190,66 @@ def regrown(
     ]
 
 
+def _growth_statistics(
+    state: TrialState, form: SensitivityForm, initializer: Initializer, key: str, meter: HeadMeter
+) -> tuple[HeadStatistics, Sources]:
+    """Return the statistics with the sensitivity of absent slots, and what new heads may be made from."""
+    statistics = meter.statistics(state)
+    # Directions take a pass of their own, so they are measured only for GradMax.
+    directed = form == "gradmax" or initializer.needs == "directions"
+    sources = Sources(
+        taylor=statistics.taylor, stored=state.stored, directions=meter.directions(state) if directed else ()
+    )
+    # Only the sensitivity is one of proposed weights; all other statistics are from before the proposals.
+    sensitivity = _sensitivity(state, form, initializer, key, sources, meter)
+    return replace(statistics, sensitivity=sensitivity), sources
+
+
 def _sensitivity(
     state: TrialState,
     form: SensitivityForm,
     initializer: Initializer,
     key: str,
     sources: Sources,
-    examiner: HeadMeter,
+    meter: HeadMeter,
 ) -> Array:
-    """Return how much each absent slot would help. Proposals stay until growth or `refresh` overwrites them."""
+    """Return how much each absent slot would lower the loss, [layers][heads].
+
+    Absent slots are filled with proposed weights, which stay until a growth or `state.refresh` overwrites them.
+    """
+    # GradMax's gain is known from the directions alone; the other forms need weights to differentiate through.
     if form == "gradmax":
         return gradmax_scores(state.model, state.head_map, sources.directions)
     propose(state.model, state.head_map, initializer, key, sources)
-    found = examiner.statistics(state, sensitivity=form).sensitivity
+    found = meter.statistics(state, sensitivity=form).sensitivity
     assert found is not None
     return found
 
 
-def _check_alive(state: TrialState, heads: Sequence[Slot], init: str, examiner: HeadMeter) -> None:
-    dead = dead_heads(state.model, examiner.batches, state.head_map, heads, examiner.runtime.all_reduce)
+def _check_alive(state: TrialState, heads: Sequence[Slot], init: str, meter: HeadMeter) -> None:
+    """Check that every new head has a gradient.
+
+    Raises:
+        TrialError: a new head has none, as where query, key, value and output are all zero.
+    """
+    dead = dead_heads(state.model, meter.batches, state.head_map, heads, meter.runtime.all_reduce)
     if dead:
         raise TrialError(f"init {init!r} makes heads {dead} that have no gradient at all: they could never learn.")
 
 
-def measure(state: TrialState, examiner: HeadMeter, *, contribution: bool) -> dict[str, Any]:
-    """Return every statistic of every present head, [layer][head]; and with contributions, how they agree with it."""
-    return _described(examiner.statistics(state, requires=HEAD_STATISTICS_ON_DEMAND if contribution else ()))
+def measure(state: TrialState, meter: HeadMeter, *, contribution: bool) -> dict[str, Any]:
+    """Return every statistic of every present head, [layer][head].
+
+    With `contribution`, return also how far each statistic ranks heads as their contribution does.
+    """
+    return _described(meter.statistics(state, requires=HEAD_STATISTICS_ON_DEMAND if contribution else ()))
 
 
 def _described(statistics: HeadStatistics) -> dict[str, Any]:
     found = {name: getattr(statistics, name) for name in (*HEAD_STATISTICS, *HEAD_STATISTICS_ON_DEMAND)}
     found = {name: scores for name, scores in found.items() if scores is not None}
     rows = {name: _or_none(scores, statistics.present) for name, scores in found.items()}
+    # The contribution is the truth that the other statistics approximate; without it there is nothing to agree with.
     if statistics.contribution is None:
         return {"statistics": rows}
     truth = found.pop("contribution")
@@ -211,12 +258,19 @@ def _described(statistics: HeadStatistics) -> dict[str, Any]:
 
 
 def _check_grown(heads: list[Slot], count: int, statistics: HeadStatistics, strategy: str) -> None:
+    # A strategy may come from outside raysweep, and nothing later would notice a wrong number of heads.
     free = {(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)}
     if len(heads) != count or len(set(heads)) != count or not set(heads) <= free:
         raise TrialError(f"growth strategy {strategy!r} returned {heads}, not {count} distinct absent slots.")
 
 
 def _options(kind: str, params: Mapping[str, Any], name_key: str = "strategy") -> dict[str, Any]:
+    """Return those parameters of a phase that are options of its strategy.
+
+    Args:
+        name_key: the parameter that names the strategy.
+    """
+    # A strategy's options stand beside the phase's own settings, so its dataclass fields tell which are its.
     fields = registry.load(kind, params[name_key]).__dataclass_fields__
     return {name: params[name] for name in fields if name in params}
 
@@ -231,5 +285,6 @@ def _decision(strategy: str, options: dict[str, Any], heads: list[Slot], scores:
 
 
 def _or_none(scores: Array, present: Mask) -> list[list[float | None]]:
+    """Return scores as lists, None at absent heads."""
     rows = zip(scores.tolist(), present.tolist(), strict=True)
     return [[score if here else None for score, here in zip(*row, strict=True)] for row in rows]

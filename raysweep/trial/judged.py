@@ -1,27 +1,31 @@
-"""How far a trial has come in the phases that stopping rules judge, in compute."""
+"""The reports of a trial to its stopping rule: held-out losses against the share of compute that is spent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from raysweep.contracts import GO, Decision, Report
+from raysweep.contracts.events import Reported
 from raysweep.job.plan import PhasePlan, TrialPlan
 from raysweep.records.schema import PhaseRecord
 
 
 @dataclass(kw_only=True)
 class JudgedProgress:
-    """Reports held-out losses of a trial's learn phases; of its baseline, where there are none; if its plan says so."""
+    """Reports the held-out losses of a trial's learn phases; of its baseline, if it has no learn phase.
+
+    A trial whose plan is not `judged` reports nothing.
+    """
 
     plan: TrialPlan
-    ask: Callable[[dict[str, Any]], Decision]
-    """Tells the sweep of a report, and returns what becomes of the trial."""
+    ask: Callable[[Reported], Decision]
+    """Hands a report to the sweep, and returns its decision on the trial."""
     spent: float = 0.0
-    """Training FLOPs of its judged phases that are over."""
+    """Training FLOPs of the judged phases that are over."""
 
     def judges(self, phase: PhasePlan) -> bool:
+        """Return whether the losses of a phase are reported."""
         if not self.plan.judged:
             return False
         learns = any(own.kind == "learn" for own in self.plan.phases)
@@ -30,14 +34,17 @@ class JudgedProgress:
     def report(
         self, phase: PhasePlan, step: int, *, loss: float, flops: float, dense_flops_per_step: float
     ) -> Decision:
-        """Report an evaluation inside a phase; return what becomes of the trial.
+        """Report an evaluation inside a phase; return the sweep's decision on the trial.
 
         Args:
-            flops: what the phase has spent so far.
-            dense_flops_per_step: what a step would take with every head there.
+            loss: held-out loss.
+            flops: training FLOPs of the phase so far.
+            dense_flops_per_step: training FLOPs of a step with every head present.
         """
         if not self.judges(phase):
             return GO
+        # Shares are of the dense model's compute, which is the same for all trials of equal steps. A share of the
+        # pruned model's own would put trials at equal rungs that have spent different amounts.
         planned = sum(own.steps for own in self.plan.phases if self.judges(own))
         report = Report(
             trial=self.plan.trial,
@@ -48,19 +55,15 @@ class JudgedProgress:
             share=(self.spent + flops) / (dense_flops_per_step * planned),
             loss=loss,
         )
-        return self.ask(report_event(report))
+        return self.ask(Reported(trial=report.trial, report=report))
 
     def finished(self, phase: PhasePlan, record: PhaseRecord) -> Decision:
-        """Report the end of a phase, run by whichever trial."""
+        """Report the end of a phase; return the sweep's decision on the trial."""
         if not self.judges(phase):
             return GO
+        # From the record and not from a counter: the phase may be another trial's, taken from the store.
         dense = record.dense_training_flops / phase.steps
         flops = record.training_flops
         decision = self.report(phase, phase.steps, loss=record.loss, flops=flops, dense_flops_per_step=dense)
         self.spent += flops
         return decision
-
-
-def report_event(report: Report) -> dict[str, Any]:
-    """Return a report as the sweep is told of it."""
-    return {"type": "report", "trial": report.trial, "report": asdict(report)}

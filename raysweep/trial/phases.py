@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raysweep.contracts import raise_unless_go
-from raysweep.errors import TrialError
+from raysweep.contracts.events import Event, PhaseClaimed, Warned
+from raysweep.job.cycle import InferSpec
 from raysweep.job.plan import TRAINING_PHASES, PhasePlan, TrialPlan
-from raysweep.job.spec import InferSpec
 from raysweep.networks.plasticity.parity import check_parity
-from raysweep.records.halting import reached, result, verdict
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.acts import grow, measure, prune, regrown
 from raysweep.trial.data.trial_data import trial_held_out_sha256
@@ -22,6 +21,7 @@ from raysweep.trial.measures.evaluation import shared_batches
 from raysweep.trial.measures.measures import Measures
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
+from raysweep.trial.steps import run_in_order
 from raysweep.trial.store.phase_store import PhaseOutcome, PhaseStore
 from raysweep.trial.training.continuous import Events
 from raysweep.trial.training.phase_training import PhaseTraining
@@ -30,42 +30,20 @@ from raysweep.trial.training.phase_training import PhaseTraining
 def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
     """Yield the record of each phase, run now or taken from the store; the same on every rank.
 
-    First the trial's own phases, until the last or until it halts; then those that its control arms have beside them.
-    An arm that cannot be carried out says so, and ends no trial.
+    The order is that of `steps.run_in_order`.
 
     Raises:
         TrialError: a phase of its own cannot be carried out as asked; DivergedError: a loss is not finite.
-        Interrupted: the sweep says that the trial shall not go on, or not here.
+        Interrupted: the sweep's decision is that the trial shall not go on, or not here.
         DiskFullError: the store cannot be written; what is in it is whole.
     """
-    trial = _Trial.of(plan, runtime, store)
-    judged = JudgedProgress(plan=plan, ask=runtime.ask)
-    own: list[PhaseRecord] = []
-    for phase in plan.phases:
-        own.append(trial.record_of(phase, judged))
-        yield own[-1]
-        decision = judged.finished(phase, own[-1])
-        if verdict(own, plan.halting) or phase is plan.phases[-1]:
-            break
-        raise_unless_go(decision)
-    kept, _ = result(own, plan.halting)
-    seen = {record.key for record in own}
-    for arm, phases in plan.controls.items():
-        trial.begin_arm(arm)
-        try:
-            for phase in reached(arm, phases, kept.cycle):
-                if phase.key in seen:
-                    trial.skip(phase)
-                else:
-                    yield trial.record_of(phase)
-        except TrialError as error:  # raised by all ranks alike: it follows from all-reduced numbers
-            if runtime.rank == 0:
-                runtime.emit({"type": "control_failed", "trial": plan.trial, "arm": arm, "error": str(error)})
+    runner = _TrialRunner.of(plan, runtime, store)
+    yield from run_in_order(plan, runner, JudgedProgress(plan=plan, ask=runtime.ask))
 
 
 @dataclass(kw_only=True)
-class _Trial:
-    """One trial on its way through its phases."""
+class _TrialRunner:
+    """Runs the phases of one trial on the ranks of a group."""
 
     plan: TrialPlan
     runtime: Runtime
@@ -74,42 +52,55 @@ class _Trial:
     state: TrialState | None = None
     """None until a phase has to be run: a trial found whole in the store never builds a model."""
     previous: str | None = None
+    """Key of the phase whose outcome the next phase begins with; None at the start of an arm."""
     arm: str = "main"
     judged: JudgedProgress | None = None
     """Reports the present phase's evaluations; None in control arms."""
 
     @staticmethod
-    def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _Trial:
-        trial = _Trial(plan=plan, runtime=runtime, store=store, measures=Measures.of(plan, runtime))
-        store.warn = trial.warn
-        return trial
+    def of(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> _TrialRunner:
+        runner = _TrialRunner(plan=plan, runtime=runtime, store=store, measures=Measures.of(plan, runtime))
+        store.warn = runner.warn
+        return runner
+
+    def post(self, event: Event) -> None:
+        """Hand an event to the sweep, once for all ranks."""
+        if self.runtime.rank == 0:
+            self.runtime.emit(event)
 
     def warn(self, text: str) -> None:
-        if self.runtime.rank == 0:
-            self.runtime.emit({"type": "warning", "trial": self.plan.trial, "text": text})
+        """Warn the user of the sweep."""
+        self.post(Warned(trial=self.plan.trial, text=text))
 
     def begin_arm(self, arm: str) -> None:
-        """Stand before the first phase of a control arm."""
+        """Start a control arm: no state, no previous phase."""
         self.arm, self.state, self.previous = arm, None, None
 
     def skip(self, phase: PhasePlan) -> None:
-        """Stand behind a phase that is in the store."""
+        """Go on behind a phase whose outcome is in the store."""
         self.state, self.previous = None, phase.key
 
+    def run(self, phase: PhasePlan, judged: JudgedProgress | None) -> Generator[PhaseRecord, None, PhaseRecord]:
+        """Yield the record of a phase, and return it."""
+        record = self.record_of(phase, judged)
+        yield record
+        return record
+
     def record_of(self, phase: PhasePlan, judged: JudgedProgress | None = None) -> PhaseRecord:
-        """Return a phase's record; run the phase if no one has.
+        """Return a phase's record; run the phase if it is not in the store.
 
         Raises:
-            Interrupted: the sweep says so, before the phase or within.
+            Interrupted: the sweep's decision, before the phase or within.
         """
         started = time.perf_counter()
         self.judged = judged
         outcome = self._found(phase)
         if outcome is None:
-            raise_unless_go(self.runtime.ask({"type": "claim", "trial": self.plan.trial, "key": phase.key}))
+            raise_unless_go(self.runtime.ask(PhaseClaimed(trial=self.plan.trial, key=phase.key)))
             outcome = self._run_once(phase, started)
         else:
-            self.state = None  # the store is ahead of it
+            # Stale: the state in memory is that before the phase. The next phase that is run restores it anew.
+            self.state = None
         self.previous = phase.key
         record = {
             **outcome.record,
@@ -121,13 +112,15 @@ class _Trial:
         return PhaseRecord.from_dict(record)
 
     def _found(self, phase: PhasePlan) -> PhaseOutcome | None:
+        # Rank 0 alone looks: on a shared disk another rank might see a phase later, and the ranks would part.
         found: PhaseOutcome | None = self.runtime.from_rank_0(
             self.store.find(phase.key) if self.runtime.rank == 0 else None
         )  # fmt: skip
         return found
 
     def _run_once(self, phase: PhasePlan, started: float) -> PhaseOutcome:
-        """Run a phase, unless someone else has done so while its lease was waited for."""
+        """Run a phase, unless another trial has done so while its lease was waited for."""
+        # A claim orders the trials of one sweep; the lease also keeps out a group that was given up for lost.
         with self.store.lease(phase.key) if self.runtime.rank == 0 else nullcontext():
             outcome = self._found(phase)
             if outcome is None:
@@ -135,6 +128,7 @@ class _Trial:
                 self._save(phase, outcome)
             else:
                 self.state = None
+            # Rank 0 keeps the lease until all ranks are through with what it protects.
             self.runtime.barrier()
         return outcome
 
@@ -142,7 +136,8 @@ class _Trial:
         state = self._state()
         found = getattr(self, f"_{phase.kind}")(state, phase)
         state.history.append(phase.key)
-        state = self._state()  # a small model has taken the place of the one before
+        # Not the same object in a from_scratch_small arm: its small model has taken the place of the one before.
+        state = self._state()
         measures = self.measures
         measured = measures.shape(state) if phase.kind == "infer" else measures.common(state)
         if phase.kind in ("baseline", "measure", "learn") and measures.task.causal:
@@ -164,6 +159,8 @@ class _Trial:
         return state.outcome(self.plan.trial, record.to_dict())
 
     def _save(self, phase: PhasePlan, outcome: PhaseOutcome) -> None:
+        # Only training stores all weights. Pruning and growth store the slices that they changed: with the weights of
+        # the last training phase they give the state, at a fraction of the bytes.
         state = self._state()
         trained = phase.kind in TRAINING_PHASES and phase.steps
         slices = state.changed_slices() if phase.kind in ("prune", "grow") else None
@@ -174,6 +171,8 @@ class _Trial:
             if self.previous is None:
                 self.state = TrialState.first(self.plan, self.measures.data.facts, self.runtime)
             else:
+                # `missing` names the latest lost phase. To run that one again restores the state before it, which comes
+                # here for the phases lost before.
                 while (lost := self._missing(self.previous)) is not None:
                     self._run_again(lost)
                 self.state = TrialState.restored(
@@ -186,29 +185,33 @@ class _Trial:
         return found
 
     def _run_again(self, key: str) -> None:
-        """Run a phase once more whose weights the store does not hold any more.
+        """Run a phase once more whose weights are no longer in the store.
 
-        Leases are taken from a phase to those before it only, so nobody waits in a circle.
+        A trial that holds the lease of a phase takes leases of earlier phases only, so no trials wait in a circle.
         """
         leads, before, judged = self.runtime.rank == 0, self.previous, self.judged
-        self.judged = None  # its evaluations were reported when it ran first
+        # Its evaluations were reported when it ran first.
+        self.judged = None
         chains = (self.plan.phases, *self.plan.controls.values())
         chain, at = next((chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key)
         with self.store.lease(key) if leads else nullcontext():
-            if self._missing(key) == key:  # nobody else has run it meanwhile
+            # Another trial may have run it again while this one waited for the lease.
+            if self._missing(key) == key:
                 self.warn(f"phase {chain[at].label} ({key}) is run again: its weights are no longer in the store.")
                 self.previous = chain[at - 1].key if at else None
                 outcome = self._run(chain[at], time.perf_counter())
+                # The phase still belongs to the trial that ran it first: that one's records say `reused: false`.
                 earlier = self.store.find(key)
                 self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
             self.runtime.barrier()
         self.state, self.previous, self.judged = None, before, judged
 
-    # Phases: each takes the state, changes it, and returns what its record says beyond the common measures.
+    # Kinds of phases: each changes the state, and returns what its record holds beyond the common measures.
 
     def _baseline(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
         if "shaped_by" in phase.params:
             state = self.state = self._small_model(phase.params["shaped_by"])
+        # Before anything is trained: with gates that do not do what they should, every later number would be wrong.
         task, first_examples = self.measures.task, self.measures.data.train[: 2 * self.runtime.world_size]
         (batch,) = shared_batches(first_examples, 2, task, self.runtime)
         check_parity(state.model, batch, causal=task.causal)
@@ -217,15 +220,15 @@ class _Trial:
         return self._train(state, phase)
 
     def _prune(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        found = prune(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        found = prune(state, phase.params, cycle=phase.cycle, key=phase.key, meter=self.measures.head_meter())
         state.refresh()
         return found
 
     def _measure(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        return measure(state, self.measures.examiner(), contribution=phase.params["contribution"])
+        return measure(state, self.measures.head_meter(), contribution=phase.params["contribution"])
 
     def _grow(self, state: TrialState, phase: PhasePlan) -> dict[str, Any]:
-        found = grow(state, phase.params, cycle=phase.cycle, key=phase.key, examiner=self.measures.examiner())
+        found = grow(state, phase.params, cycle=phase.cycle, key=phase.key, meter=self.measures.head_meter())
         state.refresh()
         before = [self._stored(key).record for key in state.history]
         return {**found, "regrown": regrown(found["decision"], phase.cycle, phase.params["init"], before)}
@@ -244,7 +247,7 @@ class _Trial:
         events = Events(
             state=state,
             planned=phase.params.get("events", []),
-            examiner=self.measures.examiner(),
+            meter=self.measures.head_meter(),
             measure=lambda: self.measures.common(state),
             seed_second_moments=phase.params["seed_second_moments"],
         )

@@ -1,4 +1,4 @@
-"""The one seam to distribution: what a phase may ask of the group of ranks that it runs in."""
+"""The group of ranks that a phase runs in: all that the trial knows of distribution."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raysweep.contracts import GO, Decision
+from raysweep.contracts.events import Event, Question
 from raysweep.errors import DiskFullError
-
-Event = dict[str, Any]
 
 
 def ignore_event(event: Event) -> None:
-    """Take no notice."""
+    """Drop an event: a trial outside a sweep."""
 
 
-def go_on(event: Event) -> Decision:
-    """Answer whatever is asked with `go`."""
+def go_on(question: Question) -> Decision:
+    """Answer every question with `go`: a trial outside a sweep."""
     return GO
 
 
@@ -32,9 +31,9 @@ class Runtime:
 
     device: torch.device
     emit: Callable[[Event], None] = ignore_event
-    """Called on rank 0 with what asks for no answer."""
-    ask_sweep: Callable[[Event], Decision] = go_on
-    """Called on rank 0 with claims of phases, reports and progress; its answer is obeyed by all ranks."""
+    """Hands an event that needs no answer to the sweep; called on rank 0."""
+    ask_sweep: Callable[[Question], Decision] = go_on
+    """Hands a question to the sweep and returns the answer; called on rank 0. All ranks act on the answer."""
 
     @property
     def rank(self) -> int:
@@ -47,12 +46,14 @@ class Runtime:
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks."""
         if self.world_size > 1:
+            # The collective adds in place; the caller keeps its own tensor.
             tensor = tensor.clone()
             distributed.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return every rank's tensor, stacked in the order of ranks."""
+        # A sum with zeros is exact, and the same collective for gloo and NCCL.
         rows = tensor.new_zeros(self.world_size, *tensor.shape)
         rows[self.rank] = tensor
         return self.all_reduce(rows)
@@ -65,9 +66,10 @@ class Runtime:
         distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def ask(self, event: Event) -> Decision:
-        """Return the sweep's answer to rank 0's event, on every rank."""
-        answer: Decision = self.from_rank_0(self.ask_sweep(event) if self.rank == 0 else None)
+    def ask(self, question: Question) -> Decision:
+        """Return the sweep's answer to a question, on every rank."""
+        # Rank 0 alone asks: two ranks that asked for themselves could get different answers, and part.
+        answer: Decision = self.from_rank_0(self.ask_sweep(question) if self.rank == 0 else None)
         return answer
 
     def assert_equal(self, value: Any) -> None:
@@ -100,6 +102,8 @@ class Runtime:
         """Return the module, its gradients averaged over ranks."""
         if self.world_size == 1:
             return module
+        # Buffers need no broadcast: they follow from decisions that all ranks make alike. Gradients that are views of
+        # DDP's buckets save the memory of a second copy.
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -12,11 +12,24 @@ import pytest
 
 from raysweep.cluster.mailbox import Mailbox
 from raysweep.contracts import Decision
+from raysweep.contracts.events import (
+    Event,
+    LaneStarted,
+    PhaseFinished,
+    StepLogged,
+    TrialEnding,
+    TrialFinished,
+    TrialLeft,
+    TrialPaused,
+    TrialRetried,
+    from_json,
+    to_json,
+)
 from raysweep.job.plan import PhasePlan, TrialPlan
 from raysweep.strategies.schedulers.none import Rule
-from raysweep.sweep.dispatcher import Assignment
+from raysweep.sweep.lanes import Assignment
 
-COMPLETE = {"status": "COMPLETE", "error": None}
+COMPLETE = TrialEnding(status="COMPLETE")
 NEVER = 30.0
 
 
@@ -82,13 +95,30 @@ def attempt(mailbox: Mailbox, trial: int) -> int:
     return mailbox._dispatcher._trials[trial].attempt
 
 
-SEEN: WeakKeyDictionary[Mailbox, list[dict[str, Any]]] = WeakKeyDictionary()
+def logged(trial: int, step: int = 10) -> Event:
+    return StepLogged(trial=trial, arm="main", phase="learn", cycle=1, steps=20, point={"step": float(step)})
 
 
-async def everything(mailbox: Mailbox) -> list[dict[str, Any]]:
+def finished(trial: int) -> Event:
+    return PhaseFinished(trial=trial, record={"key": f"key-{trial}"})
+
+
+async def new_events(mailbox: Mailbox, timeout_s: float = 0.01) -> list[Event]:
+    return [from_json(event) for event in await mailbox.events(timeout_s)]
+
+
+async def trial_event(mailbox: Mailbox, trial: int, timeout_s: float = 0.01) -> Event | None:
+    event = await mailbox.trial_event(trial, timeout_s)
+    return None if event is None else from_json(event)
+
+
+SEEN: WeakKeyDictionary[Mailbox, list[Event]] = WeakKeyDictionary()
+
+
+async def everything(mailbox: Mailbox) -> list[Event]:
     """Return all that has happened so far."""
     seen = SEEN.setdefault(mailbox, [])
-    seen += await mailbox.events(0.01)
+    seen += await new_events(mailbox)
     return seen
 
 
@@ -97,15 +127,15 @@ async def submit(mailbox: Mailbox, *trials: int, lane: str | None = None) -> Non
         await mailbox.submit(plan_of(trial), lane)
 
 
-async def finals(mailbox: Mailbox) -> dict[int, dict[str, Any]]:
+async def finals(mailbox: Mailbox) -> dict[int, TrialFinished]:
     """Return the final events by trial; no trial may have two."""
-    found = [event for event in await everything(mailbox) if event["type"] == "final"]
-    assert len({event["trial"] for event in found}) == len(found)
-    return {event["trial"]: event for event in found}
+    found = [event for event in await everything(mailbox) if isinstance(event, TrialFinished)]
+    assert len({event.trial for event in found}) == len(found)
+    return {event.trial: event for event in found}
 
 
 async def retries(mailbox: Mailbox) -> list[tuple[int, int]]:
-    return [(e["trial"], e["attempt"]) for e in await everything(mailbox) if e["type"] == "retry"]
+    return [(e.trial, e.attempt) for e in await everything(mailbox) if isinstance(e, TrialRetried)]
 
 
 # One lane, nothing dies.
@@ -165,7 +195,7 @@ async def test_trials_are_given_in_the_order_in_which_they_came(mailbox: Mailbox
 async def test_the_final_event_says_how_the_trial_ended_and_at_which_attempt(mailbox: Mailbox) -> None:
     await submit(mailbox, 1)
     await Group(mailbox, "g").run()
-    assert (await finals(mailbox))[1] == {**COMPLETE, "type": "final", "trial": 1, "attempts": 1}
+    assert (await finals(mailbox))[1] == TrialFinished(trial=1, ending=COMPLETE, attempts=1)
 
 
 @on_a_loop
@@ -192,7 +222,7 @@ async def test_a_restarted_group_gets_the_unfinished_trial_as_its_next_attempt(m
     again = await new.take()
     assert (again.trial, attempt(mailbox, 1), again.plan) == (1, 2, plan_of(1))
     await new.finish(again)
-    assert (await finals(mailbox))[1]["attempts"] == 2
+    assert (await finals(mailbox))[1].attempts == 2
     assert (await new.take()).trial == 2
 
 
@@ -213,7 +243,7 @@ async def test_the_next_trial_after_a_retried_one_starts_at_attempt_one(mailbox:
     new = Group(mailbox, "g2")
     await new.run()
     await new.run()
-    assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {1: 2, 2: 1}
+    assert {trial: event.attempts for trial, event in (await finals(mailbox)).items()} == {1: 2, 2: 1}
 
 
 @on_a_loop
@@ -267,8 +297,9 @@ async def test_a_trial_out_of_attempts_fails_with_the_reason_of_the_crash_and_th
     following = await Group(mailbox, "g3").take()
     assert (following.trial, attempt(mailbox, 2)) == (2, 1)
     failed = (await finals(mailbox))[1]
-    assert (failed["status"], failed["attempts"]) == ("FAILED", 2)
-    assert "2 attempts" in failed["error"] and "rank 1: ValueError: no such thing" in failed["error"]
+    error = failed.ending.error or ""
+    assert (failed.ending.status, failed.attempts) == ("FAILED", 2)
+    assert "2 attempts" in error and "rank 1: ValueError: no such thing" in error
 
 
 @on_a_loop
@@ -278,7 +309,7 @@ async def test_a_killed_worker_leaves_no_reason_and_the_message_says_so(mailbox:
         await Group(mailbox, name).take()
     orphan = Group(mailbox, "g3").asking()
     await settle()
-    assert "killed" in (await finals(mailbox))[1]["error"]
+    assert "killed" in ((await finals(mailbox))[1].ending.error or "")
     assert not orphan.done()  # it waits for another trial
 
 
@@ -290,7 +321,7 @@ async def test_the_first_rank_to_crash_is_the_reason_not_those_that_it_took_alon
     await mailbox.crashed(1, "rank 1: ValueError: the cause")
     await mailbox.crashed(1, "rank 0: connection closed by peer")
     await Group(mailbox, "g3").take()
-    error = (await finals(mailbox))[1]["error"]
+    error = (await finals(mailbox))[1].ending.error or ""
     assert "the cause" in error and "closed by peer" not in error
 
 
@@ -302,7 +333,7 @@ async def test_the_reason_is_that_of_the_last_attempt(mailbox: Mailbox) -> None:
     await Group(mailbox, "g2").take()
     await mailbox.crashed(1, "of the second attempt")
     await Group(mailbox, "g3").take()
-    error = (await finals(mailbox))[1]["error"]
+    error = (await finals(mailbox))[1].ending.error or ""
     assert "of the second attempt" in error and "of the first attempt" not in error
 
 
@@ -312,7 +343,7 @@ async def test_attempts_of_one_trial_are_not_charged_to_the_next() -> None:
     await submit(mailbox, 1, 2, 3)
     for number in range(3):
         assert attempt(mailbox, (await Group(mailbox, f"g{number}").take()).trial) == 1
-    assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {1: 1, 2: 1}
+    assert {trial: event.attempts for trial, event in (await finals(mailbox)).items()} == {1: 1, 2: 1}
 
 
 # Several lanes.
@@ -359,7 +390,7 @@ async def test_every_trial_runs_once_on_busy_lanes_whose_groups_die(mailbox: Mai
     await mailbox.close()
     await asyncio.gather(*lanes)
     assert sorted(taken) == trials
-    assert {trial: event["attempts"] for trial, event in (await finals(mailbox)).items()} == {
+    assert {trial: event.attempts for trial, event in (await finals(mailbox)).items()} == {
         trial: 2 if trial % 5 == 0 else 1 for trial in trials
     }
     assert await asyncio.gather(*orphans) == [None] * 8
@@ -431,10 +462,8 @@ async def test_a_dead_lane_fails_its_trial_and_leaves_the_rest_to_the_others(mai
     await submit(mailbox, 1, 2)
     await Group(mailbox, "g", "lane-0").take()
     await mailbox.lane_died("lane-0", "lane-0 was lost: no node")
-    assert (await finals(mailbox))[1] == {
-        "type": "final", "trial": 1, "attempts": 1, "status": "FAILED",
-        "error": "lane-0 was lost: no node",
-    }  # fmt: skip
+    lost = TrialEnding(status="FAILED", error="lane-0 was lost: no node")
+    assert (await finals(mailbox))[1] == TrialFinished(trial=1, ending=lost, attempts=1)
     assert (await Group(mailbox, "h", "lane-1").take()).trial == 2
 
 
@@ -448,10 +477,10 @@ async def test_without_a_lane_left_all_waiting_trials_fail_and_later_ones_too(ma
     await mailbox.lane_died("lane-1", "second loss")
     await submit(mailbox, 4)
     ended = await finals(mailbox)
-    assert {trial: (event["status"], event["attempts"]) for trial, event in ended.items()} == {
+    assert {trial: (event.ending.status, event.attempts) for trial, event in ended.items()} == {
         1: ("FAILED", 1), 2: ("FAILED", 0), 3: ("FAILED", 0), 4: ("FAILED", 0),
     }  # fmt: skip
-    assert all("loss" in event["error"] for event in ended.values())
+    assert all("loss" in (event.ending.error or "") for event in ended.values())
 
 
 @on_a_loop
@@ -469,7 +498,7 @@ async def test_a_lane_that_dies_between_trials_fails_nothing(mailbox: Mailbox) -
     await submit(mailbox, 1)
     await Group(mailbox, "g", "lane-0").run()
     await mailbox.lane_died("lane-0", "lost")
-    assert [event["status"] for event in (await finals(mailbox)).values()] == ["COMPLETE"]
+    assert [event.ending.status for event in (await finals(mailbox)).values()] == ["COMPLETE"]
 
 
 # Events.
@@ -477,23 +506,30 @@ async def test_a_lane_that_dies_between_trials_fails_nothing(mailbox: Mailbox) -
 
 @on_a_loop
 async def test_events_come_in_order_and_once(mailbox: Mailbox) -> None:
-    posted = [{"type": "progress", "trial": 1, "point": {"step": step}} for step in range(5)]
+    posted = [logged(1, step) for step in range(5)]
     for event in posted[:3]:
-        await mailbox.post(event)
-    assert await mailbox.events(0.01) == posted[:3]
+        await mailbox.post(to_json(event))
+    assert await new_events(mailbox) == posted[:3]
     for event in posted[3:]:
-        await mailbox.post(event)
-    assert await mailbox.events(0.01) == posted[3:]
-    assert await mailbox.events(0.01) == []
+        await mailbox.post(to_json(event))
+    assert await new_events(mailbox) == posted[3:]
+    assert await new_events(mailbox) == []
 
 
 @on_a_loop
 async def test_whoever_asks_for_events_waits_for_the_next_one(mailbox: Mailbox) -> None:
-    asked = asyncio.create_task(mailbox.events(NEVER))
+    asked = asyncio.create_task(new_events(mailbox, NEVER))
     await settle()
     assert not asked.done()
-    await mailbox.post({"type": "progress", "trial": 1})
-    assert await asked == [{"type": "progress", "trial": 1}]
+    await mailbox.post(to_json(logged(1)))
+    assert await asked == [logged(1)]
+
+
+@on_a_loop
+async def test_what_asks_for_no_answer_cannot_be_asked(mailbox: Mailbox) -> None:
+    assert await mailbox.ask(to_json(logged(1))) == Decision(action="go")
+    with pytest.raises(AssertionError, match="LaneStarted"):
+        await mailbox.ask(to_json(LaneStarted(lane="l", group="g", pids=[])))
 
 
 @on_a_loop
@@ -501,46 +537,44 @@ async def test_a_trial_sees_only_its_own_phases_and_its_end(mailbox: Mailbox) ->
     await submit(mailbox, 1, 2)
     group = Group(mailbox, "g")
     assignment = await group.take()
-    phases = {trial: {"type": "phase", "trial": trial, "record": {"key": f"key-{trial}"}} for trial in (1, 2)}
     for trial in (1, 2):
-        await mailbox.post({"type": "progress", "trial": trial})
-        await mailbox.post(phases[trial])
+        await mailbox.post(to_json(logged(trial)))
+        await mailbox.post(to_json(finished(trial)))
     await group.finish(assignment)
-    assert await mailbox.trial_event(1, 0.01) == phases[1]
-    assert await mailbox.trial_event(1, 0.01) == {**COMPLETE, "type": "final", "trial": 1, "attempts": 1}
-    assert await mailbox.trial_event(1, 0.01) is None
-    assert await mailbox.trial_event(3, 0.01) is None
+    assert await trial_event(mailbox, 1) == finished(1)
+    assert await trial_event(mailbox, 1) == TrialFinished(trial=1, ending=COMPLETE, attempts=1)
+    assert await trial_event(mailbox, 1) is None
+    assert await trial_event(mailbox, 3) is None
 
 
 @on_a_loop
 async def test_whoever_asks_for_a_trial_waits_through_the_events_of_others(mailbox: Mailbox) -> None:
-    asked = asyncio.create_task(mailbox.trial_event(1, NEVER))
-    mine, other = ({"type": "phase", "trial": trial, "record": {"key": f"key-{trial}"}} for trial in (1, 2))
-    for event in ({"type": "progress", "trial": 1}, other, {"type": "group", "lane": "l"}):
-        await mailbox.post(event)
+    asked = asyncio.create_task(trial_event(mailbox, 1, NEVER))
+    for event in (logged(1), finished(2), LaneStarted(lane="l", group="g", pids=[])):
+        await mailbox.post(to_json(event))
     await settle()
     assert not asked.done()
-    await mailbox.post(mine)
-    assert await asked == mine
+    await mailbox.post(to_json(finished(1)))
+    assert await asked == finished(1)
 
 
 @on_a_loop
 async def test_every_way_in_which_a_trial_ends_wakes_whoever_asks_for_it(mailbox: Mailbox) -> None:
     await mailbox.expect_lanes(1)
     await submit(mailbox, 1, 2, 3, 4)
-    asked = [asyncio.create_task(mailbox.trial_event(trial, NEVER)) for trial in (1, 2, 3, 4)]
+    asked = [asyncio.create_task(trial_event(mailbox, trial, NEVER)) for trial in (1, 2, 3, 4)]
     await Group(mailbox, "g1").take()
     await Group(mailbox, "g2").take()
     group = Group(mailbox, "g3")
     second = await group.take()  # trial 1 is out of attempts; this is trial 2
     first = await asked[0]
-    assert first is not None and (first["type"], first["trial"], first["status"]) == ("final", 1, "FAILED")
+    assert isinstance(first, TrialFinished) and (first.trial, first.ending.status) == (1, "FAILED")
     await mailbox.release("lane-0", second.sequence, Decision(action="pause"))
-    assert await asked[1] == {"type": "paused", "trial": 2}
+    assert await asked[1] == TrialPaused(trial=2)
     group.finished = second.sequence
     await group.take()
     await mailbox.interrupt("enough")
-    assert await asked[3] == {"type": "left", "trial": 4}
+    assert await asked[3] == TrialLeft(trial=4)
     await mailbox.lane_died("lane-0", "lost")
     third = await asked[2]
-    assert third is not None and (third["type"], third["trial"]) == ("final", 3)
+    assert isinstance(third, TrialFinished) and third.trial == 3

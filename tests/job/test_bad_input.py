@@ -80,11 +80,9 @@ def prune(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_missing_job_file() -> None:
-    assert refused("run", "jbos/x.yaml") == "jbos/x.yaml: no such file. Give the path of a YAML file."
-
-
-def test_the_quickstart_is_only_found_in_a_clone() -> None:
-    assert "Run this in a clone of raysweep, or name a job file." in refused("run")
+    assert refused("run", "jbos/x.yaml") == (
+        "jbos/x.yaml: no such file. Give the path of a YAML file, or a job of 'raysweep list jobs'."
+    )
 
 
 def test_a_folder_is_no_job() -> None:
@@ -183,7 +181,8 @@ def test_a_configuration_that_is_no_json() -> None:
     job = model_folder()
     Path("model/config.json").write_text('{"model_type": ')
     message = refused("validate", job)
-    assert f"{str(Path('model/config.json').resolve())!r} is no JSON (" in message and "save_pretrained()" in message
+    assert f"{str(Path('model/config.json').resolve())!r} is not valid JSON (" in message
+    assert "save_pretrained()" in message
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"model_type": 3}'])
@@ -200,7 +199,7 @@ def test_an_architecture_that_nobody_knows_names_the_families() -> None:
 
 def test_a_configuration_with_a_value_that_its_architecture_does_not_take() -> None:
     message = refused("validate", model_folder(model_type="gpt2", n_head="many"))
-    assert "config.json' is no configuration of a 'gpt2': " in message and "n_head" in message
+    assert "config.json' is not a valid configuration of a 'gpt2': " in message and "n_head" in message
 
 
 def test_a_configuration_whose_sizes_contradict_each_other() -> None:
@@ -400,7 +399,7 @@ def test_records_that_cannot_be_read_name_file_and_line() -> None:
 
 def test_an_unknown_kind_names_the_nearest() -> None:
     assert refused("list", "strategys").startswith(
-        "list: no 'strategys'. Known: analyses, data, exits, grow, init, models"
+        "list: no 'strategys'. Known: analyses, data, exits, grow, init, jobs, models"
     )
     assert "Did you mean 'samplers'?" in refused("list", "sampler")
 
@@ -490,7 +489,7 @@ def test_validate_says_what_only_a_network_could_tell() -> None:
     model, data = result.stderr.splitlines()
     assert (
         model.startswith("note: job.yaml: model.name = 'gpt2' is a name of the hub: ")
-        and "`raysweep plan` finds out" in model
+        and "`raysweep plan` checks whether it exists" in model
     )
     assert data.startswith("note: job.yaml: data.name = 'wikitext-2' is a name of the hub: ")
 
@@ -512,7 +511,10 @@ def test_valid_jobs_are_counted_and_what_to_do_next_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "nowhere.yaml"], "error: nowhere.yaml: no such file. Give the path of a YAML file.\n"),
+        (
+            ["run", "nowhere.yaml"],
+            "error: nowhere.yaml: no such file. Give the path of a YAML file, or a job of 'raysweep list jobs'.\n",
+        ),
         (["status", "nothing"], "error: sweep in 'results': no 'nothing', nor any other sweep.\n"),
         (["run", "good.yaml", "--set", "model.name=gpt9"], "error: model.name = 'gpt9' is neither a folder here"),
     ],

@@ -82,9 +82,9 @@ SENSITIVITY = {"cycle.grow.strategy": "gradient_sensitivity"}
         ({"cycle.grow.strategy": "ballanced"}, "cycle.grow.strategy", "ballanced", "Did you mean 'balanced'?"),
         ({"cycle.grow.init": "zero_outptu"}, "cycle.grow.init", "zero_outptu", "Did you mean 'zero_output'?"),
         ({"cycle.grow.form": "gate", **SENSITIVITY}, "cycle.grow.form", "gate",
-         "is no measure of init 'zero_output', which takes 'output', 'gradmax'; it fits 'rewind', 'small_random'"),
+         "does not fit init 'zero_output', which takes 'output', 'gradmax'; it fits 'rewind', 'small_random'"),
         ({"cycle.grow.form": "output", "cycle.grow.init": "split", **SENSITIVITY}, "cycle.grow.form", "output",
-         "is no measure of init 'split', which takes 'gate'; it fits 'zero_output'."),
+         "does not fit init 'split', which takes 'gate'; it fits 'zero_output'."),
         ({"cycle.grow.form": "gat", **SENSITIVITY}, "cycle.grow.form", "gat", "'gate', 'output' or 'gradmax'"),
         ({"cycle.grow.noise": 0.1}, "cycle.grow.noise", 0.1, "unknown key: no 'noise'"),
         ({"cycle.grow.noise": 0, "cycle.grow.init": "split"}, "cycle.grow.noise", 0, "greater than 0"),
@@ -107,8 +107,8 @@ SENSITIVITY = {"cycle.grow.strategy": "gradient_sensitivity"}
         ({"cycle.grow": None, "search": {"controls": ["rewind"]}}, "search.controls", "rewind", "the trial itself"),
         ({"search": {"controls": ["sparse"]}}, "search.controls.0", "sparse", "'dense'"),
         ({"search": {"trials": 2}}, "search.trials", 2, "all would be equal"),
-        ({"data.name": "c4"}, "data.max_tokens", None, "say how many training tokens"),
-        ({"data.max_tokens": 1000}, "data.max_tokens", 1000, "only streamed corpora (c4)"),
+        ({"data.name": "c4"}, "data.max_tokens", None, "set the number of training tokens"),
+        ({"data.max_tokens": 1000}, "data.max_tokens", 1000, "only for streamed corpora (c4)"),
         ({"data.seq_len": 64, "data.eval_tokens": 63}, "data.eval_tokens", 63, "data.seq_len = 64"),
         ({"data.eval_tokens": 100}, "data.eval_tokens", 100, "data.seq_len = 128"),
         ({"cycle.lern": {}}, "cycle.lern", None, "Did you mean 'learn'?"),
@@ -119,7 +119,7 @@ SENSITIVITY = {"cycle.grow.strategy": "gradient_sensitivity"}
         ({"model": "gpt2"}, "model", "gpt2", "must be a mapping of keys to values"),
         ({"model": {}}, "model.name", None, "required, but missing"),
         ({"cycle.learn": {"steps": 3}}, "cycle.learn.lr", None, "required, but missing"),
-        ({"cycle": {"cycles": 2}}, "cycle", None, "nothing to do: name at least one of baseline, prune, learn"),
+        ({"cycle": {"cycles": 2}}, "cycle", None, "nothing to do: add at least one of baseline, prune, learn"),
     ],
 )  # fmt: skip
 def test_a_fault_is_reported_alone_with_its_key_value_and_way_out(
@@ -335,7 +335,7 @@ def refusal_of(path: Path) -> str:
     ("content", "said"),
     [
         ("name: demo\nmodel: {name: gpt2\ncycle: 3\n", "line 3, column"),
-        ("name: demo\ncycle:\n  cycles: 1\n  cycles: 2\n", "line 4, column 3: key 'cycles' stands twice"),
+        ("name: demo\ncycle:\n  cycles: 1\n  cycles: 2\n", "line 4, column 3: key 'cycles' is given twice"),
         ("name: demo\n\tmodel: 3\n", "line 2"),
         ("name: demo\n---\nname: demo\n", "line 2"),
         ("? [a, b]\n: 3\n", "unhashable key"),
@@ -687,7 +687,8 @@ ONE_STRATEGY = {**LEVEL, "cycle.prune.strategy": {"choice": ["taylor"]}, "model.
                    "cycle.prune.rounds": {"integer": [1, 3], "when": {"cycle.learn.lr": {"above": 0.5}}}}, {},
          "cycle.prune.rounds exists under a condition only. These can: gp, nsga2, quasi_random, random, tpe."),
         ("cmaes", LEVEL, {"minimize": ["loss", "params"]}, f"search.minimize names 2 objectives. {ALL_BUT_CMAES}"),
-        ("cmaes", LEVEL, {"constraints": ["perplexity <= 3"]}, f"would teach it nothing. {ALL_BUT_CMAES}"),
+        ("cmaes", LEVEL, {"constraints": ["perplexity <= 3"]},
+         f"it cannot learn from search.constraints. {ALL_BUT_CMAES}"),
         ("strategy_bandit", LEVEL, {}, "none of cycle.prune.strategy, cycle.grow.strategy, cycle.grow.init, "
                                        f"cycle.infer.exit has two choices in its space. {THOSE_WITHOUT_BANDIT}"),
         ("strategy_bandit", ONE_STRATEGY, {}, "has two choices in its space. These can: gp, grid, nsga2,"),
@@ -783,7 +784,7 @@ def test_a_form_that_fits_one_of_the_inits_in_a_space_is_refused_where_the_other
         check_job(job_with({"cycle.grow": grow}, space), "job.yaml")
     [fault] = refused.value.faults
     assert (fault.key, fault.value) == ("cycle.grow.init", "small_random")
-    assert "makes cycle.grow.form: is no measure of init 'small_random', which takes 'gate'" in fault.message
+    assert "makes cycle.grow.form: does not fit init 'small_random', which takes 'gate'" in fault.message
 
 
 def test_the_options_of_the_new_strategy_are_kept() -> None:

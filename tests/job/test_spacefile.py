@@ -112,7 +112,7 @@ def test_what_comes_out_is_written_as_one_plain_space() -> None:
         ({"include": "none.yaml"}, "include", "no such file; looked in ."),
         ({"include": {"a": 1}}, "include", "needs a name, or a list of names"),
         ({"use": [3]}, "use", "needs a name, or a list of names"),
-        ({"use": ["g", "g"], "groups": {"g": {"a.b": 1}}}, "use", "names one twice"),
+        ({"use": ["g", "g"], "groups": {"g": {"a.b": 1}}}, "use", "gives a name twice"),
         ({"use": "growin", "groups": {"growing": GROWING}}, "use", "no 'growin'. Did you mean 'growing'?"),
         ({"groups": ["g"]}, "groups", "needs {name: {path: parameter}}"),
         ({"groups": {"g": 3}}, "groups.g", "needs {path: parameter}"),
@@ -121,7 +121,7 @@ def test_what_comes_out_is_written_as_one_plain_space() -> None:
         ({"groups": {"g": {"when": {"c": 1}, "a.b": 3}}, "use": "g"}, "groups.g.a.b", "cannot stand under a condition"),
         ({"groups": {"g": {"when": {"c": 1}, "a.b": {"choice": [1], "when": {"c": 2}}}}, "use": "g"}, "groups.g.a.b",
          "names c in its own condition and in that of its group"),
-        ({"groups": {"g": {"a.b": {"choice": [1]}}}, "use": "g", "a.b": 3}, "a.b", "stands in group 'g' too"),
+        ({"groups": {"g": {"a.b": {"choice": [1]}}}, "use": "g", "a.b": 3}, "a.b", "is also in group 'g'"),
         ({"groups": {"g": {"a.b": {"choice": [1]}}}}, "", "holds no parameter"),
     ],
 )  # fmt: skip

@@ -25,9 +25,11 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from raysweep.contracts import Facts
 from raysweep.errors import ModelError
 from raysweep.job import registry
+from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import DataSpec, ModelSpec
+from raysweep.networks.configuration import task_of
 from raysweep.networks.fit import check_fit, check_model
-from raysweep.networks.loading import build_network, scratch_sizes, task_of
+from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.objective import logits_of
 from raysweep.trial.data.tokenizers import tokenizer_source

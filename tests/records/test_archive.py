@@ -22,7 +22,8 @@ from raysweep.errors import ArchiveError, DiskFullError, UsageError
 from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.job.spec import BudgetSpec
-from raysweep.records.folder import SweepFolder, list_sweeps, plan_of
+from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.results import check_new_sweep, list_sweeps
 from raysweep.records.schema import PhaseRecord, Proposal, Session, TrialRecord
 
 SPACE = {
@@ -106,7 +107,7 @@ def test_nothing_but_the_two_files_is_left_behind_by_making_a_sweep(sweep: Sweep
 def test_a_name_in_use_is_refused_and_points_to_resume(tmp_path: Path) -> None:
     sweep = new_sweep(tmp_path, "mine")
     before = (sweep.path / "job.yaml").read_bytes()
-    for refused in (lambda: new_sweep(tmp_path, "mine"), lambda: SweepFolder.check_new(tmp_path, "mine")):
+    for refused in (lambda: new_sweep(tmp_path, "mine"), lambda: check_new_sweep(tmp_path, "mine")):
         with pytest.raises(ArchiveError, match="'mine' exists already.*'raysweep resume mine'"):
             refused()
     assert (sweep.path / "job.yaml").read_bytes() == before
@@ -115,7 +116,7 @@ def test_a_name_in_use_is_refused_and_points_to_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "..", ".", ".hidden", "", "-x", "a b", "a\nb", "é", "x/"])
 def test_a_name_that_is_no_plain_folder_name_is_refused(tmp_path: Path, name: str) -> None:
     results = tmp_path / "results"
-    for refused in (lambda: new_sweep(results, name), lambda: SweepFolder.check_new(results, name)):
+    for refused in (lambda: new_sweep(results, name), lambda: check_new_sweep(results, name)):
         with pytest.raises(ArchiveError, match="use letters, digits"):
             refused()
     with pytest.raises(ArchiveError, match="no "):
@@ -133,7 +134,7 @@ def test_a_sweep_outside_the_results_is_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a", "A.b-c_1", "1", "x" * 100])
 def test_a_plain_name_may_be_used(tmp_path: Path, name: str) -> None:
-    SweepFolder.check_new(tmp_path, name)
+    check_new_sweep(tmp_path, name)
     assert new_sweep(tmp_path, name).path == tmp_path.resolve() / name
 
 

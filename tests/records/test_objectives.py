@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.sweeps import phase_record
 
-from raysweep.job.spec import SearchSpec
+from raysweep.job.search import SearchSpec
 from raysweep.records import objectives
 from raysweep.records.schema import PhaseRecord
 

@@ -1,4 +1,4 @@
-"""The curve of per-token gates: penalties move the share of open heads, the network stays as it was, costs compare."""
+"""The curve of per-token gates: penalties move the share of open heads, the network is unchanged, costs compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raysweep.job.spec import DataSpec
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
-from raysweep.science.dynamic_heads import Curve, RouterOptions, curve, dynamic_heads
+from raysweep.science.dynamic_heads import RouterCurve, RouterOptions, dynamic_heads, router_curve
 from raysweep.trial.exports.write import export
 
 DATA = DataSpec(name="tokens", seq_len=12, probe_windows=4)
@@ -29,24 +29,24 @@ def windows(count: int, seed: int) -> np.ndarray:
     return some_tokens(count, 12, seed).numpy()
 
 
-def curve_of(model: PlasticModel, head_map: HeadMap, **question: Any) -> Curve:
+def curve_of(model: PlasticModel, head_map: HeadMap, **question: Any) -> RouterCurve:
     asked = RouterOptions(**{"steps": 30, "batch_size": 4, **question})
-    return curve(model, head_map, windows(16, 1), windows(6, 2), DATA, asked, cpu(), name="tiny", sha256="x")
+    return router_curve(model, head_map, windows(16, 1), windows(6, 2), DATA, asked, cpu(), name="tiny", sha256="x")
 
 
 @pytest.fixture(scope="module")
-def answer() -> Curve:
+def answer() -> RouterCurve:
     model = tiny_model("gpt2", dtype=torch.float32)
     return curve_of(model, HeadMap.full(*model.shape), penalties=(0.0, 100.0), lr=0.1)
 
 
-def test_the_penalty_moves_the_share_of_open_heads(answer: Curve) -> None:
+def test_the_penalty_moves_the_share_of_open_heads(answer: RouterCurve) -> None:
     free, dear = answer.points
     assert free.open_share > 0.5 and dear.open_share < 0.1
     assert dear.flops_per_token < free.flops_per_token
 
 
-def test_a_point_stands_beside_pruning_that_costs_no_more(answer: Curve) -> None:
+def test_a_point_stands_beside_pruning_that_costs_no_more(answer: RouterCurve) -> None:
     model = tiny_model("gpt2", dtype=torch.float32)
     for point in answer.points:
         if point.static is not None:
@@ -61,7 +61,7 @@ def test_a_point_stands_beside_pruning_that_costs_no_more(answer: Curve) -> None
 
 
 def test_the_static_network_is_pruned_by_taylor_scores() -> None:
-    """A head that writes nothing is the first to go, and its loss is then that of the full network."""
+    """A head that writes nothing is pruned first, and the loss stays that of the full network."""
     model = tiny_model("gpt2", dtype=torch.float64)
     model.network.transformer.h[1].attn.c_proj.weight.data[5:10] = 0
     found = curve_of(model, HeadMap.full(*model.shape), penalties=(8.0,), lr=0.02)
@@ -86,7 +86,7 @@ def test_the_network_is_left_as_it_was(kind: str) -> None:
     assert all(not site.attention._forward_pre_hooks for site in model.sites)
 
 
-def test_the_same_question_has_the_same_answer(answer: Curve) -> None:
+def test_the_same_question_has_the_same_answer(answer: RouterCurve) -> None:
     model = tiny_model("gpt2", dtype=torch.float32)
     again = curve_of(model, HeadMap.full(*model.shape), penalties=(0.0, 100.0), lr=0.1)
     assert again.points == answer.points and again.full == answer.full
@@ -94,7 +94,7 @@ def test_the_same_question_has_the_same_answer(answer: Curve) -> None:
     assert other.points[0].loss != answer.points[0].loss
 
 
-def test_times_are_measured(answer: Curve) -> None:
+def test_times_are_measured(answer: RouterCurve) -> None:
     assert set(answer.seconds_per_token) == {"plain", "gated"} and min(answer.seconds_per_token.values()) > 0
 
 
@@ -130,7 +130,7 @@ def test_both_formats_of_an_export_and_a_plain_folder_can_be_asked(exported: dic
 
 def test_what_cannot_be_asked_is_refused(exported: dict[str, Path]) -> None:
     question = RouterOptions(steps=1)
-    with pytest.raises(ModelError, match="'gpt2-nano' is a from-scratch size"):
+    with pytest.raises(ModelError, match="'gpt2-nano' is a size to train from scratch"):
         dynamic_heads("gpt2-nano", SMALL, question, cpu())
     with pytest.raises(ModelError, match="has 32 positions, fewer than"):
         dynamic_heads(str(exported["compact"]), DataSpec(seq_len=64), question, cpu())

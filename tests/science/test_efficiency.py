@@ -1,4 +1,4 @@
-"""What a network costs, against the arithmetic of pnn.md, sections 1 and 2."""
+"""The cost of a network, against the arithmetic of pnn.md, sections 1 and 2."""
 
 from __future__ import annotations
 

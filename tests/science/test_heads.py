@@ -1,4 +1,4 @@
-"""`raysweep analyze heads` against an implementation of its own: eager maps, gates multiplied in by hand, autograd."""
+"""`raysweep analyze heads` against an independent implementation: eager maps, gates multiplied by hand, autograd."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEQ_LEN, WINDOWS = 20, 5
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture is drawn where the command is given: not in the repository."""
+    """Run in an empty folder: the command draws into the current one."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -64,7 +64,7 @@ def content(folder: Path, *options: str) -> dict[str, Any]:
 
 
 class Oracle:
-    """The same numbers once more, with nothing of raysweep's."""
+    """The same numbers computed without raysweep."""
 
     def __init__(self, folder: Path, masked: list[tuple[int, int]]) -> None:
         from transformers import AutoTokenizer

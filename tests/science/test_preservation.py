@@ -1,4 +1,4 @@
-"""How far one network computes another's function, against closed forms and against plain transformers."""
+"""The comparison of two networks, against closed forms and against plain transformers."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_head_that_looks_elsewhere_is_found_where_it_is(kind: str) -> None:
 
 
 def looking_at(scores: torch.Tensor, *, causal: bool = False, mask: torch.Tensor | None = None) -> Attended:
-    """Return what one head was shown whose scores are these, (queries, keys)."""
+    """Return attention inputs that give one head these scores, (queries, keys)."""
     keys = torch.eye(scores.shape[1])[None, None]
     return Attended(query=scores[None, None], key=keys, mask=mask, scaling=1.0, causal=causal)
 

@@ -1,4 +1,4 @@
-"""Tasks by turns, targeted damage and conflicts between tasks, where the answer is planted or counted by hand."""
+"""Task alternation, targeted damage and conflict pruning, with planted results or results counted by hand."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ B_SCORES = np.array([[0.0, 8.0, 7.0], [1.0, 6.0, 5.0], [2.0, 3.0, 4.0]])
 
 
 class Planted(StressSubject):
-    """Its heads are scored as A_SCORES on one text and B_SCORES on the other."""
+    """A subject whose heads score A_SCORES on one text and B_SCORES on the other."""
 
     def scores(self, corpus: Corpus) -> Array:
         return A_SCORES if corpus is self.a else B_SCORES

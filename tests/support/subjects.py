@@ -13,7 +13,7 @@ from torch import nn
 from raysweep.contracts import Batch, Facts
 from raysweep.networks.pnn.config import PnnConfig
 from raysweep.networks.pnn.network import PnnForMaskedLM
-from raysweep.science.pnn.subject import Subject, frequency_of, masked_batches, untrained_twin
+from raysweep.science.pnn.subject import PnnSubject, frequency_of, masked_batches, untrained_twin
 from raysweep.trial.runtime import Runtime
 
 VOCABULARY, LENGTH, WIDTH = 41, 14, 15
@@ -39,7 +39,7 @@ def rows_of(seed: int, count: int) -> Any:
     return np.minimum(drawn - 1, VOCABULARY - 3).astype(np.int64)
 
 
-def tiny_subject(network: Any = None, *, sequences: int = 10, seed: int = 0, **fields: Any) -> Subject:
+def tiny_subject(network: Any = None, *, sequences: int = 10, seed: int = 0, **fields: Any) -> PnnSubject:
     """Return a subject on random text; `fields` replace what it is made of."""
     network = tiny_pnn() if network is None else network
     made: dict[str, Any] = {
@@ -51,10 +51,10 @@ def tiny_subject(network: Any = None, *, sequences: int = 10, seed: int = 0, **f
         "facts": FACTS,
         "seed": seed,
     }
-    return Subject(**(made | fields))
+    return PnnSubject(**(made | fields))
 
 
-def half_right(subject: Subject) -> Subject:
+def half_right(subject: PnnSubject) -> PnnSubject:
     """Return the subject with every second label being what its network predicts."""
     batches = []
     for batch in subject.batches:
@@ -89,7 +89,7 @@ class Planted(nn.Module):
         return hidden[..., :VOCABULARY]
 
 
-def planted_subject(states: Callable[[Subject], torch.Tensor], sequences: int = 30) -> Subject:
+def planted_subject(states: Callable[[PnnSubject], torch.Tensor], sequences: int = 30) -> PnnSubject:
     """Return a subject whose network has the states that are made for it."""
     subject = tiny_subject(sequences=sequences)
     return dataclasses.replace(subject, network=Planted(states(subject), subject.batches))

@@ -9,12 +9,27 @@ from typing import Any
 import pytest
 
 from raysweep.contracts import GO, Decision, Report
+from raysweep.contracts.events import (
+    ControlFailed,
+    PhaseClaimed,
+    PhaseFinished,
+    Reported,
+    StepLogged,
+    TrialEnding,
+    TrialEvent,
+    TrialFinished,
+    TrialLeft,
+    TrialPaused,
+    TrialReleased,
+    TrialResumed,
+    TrialWaiting,
+)
 from raysweep.job.plan import PhasePlan, TrialPlan
 from raysweep.strategies.schedulers.none import Rule
-from raysweep.sweep.dispatcher import Assignment, Dispatcher
-from raysweep.trial.judged import report_event
+from raysweep.sweep.dispatcher import Dispatcher
+from raysweep.sweep.lanes import Assignment
 
-COMPLETE = {"status": "COMPLETE", "error": None}
+COMPLETE = TrialEnding(status="COMPLETE")
 KINDS = ("baseline", "prune", "measure", "grow", "learn")
 
 
@@ -51,6 +66,10 @@ def report_of(trial: int, step: int) -> Report:
     return Report(trial=trial, phase="learn", cycle=1, step=step, flops=1.0, share=0.1 * step, loss=2.0)
 
 
+def reported(trial: int, step: int) -> Reported:
+    return Reported(trial=trial, report=report_of(trial, step))
+
+
 class Worker:
     """A lane of one rank, phase by phase."""
 
@@ -72,12 +91,12 @@ class Worker:
         return self.assignment.trial
 
     def claim(self, key: str) -> str:
-        return self.dispatcher.ask({"type": "claim", "trial": self.trial, "key": key}).action
+        return self.dispatcher.ask(PhaseClaimed(trial=self.trial, key=key)).action
 
     def run(self, key: str) -> None:
         """Run a phase that nobody else is running."""
         assert self.claim(key) == "go"
-        self.dispatcher.post({"type": "phase", "trial": self.trial, "record": {"key": key}})
+        self.dispatcher.post(PhaseFinished(trial=self.trial, record={"key": key}))
 
     def hand_back(self, action: Any) -> None:
         assert self.assignment is not None
@@ -94,8 +113,8 @@ def dispatcher_of(rule: Rule | None = None, **settings: Any) -> Dispatcher:
     return Dispatcher(max_attempts=2, rule=rule or Rule(), **settings)
 
 
-def kinds(dispatcher: Dispatcher, *wanted: str) -> list[tuple[str, int]]:
-    return [(event["type"], event["trial"]) for event in dispatcher.events if event["type"] in wanted]
+def kinds(dispatcher: Dispatcher, *wanted: type[TrialEvent]) -> list[tuple[type[TrialEvent], int]]:
+    return [(type(event), event.trial) for event in dispatcher.events if isinstance(event, wanted)]
 
 
 # The stage tree.
@@ -112,7 +131,7 @@ def test_who_needs_a_phase_first_runs_it_and_the_others_wait_without_a_lane() ->
     assert second.take() == 3  # not 2, which could only wait
     first.run("base")
     assert dispatcher.waiting == 0
-    assert kinds(dispatcher, "parked", "released") == [("parked", 2), ("released", 2)]
+    assert kinds(dispatcher, TrialWaiting, TrialReleased) == [(TrialWaiting, 2), (TrialReleased, 2)]
     second.run("other")
     second.finish()
     assert second.take() == 2
@@ -176,7 +195,7 @@ def test_an_arm_that_fails_holds_no_phase() -> None:
     assert first.claim("dense") == "go"
     assert second.claim("dense") == "wait"
     second.hand_back("wait")
-    dispatcher.post({"type": "control_failed", "trial": 1, "arm": "dense", "error": "no"})
+    dispatcher.post(ControlFailed(trial=1, arm="dense", error="no"))
     assert second.take() == 2 and second.claim("dense") == "go"
 
 
@@ -198,11 +217,11 @@ def test_a_report_is_answered_at_once_and_told_once() -> None:
     worker = Worker(dispatcher, "a")
     dispatcher.submit(plan_of(1, ["base"]))
     worker.take()
-    assert dispatcher.ask(report_event(report_of(1, 2))) == GO
-    assert dispatcher.ask(report_event(report_of(1, 4))).reason == "worse"
-    assert dispatcher.ask(report_event(report_of(1, 4))).action == "stop"  # a second attempt gets there again
+    assert dispatcher.ask(reported(1, 2)) == GO
+    assert dispatcher.ask(reported(1, 4)).reason == "worse"
+    assert dispatcher.ask(reported(1, 4)).action == "stop"  # a second attempt gets there again
     assert rule.told == [(1, 2), (1, 4)]
-    assert kinds(dispatcher, "report") == [("report", 1), ("report", 1)]
+    assert kinds(dispatcher, Reported) == [(Reported, 1), (Reported, 1)]
 
 
 def test_a_paused_trial_is_on_no_lane_until_its_rule_decides() -> None:
@@ -212,19 +231,20 @@ def test_a_paused_trial_is_on_no_lane_until_its_rule_decides() -> None:
     for trial in (1, 2):
         dispatcher.submit(plan_of(trial, [f"own-{trial}"]))
         assert worker.take() == trial
-        assert dispatcher.ask(report_event(report_of(trial, 2))).action == "pause"
+        assert dispatcher.ask(reported(trial, 2)).action == "pause"
         if trial == 2:
             rule.later = {1: GO, 2: Decision(action="stop", reason="not among the best")}
         worker.hand_back("pause")
-    assert kinds(dispatcher, "paused", "resumed_by_rule", "final") == [
-        ("paused", 1), ("paused", 2), ("resumed_by_rule", 1), ("final", 2),
+    assert kinds(dispatcher, TrialPaused, TrialResumed, TrialFinished) == [
+        (TrialPaused, 1), (TrialPaused, 2), (TrialResumed, 1), (TrialFinished, 2),
     ]  # fmt: skip
     final = dispatcher.events[-1]
-    assert (final["status"], final["stopped"], final["attempts"]) == ("STOPPED", "not among the best", 1)
+    assert isinstance(final, TrialFinished)
+    assert (final.ending.status, final.ending.stopped, final.attempts) == ("STOPPED", "not among the best", 1)
     assert worker.take() == "idle"
     dispatcher.submit(plan_of(1, ["own-1"]))
     assert worker.take() == 1
-    assert dispatcher.ask(report_event(report_of(1, 3))) == GO
+    assert dispatcher.ask(reported(1, 3)) == GO
 
 
 def test_what_is_decided_while_a_trial_is_still_leaving_its_lane_waits_for_that() -> None:
@@ -234,14 +254,14 @@ def test_what_is_decided_while_a_trial_is_still_leaving_its_lane_waits_for_that(
     for trial, worker in ((1, first), (2, second)):
         dispatcher.submit(plan_of(trial, [f"own-{trial}"]))
         worker.take()
-        assert dispatcher.ask(report_event(report_of(trial, 2))).action == "pause"
+        assert dispatcher.ask(reported(trial, 2)).action == "pause"
     rule.later = {1: GO, 2: Decision(action="stop", reason="not among the best")}
     dispatcher.settle()
-    assert kinds(dispatcher, "paused", "resumed_by_rule", "final") == []
+    assert kinds(dispatcher, TrialPaused, TrialResumed, TrialFinished) == []
     second.hand_back("pause")
     first.hand_back("pause")
-    assert kinds(dispatcher, "paused", "resumed_by_rule", "final") == [
-        ("paused", 2), ("final", 2), ("paused", 1), ("resumed_by_rule", 1),
+    assert kinds(dispatcher, TrialPaused, TrialResumed, TrialFinished) == [
+        (TrialPaused, 2), (TrialFinished, 2), (TrialPaused, 1), (TrialResumed, 1),
     ]  # fmt: skip
 
 
@@ -252,11 +272,11 @@ def test_a_report_that_settles_a_rung_is_followed_at_once_by_those_who_waited_fo
     for trial, worker in ((1, first), (2, second)):
         dispatcher.submit(plan_of(trial, [f"own-{trial}"]))
         worker.take()
-    dispatcher.ask(report_event(report_of(1, 2)))
+    dispatcher.ask(reported(1, 2))
     first.hand_back("pause")
     rule.later = {1: GO}
-    assert dispatcher.ask(report_event(report_of(2, 2))) == GO
-    assert kinds(dispatcher, "resumed_by_rule") == [("resumed_by_rule", 1)]
+    assert dispatcher.ask(reported(2, 2)) == GO
+    assert kinds(dispatcher, TrialResumed) == [(TrialResumed, 1)]
 
 
 def test_a_resumed_trial_that_repeats_the_report_at_which_it_paused_is_not_paused_again() -> None:
@@ -265,13 +285,13 @@ def test_a_resumed_trial_that_repeats_the_report_at_which_it_paused_is_not_pause
     worker = Worker(dispatcher, "a")
     dispatcher.submit(plan_of(1, ["own"]))
     worker.take()
-    dispatcher.ask(report_event(report_of(1, 2)))
+    dispatcher.ask(reported(1, 2))
     rule.later, rule.answers = {1: GO}, {}
     worker.hand_back("pause")
     dispatcher.submit(plan_of(1, ["own"]))
     worker.take()
-    assert dispatcher.ask(report_event(report_of(1, 2))) == GO
-    assert len([event for event in dispatcher.events if event["type"] == "report"]) == 1
+    assert dispatcher.ask(reported(1, 2)) == GO
+    assert len(kinds(dispatcher, Reported)) == 1
 
 
 def test_attempts_before_a_pause_count() -> None:
@@ -281,10 +301,11 @@ def test_attempts_before_a_pause_count() -> None:
     Worker(dispatcher, "a", "first").take()
     worker = Worker(dispatcher, "a", "second")
     worker.take()
-    dispatcher.ask(report_event(report_of(1, 2)))
+    dispatcher.ask(reported(1, 2))
     rule.later = {1: Decision(action="stop", reason="not among the best")}
     worker.hand_back("pause")
-    assert dispatcher.events[-1]["attempts"] == 2
+    final = dispatcher.events[-1]
+    assert isinstance(final, TrialFinished) and final.attempts == 2
 
 
 def test_an_earlier_session_is_replayed_without_an_event() -> None:
@@ -294,7 +315,7 @@ def test_an_earlier_session_is_replayed_without_an_event() -> None:
     assert dispatcher.replay(told, ended=[2, 4]) == {1}
     assert (rule.told, rule.over) == ([(1, 1), (3, 1), (2, 2), (1, 2)], [2, 4])
     assert dispatcher.events == []
-    assert dispatcher.ask(report_event(report_of(3, 1))) == GO  # its last attempt had come that far
+    assert dispatcher.ask(reported(3, 1)) == GO  # its last attempt had come that far
     assert rule.told.count((3, 1)) == 1
 
 
@@ -309,13 +330,14 @@ def test_an_interrupt_reaches_whoever_asks_next_and_lets_all_lanes_return() -> N
     first.claim("base")
     dispatcher.submit(plan_of(2, ["base"]))
     dispatcher.interrupt("the budget of 2 hours is used up")
-    assert kinds(dispatcher, "left") == [("left", 2)]
-    assert dispatcher.ask({"type": "progress", "trial": 1, "point": {}}).action == "leave"
+    assert kinds(dispatcher, TrialLeft) == [(TrialLeft, 2)]
+    logged = StepLogged(trial=1, arm="main", phase="baseline", cycle=0, steps=20, point={})
+    assert dispatcher.ask(logged).action == "leave"
     first.hand_back("leave")
-    assert kinds(dispatcher, "left", "final") == [("left", 2), ("left", 1)]
+    assert kinds(dispatcher, TrialLeft, TrialFinished) == [(TrialLeft, 2), (TrialLeft, 1)]
     assert (first.take(), second.take()) == ("leave", "leave")
     dispatcher.submit(plan_of(3, ["late"]))
-    assert kinds(dispatcher, "left")[-1] == ("left", 3)
+    assert kinds(dispatcher, TrialLeft)[-1] == (TrialLeft, 3)
 
 
 def test_who_is_done_when_the_interrupt_comes_is_done() -> None:
@@ -325,7 +347,7 @@ def test_who_is_done_when_the_interrupt_comes_is_done() -> None:
     worker.take()
     dispatcher.interrupt("stop")
     worker.finish()
-    assert kinds(dispatcher, "left", "final") == [("final", 1)]
+    assert kinds(dispatcher, TrialLeft, TrialFinished) == [(TrialFinished, 1)]
 
 
 # Everything at once.
@@ -346,9 +368,9 @@ def test_each_phase_runs_once_and_each_trial_ends_once_whatever_the_order(seed: 
     workers = [drive(Worker(dispatcher, f"lane-{lane}"), names, store, ran) for lane in range(4)]
     for _ in range(10_000):
         next(chance.choice(workers))
-        if len(kinds(dispatcher, "final")) == len(names):
+        if len(kinds(dispatcher, TrialFinished)) == len(names):
             break
-    assert sorted(trial for _, trial in kinds(dispatcher, "final")) == list(range(30))
+    assert sorted(trial for _, trial in kinds(dispatcher, TrialFinished)) == list(range(30))
     assert sorted(ran) == sorted({key for keys in names for key in keys})
 
 
@@ -368,6 +390,6 @@ def drive(worker: Worker, names: Sequence[Sequence[str]], store: set[str], ran: 
                 ran.append(key)
                 store.add(key)
                 yield
-            worker.dispatcher.post({"type": "phase", "trial": worker.trial, "record": {"key": key}})
+            worker.dispatcher.post(PhaseFinished(trial=worker.trial, record={"key": key}))
         else:
             worker.finish()

@@ -12,12 +12,30 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from raysweep.contracts import Report
+from raysweep.contracts.events import (
+    Event,
+    LaneStarted,
+    PhaseFinished,
+    PhaseResumed,
+    Reported,
+    StepLogged,
+    SweepInterrupted,
+    TrialEnding,
+    TrialFinished,
+    TrialLeft,
+    TrialPaused,
+    TrialReleased,
+    TrialResumed,
+    TrialRetried,
+    TrialWaiting,
+)
 from raysweep.errors import RunError
 from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Proposal
-from raysweep.sweep.recorder import Event, Recorder
+from raysweep.sweep.recorder import Recorder
 
 VALUES = {"cycle.prune.level": 0.25}
 
@@ -75,33 +93,38 @@ def start(recorder: Recorder, job: Job, trial: int = 1, attempt: int = 1, of: in
 
 
 def group(lane: str = "lane-0", name: str = "g") -> Event:
-    return {"type": "group", "lane": lane, "group": name, "pids": [11, 12]}
+    return LaneStarted(lane=lane, group=name, pids=[11, 12])
 
 
 def progress(trial: int, phase: str, step: int, steps: int, loss: float = 2.0, arm: str = "main") -> Event:
     point = {"step": float(step), "loss": loss, "lr": 1e-3, "gradient_norm": 1.0}
     cycle = 0 if phase == "baseline" else 1
-    about = {"trial": trial, "arm": arm, "phase": phase, "cycle": cycle, "steps": steps}
-    return {"type": "progress", **about, "point": point}
+    return StepLogged(trial=trial, arm=arm, phase=phase, cycle=cycle, steps=steps, point=point)
 
 
-def phase(plan: TrialPlan, index: int, loss: float = 3.0, *, seconds: float = 0.5, reused: bool = False) -> Event:
+def resumed() -> Event:
+    return PhaseResumed(trial=1, arm="main", phase="baseline", cycle=0, step=5, steps=20)
+
+
+def phase(
+    plan: TrialPlan, index: int, loss: float = 3.0, *, seconds: float = 0.5, reused: bool = False, **changes: Any
+) -> Event:
     part = plan.phases[index]
     record = {
         "trial": plan.trial, "phase": part.kind, "cycle": part.cycle, "key": part.key, "reused": reused, "loss": loss,
         "perplexity": 20.0, "active_heads": 3, "head_map": [[0, 0], [0, -1]], "params": 100, "flops_per_token": 10.0,
         "steps": part.steps, "tokens": 64 * part.steps, "seconds": seconds, "schema": 1,
     }  # fmt: skip
-    return {"type": "phase", "trial": plan.trial, "record": record}
+    return PhaseFinished(trial=plan.trial, record=record | changes)
 
 
-def final(trial: int, status: str = "COMPLETE", **changes: Any) -> Event:
-    return {"type": "final", "trial": trial, "status": status, "error": None, "attempts": 1} | changes
+def final(trial: int, status: Any = "COMPLETE", attempts: int = 1, **ending: Any) -> Event:
+    return TrialFinished(trial=trial, ending=TrialEnding(status=status, **ending), attempts=attempts)
 
 
 def report(trial: int, step: int, loss: float = 3.0) -> Event:
-    told = {"trial": trial, "phase": "learn", "cycle": 1, "step": step, "flops": 5.0, "share": 0.5, "loss": loss}
-    return {"type": "report", "trial": trial, "report": told}
+    made = Report(trial=trial, phase="learn", cycle=1, step=step, flops=5.0, share=0.5, loss=loss)
+    return Reported(trial=trial, report=made)
 
 
 def whole_trial(plan: TrialPlan) -> Iterator[Event]:
@@ -184,7 +207,7 @@ def test_a_phase_that_a_retried_trial_tells_again_is_recorded_once(
 ) -> None:
     plan = start(recorder, job)
     recorder.handle(phase(plan, 0, seconds=9.0))
-    recorder.handle({"type": "retry", "trial": 1, "attempt": 2})
+    recorder.handle(TrialRetried(trial=1, attempt=2))
     for event in (phase(plan, 0, seconds=0.1), phase(plan, 1), phase(plan, 1)):
         recorder.handle(event)
     assert [(record.phase, record.seconds) for record in folder.phases()] == [("baseline", 9.0), ("prune", 0.5)]
@@ -232,10 +255,8 @@ def test_whoever_watches_hears_everything_in_order(recorder: Recorder, witness: 
     recorder.handle(group())
     plan = start(recorder, job)
     recorder.handle(progress(1, "baseline", 10, 20, 4.0))
-    recorder.handle({"type": "retry", "trial": 1, "attempt": 2})
-    recorder.handle(
-        {"type": "resumed", "trial": 1, "arm": "main", "phase": "baseline", "cycle": 0, "step": 5, "steps": 20}
-    )
+    recorder.handle(TrialRetried(trial=1, attempt=2))
+    recorder.handle(resumed())
     recorder.handle(phase(plan, 0))
     recorder.handle(final(1))
     names = ["lane_started", "trial_started", "step_logged", "trial_retried", "phase_resumed", "phase_finished",
@@ -296,7 +317,7 @@ def test_what_a_lost_worker_tells_of_an_ended_trial_changes_nothing(
     late: list[Event] = [
         progress(1, "baseline", 10, 20),
         phase(plan, 0),
-        {"type": "resumed", "trial": 1, "arm": "main", "phase": "baseline", "cycle": 0, "step": 5, "steps": 20},
+        resumed(),
         report(1, 5),
         final(1, "FAILED"),
     ]
@@ -313,13 +334,15 @@ def test_an_event_of_a_trial_that_never_started_is_an_error(recorder: Recorder) 
 
 
 def test_an_unknown_event_is_an_error(recorder: Recorder) -> None:
-    with pytest.raises(AttributeError, match="surprise"):
-        recorder.handle({"type": "surprise", "trial": 1})
+    class Surprise:
+        pass
+
+    with pytest.raises(AssertionError, match="Surprise"):
+        recorder.handle(Surprise())  # type: ignore[arg-type]
 
 
 def test_a_record_of_another_schema_is_an_error(recorder: Recorder, folder: SweepFolder, job: Job) -> None:
-    event = phase(start(recorder, job), 0)
-    event["record"]["schema"] = 2
+    event = phase(start(recorder, job), 0, schema=2)
     with pytest.raises(ValueError, match="schema 2"):
         recorder.handle(event)
     assert folder.phases() == []
@@ -356,8 +379,7 @@ def test_control_arms_are_recorded_and_stay_out_of_the_trials_own_curve(
     plan = start(recorder, check_job(raw | {"search": raw["search"] | {"controls": ["dense"]}}, "job.yaml"))
     *own, end = whole_trial(plan)
     arm = plan.controls["dense"][-1]
-    event = phase(plan, 3, 3.0)
-    event["record"] |= {"arm": "dense", "key": arm.key}
+    event = phase(plan, 3, 3.0, arm="dense", key=arm.key)
     for told in (*own, progress(1, "learn", 10, 10, arm="dense"), event, end):
         recorder.handle(told)
     ended = folder.trials()[1]
@@ -383,17 +405,13 @@ def test_a_halted_trial_lists_the_phases_that_it_ran_and_goes_back(folder: Sweep
     plan = start(recorder, job)
     losses = (3.5, 3.9, 3.9, 3.8)
     for index, loss in enumerate(losses):
-        event = phase(plan, index, loss)
-        event["record"]["perplexity"] = 10 * loss
-        recorder.handle(event)
+        recorder.handle(phase(plan, index, loss, perplexity=10 * loss))
     recorder.handle(final(1))
     ended = folder.trials()[1]
     assert ended.halted is None and ended.objective == 3.8  # 38 is not 10% above 35
     plan = start(recorder, job, trial=2)
     for index, loss in enumerate((3.5, 3.9, 3.9, 3.95)):
-        event = phase(plan, index, loss)
-        event["record"]["perplexity"] = 10 * loss
-        recorder.handle(event)
+        recorder.handle(phase(plan, index, loss, perplexity=10 * loss))
     recorder.handle(final(2))
     ended = folder.trials()[2]
     assert ended.halted is not None
@@ -426,7 +444,7 @@ def test_a_later_attempt_that_finds_its_phases_finished_is_judged_by_all_of_them
     plan = start(second, job, attempt=2)
     for index in range(4):
         second.handle(phase(plan, index, 3.0 + index))
-    second.handle({"type": "retry", "trial": 1, "attempt": 2})
+    second.handle(TrialRetried(trial=1, attempt=2))
     for index in range(4):
         second.handle(phase(plan, index, 3.0 + index, reused=True))
     second.handle(final(1))
@@ -463,25 +481,23 @@ def test_held_out_losses_on_the_way_are_in_the_tensorboard_run(
     recorder: Recorder, folder: SweepFolder, job: Job
 ) -> None:
     plan = start(recorder, job)
-    event = phase(plan, 0, 3.5)
     on_the_way = {10: 4.5, 20: 3.5}
-    event["record"]["evaluations"] = [
-        {"step": float(step), "loss": loss, "training_flops": 1.0} for step, loss in on_the_way.items()
-    ]
-    recorder.handle(event)
+    evaluations = [{"step": float(step), "loss": loss, "training_flops": 1.0} for step, loss in on_the_way.items()]
+    recorder.handle(phase(plan, 0, 3.5, evaluations=evaluations))
     assert tensorboard_values(folder, 1)["eval/loss"] == [(10, 4.5), (20, 3.5)]
 
 
 def test_whoever_watches_hears_of_trials_that_wait_and_go_on(recorder: Recorder, witness: Witness, job: Job) -> None:
     start(recorder, job)
-    for event in (
-        {"type": "parked", "trial": 1, "phase": "baseline", "cycle": 0},
-        {"type": "released", "trial": 1},
-        {"type": "paused", "trial": 1},
-        {"type": "resumed_by_rule", "trial": 1},
-        {"type": "interrupted", "reason": "the budget is used up"},
-        {"type": "left", "trial": 1},
-    ):
+    events: list[Event] = [
+        TrialWaiting(trial=1, phase="baseline", cycle=0),
+        TrialReleased(trial=1),
+        TrialPaused(trial=1),
+        TrialResumed(trial=1),
+        SweepInterrupted(reason="the budget is used up"),
+        TrialLeft(trial=1),
+    ]
+    for event in events:
         recorder.handle(event)
     assert witness.news[1:] == [
         ("trial_waiting", 1, "baseline", 0),
@@ -497,9 +513,9 @@ def test_a_paused_trial_goes_on_with_the_record_that_it_has(recorder: Recorder, 
     plan = start(recorder, job)
     recorder.handle(progress(1, "baseline", 10, 20, 4.0))
     recorder.handle(phase(plan, 0))
-    recorder.handle({"type": "paused", "trial": 1})
+    recorder.handle(TrialPaused(trial=1))
     assert recorder.open_trials == 1
-    recorder.handle({"type": "resumed_by_rule", "trial": 1})
+    recorder.handle(TrialResumed(trial=1))
     start(recorder, job)
     for index in range(4):
         recorder.handle(phase(plan, index))
@@ -512,7 +528,7 @@ def test_a_trial_that_is_left_for_another_session_is_open_no_more(
     recorder: Recorder, folder: SweepFolder, job: Job
 ) -> None:
     start(recorder, job)
-    recorder.handle({"type": "left", "trial": 1})
+    recorder.handle(TrialLeft(trial=1))
     recorder.handle(progress(1, "baseline", 10, 20))  # of a worker that has not heard of it yet
     assert recorder.open_trials == 0 and folder.trials() == {}
     for event in whole_trial(start(recorder, job, attempt=2)):
@@ -548,8 +564,7 @@ def test_whoever_asks_for_a_record_waits_until_it_is_there(recorder: Recorder, f
 
 
 def test_whoever_waits_for_a_record_that_cannot_come_is_told_why(recorder: Recorder, job: Job) -> None:
-    event = phase(start(recorder, job), 0)
-    event["record"]["schema"] = 2
+    event = phase(start(recorder, job), 0, schema=2)
     thread, found = waiting_for(recorder, 1)
     with pytest.raises(ValueError, match="schema 2"):
         recorder.handle(event)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.sweeps import make_sweep
 
+from raysweep.contracts.events import (
+    Event,
+    LaneStarted,
+    PhaseFinished,
+    PhaseResumed,
+    StepLogged,
+    TrialEnding,
+    TrialFinished,
+    TrialLeft,
+    TrialRetried,
+)
 from raysweep.records.schema import Retry
 from raysweep.sweep.retries import RetryLog
 
@@ -17,23 +27,26 @@ def log(tmp_path: Path) -> RetryLog:
     return RetryLog(make_sweep(tmp_path), interval=20)
 
 
-def progress(step: int, phase: str = "learn", trial: int = 1, arm: str = "main") -> dict[str, Any]:
-    return {"type": "progress", "trial": trial, "arm": arm, "phase": phase, "cycle": 1, "point": {"step": float(step)}}
+ENDED = TrialFinished(trial=1, ending=TrialEnding(status="COMPLETE"), attempts=1)
 
 
-def resumed(step: int, phase: str = "learn") -> dict[str, Any]:
-    return {"type": "resumed", "trial": 1, "arm": "main", "phase": phase, "cycle": 1, "step": step}
+def progress(step: int, phase: str = "learn", trial: int = 1, arm: str = "main") -> Event:
+    return StepLogged(trial=trial, arm=arm, phase=phase, cycle=1, steps=60, point={"step": float(step)})
 
 
-def finished(phase: str = "learn") -> dict[str, Any]:
-    return {"type": "phase", "trial": 1, "record": {"arm": "main", "phase": phase, "cycle": 1}}
+def resumed(step: int, phase: str = "learn") -> Event:
+    return PhaseResumed(trial=1, arm="main", phase=phase, cycle=1, steps=60, step=step)
 
 
-def retry(attempt: int = 2) -> dict[str, Any]:
-    return {"type": "retry", "trial": 1, "attempt": attempt}
+def finished(phase: str = "learn") -> Event:
+    return PhaseFinished(trial=1, record={"arm": "main", "phase": phase, "cycle": 1})
 
 
-def noted(log: RetryLog, *events: dict[str, Any]) -> list[tuple[int, int, int]]:
+def retry(attempt: int = 2) -> Event:
+    return TrialRetried(trial=1, attempt=attempt)
+
+
+def noted(log: RetryLog, *events: Event) -> list[tuple[int, int, int]]:
     """Return attempt, last step and step from which it went on, of each loss."""
     for event in events:
         log.note(event)
@@ -41,8 +54,8 @@ def noted(log: RetryLog, *events: dict[str, Any]) -> list[tuple[int, int, int]]:
 
 
 def test_nothing_lost_nothing_noted(log: RetryLog) -> None:
-    events = [{"type": "group", "pids": [1]}, progress(10), resumed(10), finished(), {"type": "final", "trial": 1}]
-    assert noted(log, *events) == []
+    group = LaneStarted(lane="lane-0", group="g", pids=[1])
+    assert noted(log, group, progress(10), resumed(10), finished(), ENDED) == []
 
 
 def test_a_phase_goes_on_from_its_checkpoint(log: RetryLog) -> None:
@@ -78,8 +91,8 @@ def test_a_second_loss_on_the_way_back_is_made_up_for_once(log: RetryLog) -> Non
 
 def test_a_trial_that_never_goes_on_is_noted_when_it_ends(log: RetryLog) -> None:
     assert noted(log, progress(30), retry()) == []
-    assert noted(log, {"type": "final", "trial": 1}) == [(2, 30, 30)]
-    assert noted(log, progress(10), retry(3), {"type": "left", "trial": 1})[1:] == [(3, 10, 10)]
+    assert noted(log, ENDED) == [(2, 30, 30)]
+    assert noted(log, progress(10), retry(3), TrialLeft(trial=1))[1:] == [(3, 10, 10)]
 
 
 def test_trials_do_not_mix(log: RetryLog) -> None:

@@ -44,16 +44,16 @@ PARAMS = {"strategy": "contribution", "level": 4 / 9, "budget": "global", "norma
 def pruned(kind: str = "gpt2", **changes: Any) -> tuple[State, dict[str, Any]]:
     params = {**PARAMS, **changes}
     state: Any = State(tiny_model(kind))
-    examiner = HeadMeter(batches=[causal(some_tokens(3))], runtime=cpu())
-    return state, prune(state, params, cycle=1, key="key", examiner=examiner)["decision"]
+    meter = HeadMeter(batches=[causal(some_tokens(3))], runtime=cpu())
+    return state, prune(state, params, cycle=1, key="key", meter=meter)["decision"]
 
 
 def test_a_prune_leaves_every_score_of_every_head_that_was_there_before() -> None:
     model, batches, whole = tiny_model("gpt2"), [causal(some_tokens(3))], HeadMap.full(3, 3)
-    examiner = HeadMeter(batches=batches, runtime=cpu())
+    meter = HeadMeter(batches=batches, runtime=cpu())
     asked = PARAMS | {"strategy": "taylor", "rounds": 4, "contribution": True}
     state: Any = State(model)
-    found = prune(state, asked, cycle=1, key="key", examiner=examiner)
+    found = prune(state, asked, cycle=1, key="key", meter=meter)
     assert set(found["statistics"]) == {*HEAD_STATISTICS, "contribution"}
     assert all(value is not None for rows in found["statistics"].values() for row in rows for value in row)
     truth = contributions(model, batches, whole).mean(0)
@@ -62,7 +62,7 @@ def test_a_prune_leaves_every_score_of_every_head_that_was_there_before() -> Non
     assert found["agreement"]["fisher"]["global"] == pytest.approx(fisher)
     assert set(found["agreement"]) == set(HEAD_STATISTICS)
     again: Any = State(tiny_model("gpt2"))
-    plain = prune(again, asked | {"contribution": False}, cycle=1, key="key", examiner=examiner)
+    plain = prune(again, asked | {"contribution": False}, cycle=1, key="key", meter=meter)
     assert "agreement" not in plain and set(plain["statistics"]) == set(HEAD_STATISTICS)
     assert plain["decision"] == found["decision"]
 

@@ -10,9 +10,10 @@ import torch
 from support.helpers import cpu, run_all
 from support.jobs import quick_plan
 
+from raysweep.contracts.events import ControlFailed, Event
 from raysweep.job.plan import TrialPlan
 from raysweep.records.schema import PhaseRecord
-from raysweep.trial.phases import _Trial
+from raysweep.trial.phases import _TrialRunner
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.store.phase_store import PhaseStore
 
@@ -109,7 +110,7 @@ def test_a_plateau_is_compared_with_as_many_dense_cycles(tmp_path: Path) -> None
 
 def test_the_state_after_an_arm_is_that_arms(trial: Trial) -> None:
     plan, folder, _ = trial
-    runner = _Trial.of(plan, cpu(), PhaseStore(folder))
+    runner = _TrialRunner.of(plan, cpu(), PhaseStore(folder))
     runner.skip(plan.controls["dense"][-1])
     state = runner._state()
     assert state.head_map.active == 32
@@ -120,7 +121,7 @@ def test_the_state_after_an_arm_is_that_arms(trial: Trial) -> None:
 
 def test_an_arm_that_cannot_be_carried_out_ends_no_trial(tmp_path: Path) -> None:
     """Three cycles of 40% without regrowth would need more heads than there are."""
-    told: list[dict[str, Any]] = []
+    told: list[Event] = []
     runtime = Runtime(device=torch.device("cpu"), emit=told.append)
     changes = {
         "cycle__cycles": 3,
@@ -129,7 +130,7 @@ def test_an_arm_that_cannot_be_carried_out_ends_no_trial(tmp_path: Path) -> None
         "cycle__prune__grace_cycles": 0,
     }
     records = run_all(quick_plan(**changes, search={"controls": ["no_regrow", "dense"]}), tmp_path, runtime)
-    (failure,) = [event for event in told if event["type"] == "control_failed"]
-    assert failure["arm"] == "no_regrow" and "may go" in failure["error"]
+    (failure,) = [event for event in told if isinstance(event, ControlFailed)]
+    assert failure.arm == "no_regrow" and "may go" in failure.error
     assert [record.phase for record in records if record.arm == "main"][-1] == "learn"
     assert [record.arm for record in records][-1] == "dense"

@@ -25,7 +25,7 @@ from raysweep.networks.plasticity.probe import probe
 from raysweep.trial.acts import HeadMeter, grow
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.measures.evaluation import shared_batches
-from raysweep.trial.phases import _Trial, run_trial
+from raysweep.trial.phases import _TrialRunner, run_trial
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import PhaseStore
@@ -82,7 +82,7 @@ def run_trials(folder: Path) -> dict[str, Any]:
     found = {}
     for name, changes in PLANS.items():
         plan = plan_of(**changes)
-        trial = _Trial.of(plan, cpu(), PhaseStore(folder / name))
+        trial = _TrialRunner.of(plan, cpu(), PhaseStore(folder / name))
         records = [trial.record_of(phase).outcome() for phase in plan.phases]
         assert trial.state is not None
         digests = {n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in trial.state.tensors().items()}
@@ -150,9 +150,9 @@ def grow_by_gradmax(_: Path) -> Any:
             state = TrialState(model=model, optimizer=optimizer, head_map=HeadMap.full(*model.shape))
             state.remove_heads(slots, None)
             state.refresh()
-            examiner = HeadMeter(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
+            meter = HeadMeter(batches=shared_batches(WINDOWS, 2, CAUSAL, cpu()), runtime=cpu())
             params = {"strategy": "gradient_sensitivity", "init": "gradmax", "count": len(slots) - 1}
-            decision = grow(state, params, cycle=1, key="key", examiner=examiner)["decision"]
+            decision = grow(state, params, cycle=1, key="key", meter=meter)["decision"]
             found[kind, str(dtype)] = decision["heads"], np.array(decision["scores"]), state.changed_slices()
     return found
 

@@ -21,6 +21,7 @@ from support.helpers import causal, cpu, run_all
 from support.jobs import quick_plan
 
 from raysweep.contracts import HEAD_STATISTICS, Decision
+from raysweep.contracts.events import Event, PhaseResumed, Question, StepLogged
 from raysweep.errors import DivergedError, TrialError
 from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.budget import share
@@ -29,7 +30,7 @@ from raysweep.networks.plasticity.probe import probe
 from raysweep.networks.plasticity.surgery import absent_slices, snapshot
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.data.trial_data import trial_data
-from raysweep.trial.phases import _Trial, run_trial
+from raysweep.trial.phases import _TrialRunner, run_trial
 from raysweep.trial.runtime import Runtime, go_on
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import Partial, PhaseStore
@@ -51,19 +52,19 @@ def restored(plan: TrialPlan, folder: Path, index: int = -1) -> TrialState:
 class Listener:
     """Collects what a trial tells and asks; answers `go`, or what `answers` says to an event."""
 
-    events: list[dict[str, Any]]
-    answers: Callable[[dict[str, Any]], Decision] = go_on
+    events: list[Event]
+    answers: Callable[[Question], Decision] = go_on
 
     def runtime(self) -> Runtime:
         return Runtime(device=torch.device("cpu"), emit=self.events.append, ask_sweep=self.answer)
 
-    def answer(self, event: dict[str, Any]) -> Decision:
-        self.events.append(event)
-        return self.answers(event)
+    def answer(self, question: Question) -> Decision:
+        self.events.append(question)
+        return self.answers(question)
 
     @property
     def points(self) -> list[tuple[str, int, float]]:
-        return [(e["phase"], e["cycle"], e["point"]["step"]) for e in self.events if e["type"] == "progress"]
+        return [(e.phase, e.cycle, e.point["step"]) for e in self.events if isinstance(e, StepLogged)]
 
 
 @pytest.fixture
@@ -351,7 +352,7 @@ def test_a_trial_killed_at_a_checkpoint_ends_as_if_nothing_had_happened(
     resumed = run_all(plan, tmp_path, listener.runtime())
     steps_seen = [at for kind, _, at in listener.points if kind == phase]
     assert steps_seen == [at for at in (10.0, 14.0) if at > step]  # it did go on, not begin again
-    assert [(e["phase"], e["step"]) for e in listener.events if e["type"] == "resumed"] == [(phase, step)]
+    assert [(e.phase, e.step) for e in listener.events if isinstance(e, PhaseResumed)] == [(phase, step)]
     assert outcomes(resumed) == outcomes(records)
     assert_same_stores(plan, tmp_path, folder)
 
@@ -483,7 +484,7 @@ def test_options_of_an_init_reach_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", ["gpt2-nano", "llama-nano"])
 def test_proposals_that_are_not_chosen_leave_no_trace(size: str, init: str, tmp_path: Path) -> None:
     plan = quick_plan(model__name=size, cycle__grow__init=init, cycle__cycles=1, cycle__prune__level=0.6)
-    trial = _Trial.of(plan, cpu(), PhaseStore(tmp_path))
+    trial = _TrialRunner.of(plan, cpu(), PhaseStore(tmp_path))
     for phase in plan.phases[:3]:
         trial.record_of(phase)
     state = trial.state

@@ -15,6 +15,7 @@ import torch
 from support.helpers import cpu, run_all
 from support.jobs import quick_plan
 
+from raysweep.contracts.events import Event, Warned
 from raysweep.errors import DiskFullError
 from raysweep.job.plan import TrialPlan
 from raysweep.records import atomic_folders as entries
@@ -86,11 +87,11 @@ def test_what_is_lost_is_run_again_and_changes_no_record(
     shutil.copytree(finished, folder)
     before = {phase.key: PhaseStore(finished).tensors(phase.key) for phase in plan.phases}
     lose(folder, plan)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     runtime = Runtime(device=torch.device("cpu"), emit=events.append)
     records = list(run_trial(other, runtime, PhaseStore(folder)))
     assert [record.outcome() for record in records] == [record.outcome() for record in expected]
-    told = [event["text"] for event in events if event["type"] == "warning"]
+    told = [event.text for event in events if isinstance(event, Warned)]
     rerun = [text.split()[1] for text in told if "is run again: " in text]
     assert rerun == again, told
     for phase in plan.phases[:-1]:
@@ -114,7 +115,7 @@ def test_weights_that_nobody_needs_are_not_made_again(plan: TrialPlan, finished:
     folder = tmp_path / "store"
     shutil.copytree(finished, folder)
     collect(folder, plan, 0, 4, 8)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     again = TrialPlan(**{**plan.__dict__, "trial": 2})
     records = list(run_trial(again, Runtime(device=torch.device("cpu"), emit=events.append), PhaseStore(folder)))
     assert all(record.reused for record in records) and events == []

@@ -19,7 +19,7 @@ from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.objective import losses_of, mean_loss
 from raysweep.networks.plasticity.surgery import absent_slices, slice_name
 from raysweep.trial.data.trial_data import trial_data
-from raysweep.trial.phases import _Trial
+from raysweep.trial.phases import _TrialRunner
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import PhaseStore
 
@@ -68,7 +68,7 @@ def copies(state: TrialState) -> dict[str, torch.Tensor]:
 
 def states_in_memory(plan: TrialPlan, folder: Path) -> Iterator[tuple[str, TrialState]]:
     """Run a trial and hand out its state after each phase."""
-    trial = _Trial.of(plan, cpu(), PhaseStore(folder))
+    trial = _TrialRunner.of(plan, cpu(), PhaseStore(folder))
     for phase in plan.phases:
         trial.record_of(phase)
         assert trial.state is not None

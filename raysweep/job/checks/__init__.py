@@ -1,1 +1,1 @@
-"""What may be wrong with a job, beyond the types of its settings: each check yields every fault that it finds."""
+"""Checks of a job beyond the types of its settings; each yields all faults that it finds."""

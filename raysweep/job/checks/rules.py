@@ -1,4 +1,4 @@
-"""The rules between the settings of a job; each is checked only where its own settings are well-formed."""
+"""Check the rules between the settings of a job; each only where its own settings are well-formed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysweep.job.checks.inference import infer_faults
 from raysweep.job.checks.sections import Number, ToFault, sentence
 from raysweep.job.checks.strategies import form_faults
 from raysweep.job.paths import get_path
-from raysweep.job.spec import MEASURED
+from raysweep.job.search import MEASURED
 
 MADE_BY = {
     "baseline": None,
@@ -23,16 +23,18 @@ MADE_BY = {
     "learn": "learn",
     "infer": "infer",
 }
-"""Kind of phase -> the part of a cycle that brings it; a baseline there always is."""
+"""The section of a cycle that brings each kind of phase. Every trial has a baseline, which may be of no steps."""
 INTEGER = pydantic.TypeAdapter(int)
 
 
 def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
-    """Check rules between keys; each only where its own keys are well-formed."""
+    """Yield a fault for each rule between settings that a job breaks."""
 
     def number(path: str, default: int) -> int:
+        # A setting that is malformed has a fault of its own already; its default makes the rules hold that read it.
         try:
-            value = INTEGER.validate_python(get_path(raw, path))  # '16' is 16, as in the spec
+            # As the spec reads it, so that '16' is 16.
+            value = INTEGER.validate_python(get_path(raw, path))
         except pydantic.ValidationError:
             return default
         return value if value > 0 else default
@@ -45,6 +47,13 @@ def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
         yield fault("cycle.grow", None, "nothing to grow back without pruning; add cycle.prune or remove cycle.grow.")
     yield from _cycle_faults(raw, number, fault)
     yield from form_faults(cycle.get("grow") if isinstance(cycle, Mapping) else None, source)
+    yield from _size_faults(number, fault)
+    yield from _streaming_faults(raw, fault)
+
+
+def _size_faults(number: Number, fault: ToFault) -> Iterable[Fault]:
+    """Check that a batch can be divided, an evaluation holds a window, and schedules end within their phase."""
+    # Every worker takes an equal part of a batch, and every accumulation step an equal part of that.
     batch = number("training.batch_size", 16)
     workers, accumulation = number("scale.workers", 1), number("training.accumulation", 1)
     if batch % (workers * accumulation):
@@ -55,33 +64,40 @@ def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
     seq_len, eval_tokens = number("data.seq_len", 128), number("data.eval_tokens", 8_192)
     if eval_tokens < seq_len:
         yield fault("data.eval_tokens", eval_tokens, f"must hold at least one window of data.seq_len = {seq_len}.")
+    # A head that is still warming up when its phase ends would be measured with a gate that is not open.
     steps, warmup = number("cycle.learn.steps", 0), number("cycle.learn.gate_warmup_steps", 0)
     if steps and warmup > steps:
         yield fault("cycle.learn.gate_warmup_steps", warmup, f"must be at most cycle.learn.steps = {steps}.")
     decay = number("cycle.learn.multiplier_decay_steps", 0)
     if steps and decay > steps:
         yield fault("cycle.learn.multiplier_decay_steps", decay, f"must be at most cycle.learn.steps = {steps}.")
+
+
+def _streaming_faults(raw: Mapping[str, Any], fault: ToFault) -> Iterable[Fault]:
+    """Check that a streamed corpus says how much of it to read, and no other corpus does."""
     streamed = get_path(raw, "data.name") == "c4"
     if streamed != (get_path(raw, "data.max_tokens") is not None):
         way = (
-            "c4 is streamed: say how many training tokens to take."
+            "c4 is streamed: set the number of training tokens to read."
             if streamed
-            else "only streamed corpora (c4) take it."
+            else "only for streamed corpora (c4); leave it out."
         )
         yield fault("data.max_tokens", get_path(raw, "data.max_tokens"), way)
 
 
 def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Iterable[Fault]:
-    """Check what several cycles, events inside training and control arms need of the rest of the cycle."""
+    """Check what cycles, halting rules, events, control arms, constraints and the search need of the cycle."""
     parts = ("baseline", "prune", "grow", "learn", "infer")
     has = {part for part in parts if get_path(raw, f"cycle.{part}") is not None}
     cycles = number("cycle.cycles", 1)
+    # Levels grow with each cycle, and the last one must leave heads.
     level, step = get_path(raw, "cycle.prune.level"), get_path(raw, "cycle.level_escalation")
     if step and isinstance(level, int | float) and isinstance(step, int | float) and level + (cycles - 1) * step >= 1:
         yield fault("cycle.level_escalation", step, f"the level of cycle {cycles} would not be below 1.")
     for rule in ("regression", "plateau"):
         if get_path(raw, f"cycle.{rule}") is not None and "learn" not in has:
-            yield fault(f"cycle.{rule}", None, "is judged after learning; add cycle.learn.")
+            yield fault(f"cycle.{rule}", None, "is checked after learning; add cycle.learn.")
+    # A plateau compares the last `patience` cycles with those before, and after the last cycle it ends nothing.
     patience = number("cycle.plateau.patience", 2)
     if get_path(raw, "cycle.plateau") is not None and patience >= cycles:
         yield fault("cycle.plateau.patience", patience, f"could never fire: must be below cycle.cycles = {cycles}.")
@@ -92,9 +108,10 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
     yield from _control_faults(raw, has, fault)
     yield from _constraint_faults(raw, has, fault)
     yield from _goal_faults(raw, number, fault)
+    # Without evaluations inside training a stopping rule would hear of a trial only when it has ended.
     rule = get_path(raw, "search.stopping.name")
     if rule not in (None, "none") and get_path(raw, "training.evaluate_every") is None:
-        way = "judges held-out losses inside training; say every how many steps with training.evaluate_every."
+        way = "compares held-out losses inside training; set training.evaluate_every to the steps between them."
         yield fault("search.stopping.name", rule, way)
     trials = number("search.trials", 1)
     if get_path(raw, "search.space") is None and trials > 1:
@@ -102,6 +119,7 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
 
 
 def _control_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault) -> Iterable[Fault]:
+    """Check that each control arm differs from the trial itself."""
     arms = get_path(raw, "search.controls")
     for arm in arms if isinstance(arms, list | tuple) else ():
         needed = {"rewind": "grow", "no_regrow": "grow", "random_random": "prune", "dense": "prune"}.get(arm)
@@ -112,21 +130,23 @@ def _control_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault)
 
 
 def _goal_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Iterable[Fault]:
-    """Check what a search minimizes, and that what it says of seeds has an effect."""
+    """Check the objectives of a search, and that its setting of seeds has an effect."""
     minimize = get_path(raw, "search.minimize")
     if isinstance(minimize, list | tuple) and (not minimize or len(set(map(str, minimize))) < len(minimize)):
         yield fault("search.minimize", minimize, "name at least one objective, and none twice.")
     top = get_path(raw, "search.top")
     if top is not None and number("search.seeds", 1) == 1:
-        yield fault("search.top", top, "says which points are run on more seeds; add search.seeds, or leave it out.")
+        yield fault("search.top", top, "chooses the points to run on more seeds; add search.seeds, or leave it out.")
 
 
 def _constraint_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault) -> Iterable[Fault]:
-    """Check that every constraint can be read, and names numbers that a trial will have."""
+    """Check that every constraint can be parsed, and names numbers that a trial will have."""
     constraints = get_path(raw, "search.constraints")
+    # Inside a continuous learn phase these leave events, not phase records that a constraint could read.
     inside = ("prune", "measure", "grow") if get_path(raw, "cycle.continuous") is not None else ()
     kinds = [kind for kind, part in MADE_BY.items() if (part is None or part in has) and kind not in inside]
     for text in constraints if isinstance(constraints, list | tuple) else ():
+        # The spec has made this a fault already.
         if not isinstance(text, str):
             continue
         try:
@@ -142,8 +162,9 @@ def _constraint_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFau
 
 
 def _misnamed(name: str, kinds: Sequence[str]) -> str | None:
-    """Say what is wrong with a name in a constraint: it should be a number, of the result or of a kind of phase."""
+    """Return what is wrong with a name in a constraint, or None: `loss` or `baseline.loss` are right."""
     kind, _, number = name.rpartition(".")
+    # A phase that other cycles have gets another message than a word that is no phase.
     if kind in MADE_BY and kind not in kinds:
         return f"the cycle has no {kind} phase; it has {', '.join(kinds)}."
     if kind and kind not in kinds:
@@ -152,6 +173,7 @@ def _misnamed(name: str, kinds: Sequence[str]) -> str | None:
 
 
 def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Number, fault: ToFault) -> Iterable[Fault]:
+    """Check what events inside the learn phase need, and that all of them come before its end."""
     for part in ("prune", "learn"):
         if part not in has:
             yield fault("cycle.continuous", None, f"prunes while learning; add cycle.{part}.")
@@ -162,6 +184,7 @@ def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Numb
         yield fault("cycle.cycles", cycles, "with cycle.continuous there is one; its events take the place of cycles.")
     first, every = number("cycle.continuous.first", 0), number("cycle.continuous.every", 1)
     events = number("cycle.continuous.events", 1)
+    # An event takes place before its step, and there is no step after the last one.
     last = first + (events - 1) * every
     if steps and first >= steps:
         yield fault(

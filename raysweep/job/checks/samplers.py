@@ -1,4 +1,4 @@
-"""A sampler can do what a search asks of it: nothing is drawn in another way than the job says."""
+"""Check that a sampler can search the space and the objectives of a job."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from raysweep.errors import Fault
 from raysweep.job import registry
 from raysweep.job.checks.sections import TRIAL_STRATEGIES
 from raysweep.job.parameter import Parameter
+from raysweep.job.search import SearchSpec
 from raysweep.job.space import Space
-from raysweep.job.spec import SearchSpec
 
 
 def sampler_faults(search: SearchSpec, space: Space, source: str) -> Iterable[Fault]:
-    """Check that the sampler can do what this search asks of it."""
+    """Yield a fault where the sampler lacks a feature that the search needs, naming the samplers that have all."""
+    # Refused and never worked around: a sampler that quietly drew some parameters at random would not be the one that
+    # the job names.
     asked = _asked_of_sampler(search, space)
     reason = next((asked[feature] for feature in _cannot(search.sampler.name) if feature in asked), None)
     if reason is not None:
@@ -23,29 +25,32 @@ def sampler_faults(search: SearchSpec, space: Space, source: str) -> Iterable[Fa
 
 
 def strategies_of(space: Space) -> list[Parameter]:
-    """Return what a space chooses among strategies, by two choices or more."""
+    """Return the parameters of a space that choose among at least two strategies."""
     return [one for one in space.parameters if one.path in TRIAL_STRATEGIES and len(one.choices) > 1]
 
 
 def _cannot(sampler: str) -> tuple[str, ...]:
+    """Return the features that a sampler lacks; a sampler that does not say has all of them."""
     cannot: tuple[str, ...] = registry.load("samplers", sampler).cannot
     return cannot
 
 
 def _asked_of_sampler(search: SearchSpec, space: Space) -> dict[str, str]:
-    """Return what a search asks of its sampler that not every one can do, with the reason in words."""
+    """Return the features that a search needs and not every sampler has, each with the reason in words."""
     asked: dict[str, str] = {}
     for parameter in space.parameters:
         if parameter.form == "choice":
+            # setdefault, so that the message names the first parameter that needs the feature.
             asked.setdefault("choice", f"{parameter.path} is a choice, not a range")
         if parameter.conditions:
             asked.setdefault("condition", f"{parameter.path} exists under a condition only")
         if not parameter.quantised:
             asked.setdefault("continuous", f"{parameter.path} is continuous; give it a step or a number of values")
+    # A bandit over strategies has nothing to learn where there is one combination of them.
     if not strategies_of(space):
         asked["strategies"] = f"none of {', '.join(TRIAL_STRATEGIES)} has two choices in its space"
     if isinstance(search.minimize, tuple) and len(search.minimize) > 1:
         asked["objectives"] = f"search.minimize names {len(search.minimize)} objectives"
     if search.constraints:
-        asked["constraints"] = "search.constraints would teach it nothing"
+        asked["constraints"] = "it cannot learn from search.constraints"
     return asked

@@ -1,4 +1,4 @@
-"""Where a job names strategies, and what stands there."""
+"""The sections of a job: which of them name strategies, and what their fields and options are."""
 
 from __future__ import annotations
 
@@ -24,47 +24,51 @@ STRATEGY_KEYS = {
 TRIAL_STRATEGIES = tuple(
     f"{section}.{key}" for section, named in STRATEGY_KEYS.items() if section.startswith("cycle.") for _, key in named
 )
-"""Paths of the strategies of a trial itself: what prunes, what grows, how new heads begin, when tokens leave."""
+"""Paths of the strategies of a trial: pruning, growth, initialisation of new heads, and exit."""
 Number = Callable[[str, int], int]
-"""Returns a whole number of the job by its path, or a default where there is none."""
+"""Returns a whole number of the job by its path, or a default where the job has none."""
 ToFault = Callable[[str, Any, str], Fault]
 """Makes a fault of a key, a value and a message."""
 TRIAL_SECTIONS = ("model", "data", "training", "cycle")
-"""What a trial may have of its own."""
+"""Sections in which trials of a sweep may differ; all others hold for the whole sweep."""
 
 
 @lru_cache
 def section_class(section: str) -> type[pydantic.BaseModel]:
-    """Return the spec class of a section by its dotted path; of the whole job by an empty one."""
+    """Return the class of a section by its dotted path; the class of the whole job for an empty path."""
     found: type[pydantic.BaseModel] = JobSpec
     for part in section.split(".") if section else ():
         annotation = found.model_fields[part].annotation
+        # An optional section is annotated as a union with None, whose arguments are the candidates.
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         found = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
     return found
 
 
 def nearest_field(location: Sequence[str]) -> str:
+    """Return a hint for a key that its section does not have: the nearest field and all fields."""
     return known_names_hint(location[-1], section_class(".".join(location[:-1])).model_fields)
 
 
 def options_of(section: str, body: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a section that are options of its strategies."""
     fields = section_class(section).model_fields
     return [key for key in body if key not in fields]
 
 
 def name_in(section: str, name_key: str, body: Mapping[str, Any]) -> Any:
-    """Return a strategy's name as a section says it, or its default."""
+    """Return the name of a section's strategy, which may be the default."""
     return body.get(name_key, section_class(section).model_fields[name_key].default)
 
 
 def file_of(kind: str, name: str) -> str | None:
-    """Return the file behind a name; of a model its family's, and None where it is pretrained."""
+    """Return the file of a strategy; for a model the file of its family, or None where it is pretrained."""
     return registry.scratch_sizes().get(name) if kind == "models" else name
 
 
 def known_options(kind: str, name: Any) -> list[str]:
-    """Return the options of a strategy; none where there is no such strategy, which is a fault of its own."""
+    """Return the names of a strategy's options; none where there is no such strategy."""
+    # A name that does not exist is reported by strategies.py; whoever calls this goes on without its options.
     file = file_of(kind, name) if isinstance(name, str) else None
     try:
         return [] if file is None else list(registry.load(kind, file).__dataclass_fields__)
@@ -73,4 +77,5 @@ def known_options(kind: str, name: Any) -> list[str]:
 
 
 def sentence(message: str) -> str:
+    """Return a message as the end of a sentence that a fault begins: a small first letter, and one full stop."""
     return f"{message[0].lower()}{message[1:].rstrip('.')}."

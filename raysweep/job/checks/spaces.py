@@ -1,4 +1,4 @@
-"""Every point of a search space is a job, and its rules can be met."""
+"""Check that every point of a search space makes a valid job, and that its rules can be met."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from raysweep.job.space import DRAWS, REQUIRE, Space, Values
 UNKNOWN = "neither in this space nor set in the job"
 OUTSIDE = f"is not part of a trial; a space may search under {', '.join(TRIAL_SECTIONS)}."
 RANDOM_POINTS = 64
+"""Random points at which a job is checked, beside all corners."""
 FEWEST = DRAWS // 50
-"""Of so many random points that must meet the rules of a space, for there to be something to search among."""
+"""Of `DRAWS` random points at least so many must meet the rules, so that there is something to search among."""
 TryValues = Callable[[Mapping[str, Any]], list[Fault]]
 
 
 def space_faults(job: Mapping[str, Any], space: Space, try_values: TryValues) -> list[Fault]:
-    """Try the space in the job, at every corner and at random points: what fails here would fail in a trial.
+    """Check the job at every corner of the space and at random points: a fault here would fail a trial.
 
     Args:
-        job: resolved.
+        job: the resolved job.
         try_values: returns the faults of the job with the values of a point.
     """
     faults = [
@@ -36,12 +37,16 @@ def space_faults(job: Mapping[str, Any], space: Space, try_values: TryValues) ->
     outside = [path for path in space.paths if path.split(".")[0] not in TRIAL_SECTIONS]
     faults += [space.fault(path, OUTSIDE) for path in outside]
     faults += _rule_faults(space, job)
+    # Where the rules are wrong or cannot be met, no point could be drawn below.
     if any(fault.key == REQUIRE for fault in faults):
         return faults
+    # Parameters outside a trial have their fault already, and would make one at every point.
     inside = tuple(p for p in space.parameters if p.path not in outside)
     found: dict[tuple[str, str], Fault] = {}
     for values in _some_points(replace(space, parameters=inside), job):
         for fault in try_values(values):
+            # Most points share their faults, so each is kept once. A fault of a setting that the space does not set
+            # is put down to the parameter that causes it.
             key = fault.key if fault.key in space.paths else _culprit(fault, values, try_values)
             message = fault.message if key == fault.key else f"makes {fault.key}: {fault.message}"
             found.setdefault((key, message), space.fault(key, message, values.get(key, fault.value)))
@@ -49,14 +54,15 @@ def space_faults(job: Mapping[str, Any], space: Space, try_values: TryValues) ->
 
 
 def _some_points(space: Space, job: Mapping[str, Any]) -> list[Values]:
-    """Return points at every corner, and random ones."""
+    """Return points at every corner, and random points."""
+    # Always the same points: a job must not be valid today and invalid tomorrow.
     generator = random.Random(0)
     corners = [values for _, values in space.corner_assignments(job)]
     return corners + [space.draw(job, generator) for _ in range(RANDOM_POINTS)]
 
 
 def _rule_faults(space: Space, job: Mapping[str, Any]) -> list[Fault]:
-    """Check that the rules name what there is, and that points can meet them: each alone, and all together."""
+    """Check that rules name known settings, and that points meet them: each alone, and all together."""
     known = {*space.paths, *(path for path in _leaves(job) if path.split(".")[0] in TRIAL_SECTIONS)}
     unknown = [(rule, name) for rule in space.rules for name in sorted(rule.names) if name not in known]
     if unknown:
@@ -64,6 +70,7 @@ def _rule_faults(space: Space, job: Mapping[str, Any]) -> list[Fault]:
             space.fault(REQUIRE, f"{UNKNOWN}: {known_names_hint(name, known)}", rule.text) for rule, name in unknown
         ]
     generator, free = random.Random(0), replace(space, rules=())
+    # Drawn without the rules, to see how many points meet them.
     points = [free.draw(job, generator) for _ in range(DRAWS)] if space.rules else []
     try:
         missed = [{rule.text for rule in space.missed(values, job)} for values in points]
@@ -89,7 +96,7 @@ def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 
 
 def _culprit(fault: Fault, values: Mapping[str, Any], try_values: TryValues) -> str:
-    """Return the path whose value alone brings a fault about; where it takes several, the one most like the fault's."""
+    """Return the path whose value alone causes a fault; where several are needed, the path most like the fault's."""
     for path, value in values.items():
         if fault.key in (other.key for other in try_values({path: value})):
             return path

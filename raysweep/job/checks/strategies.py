@@ -1,4 +1,4 @@
-"""The strategies that a job names exist, and take the options that it gives them."""
+"""Check that the strategies of a job exist, and take the options that it gives them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from raysweep.job.paths import get_path
 
 
 def strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
-    """Check every strategy's name, and the options of a section where all its names are known."""
+    """Check the name of every strategy, and the options of each section in which all names are known."""
     for section, strategies in STRATEGY_KEYS.items():
         body = get_path(raw, section)
         names = {kind: name_in(section, key, body) for kind, key in strategies} if isinstance(body, Mapping) else {}
+        # Of a section with an unknown name nobody can say which options are right.
         unknown = False
         for kind, name_key in strategies:
             file = file_of(kind, names[kind]) if isinstance(names.get(kind), str) else None
@@ -38,10 +39,11 @@ def strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
 
 
 def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, Any], source: str) -> Iterable[Fault]:
-    """Check the options of a section's strategies: each is known to one of them, and as that one wants it."""
+    """Check that one of a section's strategies knows each option, and accepts its value."""
     given = options_of(section, body)
     known = {kind: known_options(kind, name) for kind, name in names.items()}
     for kind, name in names.items():
+        # Each strategy is asked about the options that it knows: cycle.grow has those of grow and of init side by side.
         options = {option: body[option] for option in given if option in known[kind]}
         file = file_of(kind, name)
         for option, value, message in registry.option_faults(kind, file, options) if file else ():
@@ -54,21 +56,24 @@ def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, An
 
 
 def form_faults(grow: Any, source: str) -> Iterable[Fault]:
-    """Check that a growth's form of sensitivity is not blind under its init."""
+    """Check that a growth measures its sensitivity in a form that fits the initialisation of new heads."""
+    # Some first weights make a gradient exactly 0, and a growth that ranks slots by it would choose at random.
     if not isinstance(grow, Mapping) or "form" not in known_options("grow", grow.get("strategy")):
         return
     init, form = name_in("cycle.grow", "init", grow), grow.get("form")
     names = [name for name in {*registry.available("init"), init} if isinstance(name, str) and _exists("init", name)]
     forms = {name: registry.load("init", name).forms for name in sorted(names)}
+    # A form that no initialisation has is a fault of the option, which is checked elsewhere.
     known = {known for fitting in forms.values() for known in fitting}
     if init in names and form in known and form not in forms[init]:
         fitting = ", ".join(map(repr, forms[init]))
         others = ", ".join(repr(name) for name in forms if form in forms[name])
-        message = f"is no measure of init {init!r}, which takes {fitting}; it fits {others}."
+        message = f"does not fit init {init!r}, which takes {fitting}; it fits {others}."
         yield Fault(file=source, key="cycle.grow.form", value=form, message=message)
 
 
 def _exists(kind: str, name: str) -> bool:
+    """Return whether there is a strategy of a name."""
     try:
         registry.load(kind, name)
     except registry.UnknownNameError:

@@ -1,4 +1,4 @@
-"""BERT: a bidirectional encoder; the output projection stands in another module than queries, keys and values."""
+"""BERT: a bidirectional encoder; its output projection lies in another module than queries, keys and values."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ class Family(contracts.Family):
         return GPT2Config(
             **{**self.sizes[size], "vocab_size": vocab_size},
             n_positions=seq_len,
-            activation_function="gelu_pytorch_tanh",  # GPT-2's function in one kernel instead of eight
+            # GPT-2's own activation ("gelu_new") in one kernel instead of eight.
+            activation_function="gelu_pytorch_tanh",
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
@@ -44,6 +45,8 @@ class Family(contracts.Family):
                 num_heads=config.n_head,
                 num_key_value_heads=config.n_head,
                 head_dim=width // config.n_head,
+                # Conv1D stores (in, out): in c_attn heads are columns (dimension 1), in three blocks of the
+                # layer's width, for queries, keys and values; in c_proj they are rows.
                 query=[(f"{name}.c_attn.weight", 1, 0), (f"{name}.c_attn.bias", 0, 0)],
                 key=[(f"{name}.c_attn.weight", 1, width), (f"{name}.c_attn.bias", 0, width)],
                 value=[(f"{name}.c_attn.weight", 1, 2 * width), (f"{name}.c_attn.bias", 0, 2 * width)],
@@ -55,4 +58,5 @@ class Family(contracts.Family):
         ]
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        # `split_size` is where the fused output is cut into queries, keys and values.
         attention.num_heads, attention.split_size = heads, heads * attention.head_dim

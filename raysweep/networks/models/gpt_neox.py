@@ -43,6 +43,9 @@ class Family(contracts.Family):
                 num_heads=heads,
                 num_key_value_heads=heads,
                 head_dim=width,
+                # One fused projection whose rows go head by head: head h has its query at h * 3 * width, then
+                # its key and its value. Hence offsets of one head width, and `interleaved=3` for the distance
+                # from one head to the next.
                 query=[(parameter, dim, 0) for parameter, dim, _ in fused],
                 key=[(parameter, dim, width) for parameter, dim, _ in fused],
                 value=[(parameter, dim, 2 * width) for parameter, dim, _ in fused],
@@ -56,4 +59,4 @@ class Family(contracts.Family):
         ]
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
-        """Do nothing: its attention counts its heads by the width of what it projects."""
+        """Do nothing: this attention infers its number of heads from the width of its projection."""

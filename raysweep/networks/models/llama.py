@@ -29,6 +29,7 @@ class Family(contracts.Family):
             max_position_embeddings=seq_len,
             attention_dropout=0.0,
             tie_word_embeddings=True,
+            # The defaults are ids of Llama's own vocabulary, and other tokens in another one.
             bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip
 
@@ -36,4 +37,6 @@ class Family(contracts.Family):
         return decoder_sites(network)
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        # The attention function repeats each key/value head so many times. The module infers its head counts
+        # from its projections.
         attention.num_key_value_groups = heads // key_value_heads

@@ -29,6 +29,8 @@ class Family(contracts.Family):
             max_position_embeddings=seq_len,
             attention_dropout=0.0,
             tie_word_embeddings=True,
+            # From-scratch models see their whole window; a pretrained configuration keeps its own sliding
+            # window.
             sliding_window=None,
             bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip

@@ -52,8 +52,12 @@ class Family(contracts.Family):
             for layer, block in enumerate(network.model.decoder.layers)
             for prefix in [f"model.decoder.layers.{layer}"]
             for name in [f"{prefix}.self_attn"]
+            # opt-350m normalises behind its attention instead of in front; then no gain acts on the heads'
+            # input.
             for gain in [norm_gain(block, prefix, "self_attn_layer_norm") if config.do_layer_norm_before else None]
         ]
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        # OPT uses this number in a view. A stale one may fit without an error and scramble tokens (heads.md
+        # 3.1).
         attention.num_heads = heads

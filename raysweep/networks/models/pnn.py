@@ -23,7 +23,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Family(contracts.Family):
-    """Its fields are options of a job's `model` section for the sizes below; see pnn/config.py for what each does."""
+    """Fields are options of a job's `model` section for the sizes below; see pnn/config.py for what each does."""
 
     tasks: ClassVar[tuple[str, ...]] = ("masked_lm", "sequence_classification")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
@@ -33,28 +33,47 @@ class Family(contracts.Family):
         "pnn-base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048, "vocab_size": 30522},
     }  # fmt: skip
     recurrent_trunks: ClassVar[tuple[str, ...]] = ("refiner", "hierarchical", "shared_layer")
-    """Those whose tokens can leave step by step: `cycle.infer`."""
+    """Trunks whose tokens can leave step by step: `cycle.infer`."""
     compiles: ClassVar[bool] = True
     num_steps: Annotated[int, Field(ge=1)] = 4
+    """Applications of the trunk; the number of layers in a trunk of `layers`."""
     trunk: Trunk = "refiner"
+    """`refiner` is one module applied at every step; `hierarchical` a refiner of several blocks; `layers` a stack of
+    BERT's layers; `shared_layer` one of BERT's layers applied at every step, as in ALBERT."""
     intermediate_size: Width | None = None
-    """Default: the size's own."""
+    """Width of the feed-forward layer. Default: the size's own."""
     block_widths: tuple[Width, ...] | None = None
+    """Feed-forward width of each block of a `hierarchical` trunk. Default: 1024, 1536, 2048, 1536, 1024."""
     gate: GateForm = "query_key"
+    """How an update of the state is gated, element by element: `query_key` by the agreement of a query of the state and
+    a key of the update, `constant` by `gate_value`, `scalar` by one learnt number, `none` not at all."""
     gate_value: Annotated[float, Field(gt=0)] = 0.5
+    """The gate of `constant`."""
     init: Init = "reference"
+    """First weights: `reference` as in the published code; `zero` makes the first update exactly 0."""
     tie_word_embeddings: bool = False
+    """Predict tokens with the transposed token embedding."""
     step_weights: StepWeights | None = None
-    """Default: `linear`; for stacks of layers `last`."""
+    """Weight of each step's loss; `ponder` weighs them for each token as the exit head says. Default: `linear`; for
+    stacks of layers `last`."""
     ponder_prior: Share = 0.3
+    """Probability of leaving at a step, in the geometric prior of `ponder`."""
     ponder_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the divergence from this prior in the loss."""
     final_norm: bool = False
+    """Normalise the state before tokens are predicted from it."""
     input_injection: bool = False
+    """Add the embedding to the input of the refiner at every step."""
     step_embedding: bool = False
+    """Add a sinusoidal code of the step to the input of the refiner."""
     random_depth: bool = False
+    """Draw the number of steps anew for each training step, evenly from 1 to 2 x num_steps - 1."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of activations set to 0 in training."""
     type_vocab_size: Annotated[int, Field(ge=0)] = 0
+    """Number of segments to which a token can belong; 0 for no segments."""
     step_head_mask: list[list[float]] | None = None
+    """Factor on the output of each head as [step][head]; later steps use the last row. Default: 1 everywhere."""
 
     def __post_init__(self) -> None:
         fault = conflict(self.trunk, self.gate, self.init, self.random_depth)
@@ -62,19 +81,24 @@ class Family(contracts.Family):
             raise ValueError(fault)
 
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
-        import raysweep.networks.pnn.network  # noqa: F401  # the automatic classes know ours from here on
+        # Importing it registers our networks with transformers' automatic classes.
+        import raysweep.networks.pnn.network  # noqa: F401
         from raysweep.networks.pnn.config import PnnConfig
 
         text = {"vocab_size": vocab_size, "max_position_embeddings": seq_len}
+        # Later mappings win: fields override the size, and the data decides vocabulary and window.
         return PnnConfig(**self.sizes[size] | self.options(size) | text)
 
     def options(self, size: str) -> dict[str, Any]:
-        """Return what the fields say of a configuration, and how wide its first weights are drawn."""
+        """Return the configuration values of the fields, and the standard deviation of the first weights."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
+        # Layers that are not a refiner are trained as BERT is, by their last state alone.
         if self.step_weights is None:
             own["step_weights"] = "linear" if self.trunk in ("refiner", "hierarchical") else "last"
-        # As the published model's at its width: sums over a narrower state are then as large.
+        # The published 0.02 belongs to a width of 768. A sum over `width` terms grows with sqrt(width), so narrower
+        # states need larger weights for sums of the same size.
         own["initializer_range"] = 0.02 * math.sqrt(768 / self.sizes[size]["hidden_size"])
+        # None means "the size's own": left out, so that it does not override the size.
         return {name: value for name, value in own.items() if value is not None}
 
     def sites(self, network: nn.Module) -> list[AttentionSite]:
@@ -95,11 +119,15 @@ class Family(contracts.Family):
         ]
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:
+        # The mask has a number for each original head and would not fit the remaining ones.
         if attention.config.step_head_mask is not None:
-            raise ModelError("heads that differ from step to step cannot be taken out: use the dense format.")
+            raise ModelError(
+                "a network with step_head_mask cannot be compacted, as its heads differ from step to step: use the "
+                "dense format."
+            )
         attention.num_attention_heads = heads
 
 
 def _attentions(network: nn.Module) -> list[tuple[str, Any]]:
-    """Return every attention module with weights of its own, by name; one that serves at every step is there once."""
+    """Return every attention module by name; one that serves at every step is listed once."""
     return [(name, module) for name, module in network.named_modules() if name.endswith(".attention")]

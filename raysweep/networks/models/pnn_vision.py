@@ -17,8 +17,9 @@ class Family(pnn.Family):
     }  # fmt: skip
 
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
-        """An image has neither a vocabulary nor a window: both are left out."""
-        import raysweep.networks.pnn.network  # noqa: F401  # the automatic classes know ours from here on
+        """Return the configuration of a size; images have no vocabulary and no window, so both arguments are unused."""
+        # Importing it registers our networks with transformers' automatic classes.
+        import raysweep.networks.pnn.network  # noqa: F401
         from raysweep.networks.pnn.config import PnnVisionConfig
 
         return PnnVisionConfig(**self.sizes[size] | self.options(size))

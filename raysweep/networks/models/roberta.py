@@ -26,9 +26,11 @@ class Family(contracts.Family):
 
         return RobertaConfig(
             **{**self.sizes[size], "vocab_size": vocab_size},
+            # Positions are counted from pad_token_id + 1, so the table has two rows before the first token's.
             max_position_embeddings=seq_len + 2,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0,
-            pad_token_id=1,  # where the data has another one, position 1 is wasted and nothing else
+            # RoBERTa's own padding id. Where the data has another one, one position is wasted and nothing else.
+            pad_token_id=1,
         )  # fmt: skip
 
     def reserved_positions(self, config: Any) -> int:

@@ -22,7 +22,7 @@ class Family(contracts.Family):
     }  # fmt: skip
 
     def config(self, size: str, *, vocab_size: int, seq_len: int) -> Any:
-        """An image has neither a vocabulary nor a window: both are left out."""
+        """Return the configuration of a size; images have no vocabulary and no window, so both arguments are unused."""
         from transformers import ViTConfig
 
         return ViTConfig(**self.sizes[size], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

@@ -1,8 +1,8 @@
-"""Where heads look, without attention maps: entropies and sink mass, computed for a block of queries at a time.
+"""Measure where heads attend: entropies and sink mass, computed for a block of queries at a time.
 
-transformers is given an attention function of its own name that returns what sdpa returns and, beside it, shows
-queries and keys to whoever watches the layer. What is visible follows from what that function receives: the mask, or
-causality where there is none. No family is special, and no more than a block's maps are ever held.
+An attention function is registered with transformers that returns what sdpa returns and also passes the queries and
+keys of a layer to its watcher. Which keys are visible follows from the function's arguments: the mask, or causality
+where there is none. So no family needs code of its own, and never more than one block's attention maps are in memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import nn
 
 BLOCK = 64
 FARTHEST = 1000.0
-"""Score differences beyond it are cut: e^-1000 is 0 in any precision, and infinity times 0 is not."""
+"""Score differences are clamped here: e^-1000 is 0 in any precision, while infinity times 0 would be NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionStatistics:
-    """Of every query of one layer, (batch, heads, queries); of queries that see too few keys it holds zeros."""
+    """Statistics of every query of one layer, (batch, heads, queries); zeros for queries that see too few keys."""
 
     entropy: torch.Tensor
     """H / log(visible keys) in [0, 1], for queries with two visible keys or more."""
@@ -47,7 +47,7 @@ def attention_statistics(
     causal: bool,
     first: torch.Tensor,
 ) -> AttentionStatistics:
-    """Measure where queries look (heads.md 2.1), in fp32 or better.
+    """Measure the attention of each query (heads.md 2.1), in fp32 or better.
 
     Args:
         query: (batch, heads, queries, head_dim).
@@ -77,13 +77,17 @@ def score_blocks(
         query, key, mask, scaling, causal: as `attention_statistics` takes them.
     """
     precision = torch.promote_types(query.dtype, torch.float32)
+    # Half precision is too coarse for entropies (error 2e-2 with bfloat16, heads.md 2.1).
     key = key.to(precision).repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     for start in range(0, query.shape[2], BLOCK):
         block = query[:, :, start : start + BLOCK].to(precision) * scaling
+        # Without a mask, no query of the block sees a key after the block: leaving those out halves the work.
         keys = key[:, :, : start + BLOCK] if causal and mask is None else key
         scores = block @ keys.transpose(-1, -2)
         if mask is not None:
             rows = mask[:, :, start : start + BLOCK]
+            # Additive masks hide a key by the lowest number of their type and may hold biases for visible keys. Half of
+            # that number lies far below any bias.
             hidden = ~rows if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
             if rows.dtype != torch.bool:
                 scores += rows
@@ -98,32 +102,40 @@ def _later(start: int, scores: torch.Tensor) -> torch.Tensor:
 
 
 def _of_block(scores: torch.Tensor, hidden: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Split off the first token: H(A) = H(sink, rest) + rest * H(A without sink), exact to the last sink mass."""
+    """Split off the first token: H(A) = H(sink, rest) + rest * H(A without sink), exact for any sink mass."""
     scores.masked_fill_(hidden, -torch.inf)
     index = first.view(-1, 1, 1, 1).expand(*scores.shape[:3], 1)
+    # The first token is removed from the scores and not subtracted from the entropy: with a sink mass near 1,
+    # the rest would be a difference of nearly equal numbers.
     to_first = scores.gather(-1, index).squeeze(-1)
     away = scores.scatter_(-1, index, -torch.inf)
+    # Subtract the largest score before exponentiating, as every stable softmax does. A query without other keys
+    # has only -inf here; clamping the peak avoids -inf minus -inf.
     peak = away.amax(-1, keepdim=True).clamp_min(torch.finfo(away.dtype).min)
     away.sub_(peak).clamp_(min=-FARTHEST)
     weights = away.exp()
     total = weights.sum(-1)
+    # Entropy as log-sum-exp minus the mean score: H = log Z - E[s].
     free = total.log() - weights.mul_(away).sum(-1) / total
+    # Log odds of the first token against all others; two sigmoids keep both shares exact where one is tiny.
     odds = to_first - (peak.squeeze(-1) + total.log())
     sink, rest = odds.sigmoid(), (-odds).sigmoid()
     entropy = torch.special.entr(sink) + torch.special.entr(rest) + rest * free
     visible = (~hidden).sum(-1).expand_as(sink)
+    # A query that sees nothing has -inf minus -inf.
     sink = torch.where(visible >= 1, sink, 0.0)
     others = visible - to_first.isfinite().long()
     return _normalised(entropy, visible), sink, _normalised(free, others), visible, others
 
 
 def _normalised(entropy: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Divide by the largest entropy there can be; rounding must not leave [0, 1]."""
+    """Divide entropies by the largest possible one, log(keys); 0 for fewer than two keys."""
+    # At least log 2 as divisor, because log 1 is 0; such queries are set to 0 below. Rounding must not leave [0, 1].
     largest = keys.clamp_min(2).to(entropy.dtype).log()
     return torch.where(keys >= 2, entropy / largest, 0.0).clamp(0.0, 1.0)
 
 
-# How layers are watched.
+# Watching the attention of layers.
 
 NAME = "raysweep_statistics"
 Watcher = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", float, bool], None]
@@ -133,7 +145,7 @@ _watchers: dict[nn.Module, Watcher] = {}
 
 @contextmanager
 def watched_attention(network: Any, watchers: Mapping[nn.Module, Watcher]) -> Iterator[None]:
-    """Show each attention module's queries and keys to its watcher for a while; outputs are those of sdpa.
+    """Pass each attention module's queries and keys to its watcher inside the block; outputs are those of sdpa.
 
     Args:
         network: a transformers model.
@@ -143,8 +155,10 @@ def watched_attention(network: Any, watchers: Mapping[nn.Module, Watcher]) -> It
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)  # without a mask function, padding would silently be seen
+    # Without a mask function of the same name, transformers makes no mask and padding would silently be seen.
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     before = network.config._attn_implementation
+    # The attention function receives the module that calls it, which may be a part of the watched module.
     inner = {part: watcher for module, watcher in watchers.items() for part in module.modules()}
     network.set_attn_implementation(NAME)
     _watchers.update(inner)
@@ -169,7 +183,9 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if module in _watchers:
-        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)  # as sdpa takes it
+        # Defaults as in transformers' sdpa: causal unless the module says otherwise. A single query is the last
+        # position of a cached window and sees all keys.
+        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         _watchers[module](query.detach(), key.detach(), attention_mask, scale, causal and query.shape[2] > 1)
     return sdpa_attention_forward(

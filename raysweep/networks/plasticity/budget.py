@@ -1,9 +1,9 @@
-"""Exact budgets: how many heads, and which ones, given scores. Infeasible is an error, never a shortfall."""
+"""Exact budgets: which heads go, given their scores. A budget that cannot be met is an error, never a shortfall."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from itertools import accumulate
 
 import numpy as np
@@ -16,32 +16,25 @@ from raysweep.networks.plasticity.units import Unit, UnitKind, rank, removable_u
 
 def share(fraction: float, total: int) -> int:
     """Return fraction * total, rounded half up (0.5 of 5 is 3)."""
+    # Rounded to nine digits first: 0.145 * 100 is 14.499999999999998 in floating point and would round down.
+    # Python's own `round` is no choice, because it rounds half to even.
     return math.floor(round(fraction * total, 9) + 0.5)
 
 
 def round_counts(count: int, rounds: int, size: int = 1) -> list[int]:
-    """Split a count into rounds as even as whole units of `size` heads allow; rounds without any are left out."""
+    """Split a count into rounds as even as whole units of `size` heads allow; empty rounds are left out."""
+    # Differences of rounded running totals: rounding errors cannot add up, and the last bound is the count
+    # itself.
     bounds = [share(done / rounds, count // size) * size for done in range(rounds)] + [count]
     return [stop - start for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start] or [0]
 
 
 def lowest_heads(
-    scores: Array,
-    head_map: HeadMap,
-    count: int,
-    *,
-    budget: str,
-    min_heads_per_layer: int,
-    protected: Set[Slot],
-    unit: UnitKind = "head",
-    groups: int | None = None,
-    since: HeadMap | None = None,
+    scores: Array, head_map: HeadMap, count: int, *, budget: str, min_heads_per_layer: int, protected: Set[Slot],
+    unit: UnitKind = "head", groups: int | None = None, since: HeadMap | None = None,
     asked_by: str = "cycle.prune.level",
-) -> list[Slot]:
-    """Return the `count` present heads to remove, lowest score first.
-
-    Ties go by (layer, head). Scores are rounded to nine digits first, so that the sum order of a distributed probe
-    cannot change the plan.
+) -> list[Slot]:  # fmt: skip
+    """Return the `count` present heads to remove, lowest score first; ties go by (layer, head).
 
     Args:
         scores: [layers][heads]; absent heads are ignored.
@@ -51,41 +44,35 @@ def lowest_heads(
         unit: what goes together; see `units.removable_units`. A unit's score is the mean of its heads'.
         groups: key/value heads of a layer. Default: one for each head.
         since: the heads before the first of several rounds, over which `per_layer` shares are equal. Default: now.
-        asked_by: the setting of the job that the count comes from.
+        asked_by: the setting of the job that the count comes from, for messages.
 
     Raises:
         BudgetError: fewer heads may go than asked, or units do not add up to the count.
         TrialError: a score is not finite.
     """
-    present = head_map.present
-    if not np.isfinite(scores[present]).all():
+    if not np.isfinite(scores[head_map.present]).all():
         raise TrialError("a head score is not finite; nothing can be ranked by it.")
-    layers, heads = scores.shape
+    groups = groups or scores.shape[1]
     units = [
-        removable_units(scores, head_map, layer, kind=unit, groups=groups or heads, protected=protected)
-        for layer in range(layers)
+        removable_units(scores, head_map, layer, kind=unit, groups=groups, protected=protected)
+        for layer in range(len(scores))
     ]
     rows = _above(min_heads_per_layer, units, head_map)
     available = _heads_in(rows)
     if count > available:
+        # The floor is the setting to change if one head a layer would do; otherwise the count is.
         floor_is_it = count <= _heads_in(_above(1, units, head_map))
-        key, or_else = ("cycle.prune.min_heads_per_layer", f" or {asked_by}") if floor_is_it else (asked_by, "")
-        way_out = f"Lower {key}{or_else}" + ("." if unit == "head" else ", or set cycle.prune.unit: head.")
-        together = "" if unit == "head" else f", cycle.prune.unit = {unit} with {groups} key/value heads a layer"
-        raise BudgetError(
-            f"asked to remove {count} heads, but only {available} may go (min_heads_per_layer = {min_heads_per_layer}, "
-            f"{len(protected)} freshly grown heads protected{together}). {way_out}",
-            key,
-        )
+        keys = ["cycle.prune.min_heads_per_layer", asked_by] if floor_is_it else [asked_by]
+        limits = f"min_heads_per_layer = {min_heads_per_layer}, {len(protected)} freshly grown heads protected"
+        raise _too_few(count, available, limits, keys, unit, groups)
     if budget == "per_layer":
-        lost = (since or head_map).present.sum(1) - present.sum(1)
+        lost = (since or head_map).present.sum(1) - head_map.present.sum(1)
         rows = _equal_shares(rows, scores, count, lost.tolist(), asked_by)
-    ranked = sorted((u for row in rows for u in row), key=lambda u: rank(scores, u))
-    return _filled(ranked, count, unit, asked_by)
+    return _filled(rows, scores, count, unit, asked_by)
 
 
 def check_absent(head_map: HeadMap, count: int, *, asked_by: str) -> None:
-    """Check that so many heads can be grown.
+    """Check that enough heads are absent to grow `count` of them.
 
     Args:
         asked_by: the setting of the job that the count comes from.
@@ -98,8 +85,19 @@ def check_absent(head_map: HeadMap, count: int, *, asked_by: str) -> None:
         raise BudgetError(f"asked to grow {count} heads, but only {absent} are absent. Lower {asked_by}.", asked_by)
 
 
+def _too_few(
+    count: int, available: int, limits: str, keys: Sequence[str], unit: UnitKind, groups: int
+) -> BudgetError:  # fmt: skip
+    together = "" if unit == "head" else f", cycle.prune.unit = {unit} with {groups} key/value heads a layer"
+    way_out = f"Lower {' or '.join(keys)}" + ("." if unit == "head" else ", or set cycle.prune.unit: head.")
+    return BudgetError(
+        f"asked to remove {count} heads, but only {available} may go ({limits}{together}). {way_out}", keys[0]
+    )
+
+
 def _above(floor: int, units: list[list[Unit]], head_map: HeadMap) -> list[list[Unit]]:
-    """Cut each layer's units, [layer][unit], to those that leave it `floor` heads."""
+    """Cut each layer's units, [layer][unit], to the first ones that leave it `floor` heads."""
+    # Units are ordered by score, so the running total of their sizes says where the layer reaches its floor.
     spare = head_map.present.sum(1) - floor
     return [
         [unit for unit, total in zip(row, accumulate(map(len, row)), strict=True) if total <= spare[layer]]
@@ -111,12 +109,14 @@ def _heads_in(rows: list[list[Unit]]) -> int:
     return sum(len(unit) for row in rows for unit in row)
 
 
-def _filled(ranked: list[Unit], count: int, unit: UnitKind, asked_by: str) -> list[Slot]:
-    """Take units in order, but none that would be too much."""
+def _filled(rows: list[list[Unit]], scores: Array, count: int, unit: UnitKind, asked_by: str) -> list[Slot]:
+    """Take units, lowest score first; skip any that would exceed the count."""
+    ranked = sorted((slots for row in rows for slots in row), key=lambda slots: rank(scores, slots))
     taken: list[Slot] = []
     for slots in ranked:
         if len(taken) + len(slots) <= count:
             taken += slots
+    # Possible only with units of several heads: single heads always add up, as enough of them were available.
     if len(taken) < count:
         sizes = " or ".join(map(str, sorted({len(slots) for slots in ranked})))
         raise BudgetError(
@@ -130,13 +130,15 @@ def _filled(ranked: list[Unit], count: int, unit: UnitKind, asked_by: str) -> li
 def _equal_shares(
     rows: list[list[Unit]], scores: Array, count: int, lost: list[int], asked_by: str
 ) -> list[list[Unit]]:  # fmt: skip
-    """Cut each layer's units to its share; what does not divide goes where the next unit scores lowest."""
+    """Cut each layer's units to its equal share; the remainder goes to layers whose next unit scores lowest."""
     sizes = {len(unit) for row in rows for unit in row}
     if len(sizes) > 1:
         raise TrialError(
             "an equal share of key/value groups of different sizes is not defined. "
             "Set cycle.prune.budget: global, or cycle.prune.unit: head."
         )
+    # Shares are equal over all rounds of a prune: what each layer lost in earlier rounds counts as part of its
+    # share. A layer that lost more than its share (an extra unit of an earlier remainder) owes nothing now.
     size = max(sizes, default=1)
     gone = [heads // size for heads in lost]
     each, rest = divmod(count // size + sum(gone), len(rows))
@@ -149,7 +151,9 @@ def _equal_shares(
             f"{(len(rows[short[0]]) + gone[short[0]]) * size}. {way_out}",
             asked_by,
         )
-    rest -= sum(before > each for before in gone)  # layers that had theirs in an earlier round
+    # Layers that lost one more than the share had their unit of the remainder in an earlier round.
+    rest -= sum(before > each for before in gone)
+    # Candidates for the remainder: the next unit of every layer that had no extra one yet, lowest score first.
     following = sorted(
         (row[due[layer]] for layer, row in enumerate(rows) if gone[layer] <= each and len(row) > due[layer]),
         key=lambda unit: rank(scores, unit),

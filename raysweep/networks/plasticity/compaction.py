@@ -1,6 +1,6 @@
-"""Take absent heads out of a network for good, and put their places back: the same function either way.
+"""Remove absent heads physically (compact), and restore the full shape (densify); neither changes the function.
 
-The output bias stays as it is: a head's contribution, value bias included, leaves through its own slices alone.
+The output bias stays as it is: a head's contribution, value bias included, is computed from its own slices alone.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from raysweep.networks.plasticity.surgery import absent_slices
 
 Tensors = Mapping[str, torch.Tensor]
 Kept = dict[str, tuple[int, torch.Tensor]]
-"""Parameter -> (dim, indices along it that stay); parameters that stay whole are left out."""
+"""Parameter -> (dim, indices along it that are kept); parameters that are kept whole are left out."""
 
 
 def compact(network: Any, family: Family, head_map: HeadMap) -> Any:
-    """Return a new network without the absent heads; gates of the old one are not looked at.
+    """Return a new network without the absent heads; the gates of the old one play no part.
 
-    Its logits are those of the masked network: to 1e-12 in fp64 and 1e-5 in fp32, sums being taken in another order.
+    Its logits equal those of the masked network to 1e-12 in fp64 and 1e-5 in fp32: sums are taken in another order.
 
     Raises:
         ModelError: a layer has no head left, or the map is of another shape.
     """
+    # A new network in the precision of the old one; then its shapes shrink, and only then weights are loaded.
+    # The old network, its optimizer and any DDP wrapper around it stay valid.
     smaller = unloaded(type(network), network.config, network.dtype)
     shrink(smaller, family, head_map)
     smaller.load_state_dict(compact_tensors(network.state_dict(), family, network, head_map))
@@ -51,6 +53,8 @@ def densify(network: Any, family: Family, head_map: HeadMap) -> Any:
     for name, tensor in network.state_dict().items():
         if name in kept:
             dim, indices = kept[name]
+            # Zeros and not random weights: with W_O of an absent head zero, stock code computes the compact
+            # function.
             tensor = torch.zeros_like(whole.get_parameter(name), device="cpu").index_copy_(dim, indices, tensor.cpu())
         tensors[name] = tensor
     whole.load_state_dict(tensors)
@@ -61,15 +65,16 @@ def compact_tensors(tensors: Tensors, family: Family, whole: nn.Module, head_map
     """Return copies of tensors without the slices of absent heads.
 
     Args:
-        tensors: by parameter, or by `<parameter>/<moment>` as an optimizer's state; scalars stay.
-        whole: a network of the full shape, for where its heads live.
+        tensors: by parameter, or by `<parameter>/<moment>` as an optimizer's state; scalars are copied whole.
+        whole: a network of the full shape, which tells where its heads live.
     """
     kept = _kept(family.sites(whole), head_map, dict(whole.named_parameters()))
+    # Moments have the shape of their parameter, so the same indices serve; the part before the slash names it.
     return {name: _without_absent(tensor, kept.get(name.partition("/")[0])) for name, tensor in tensors.items()}
 
 
 def shrink(network: Any, family: Family, head_map: HeadMap) -> None:
-    """Make room for the present heads only, in place: weights are of the smaller shapes, what they hold is left over.
+    """Shrink the weights to the present heads, in place; their values are left over and still to be loaded.
 
     Raises:
         ModelError: a layer has no head left, or the map is of another shape.
@@ -91,8 +96,10 @@ def shrink(network: Any, family: Family, head_map: HeadMap) -> None:
 
 
 def key_value_index(site: AttentionSite, head_map: HeadMap) -> list[int] | None:
-    """Return which remaining key/value head each remaining query head uses; None where stock code finds it itself."""
+    """Return the remaining key/value head of each remaining query head; None where stock code finds it itself."""
     groups = _groups(site, head_map)
+    # Stock code repeats every key/value head equally often. That is right only if all groups kept equally many
+    # query heads; otherwise it pairs heads wrongly without an error (heads.md 3.7).
     if len(set(Counter(groups).values())) == 1:
         return None
     remaining = sorted(set(groups))
@@ -100,13 +107,13 @@ def key_value_index(site: AttentionSite, head_map: HeadMap) -> list[int] | None:
 
 
 def unloaded(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
-    """Build a network on the processor whose weights are still to be loaded; the global generator is left alone."""
+    """Build a network on the CPU whose weights are still to be loaded; the global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         return model_class._from_config(copy.deepcopy(config), attn_implementation="sdpa", dtype=dtype)
 
 
 def _repeated_equally(site: AttentionSite, head_map: HeadMap) -> int:
-    """Return the number of key/value heads that the attention function sees: a looked-up one counts for each use."""
+    """Return the number of key/value heads that the attention function sees: gathered ones count for each use."""
     groups = _groups(site, head_map)
     return len(set(groups)) if key_value_index(site, head_map) is None else len(groups)
 
@@ -119,6 +126,7 @@ def _kept(sites: list[AttentionSite], head_map: HeadMap, shapes: Tensors) -> Kep
     stays: dict[str, tuple[int, torch.Tensor]] = {}
     for part in absent_slices(sites, head_map):
         size = shapes[part.parameter].shape[part.dim]
+        # All roles of a fused parameter write into one mask, so it is cut once.
         _, mask = stays.setdefault(part.parameter, (part.dim, torch.ones(size, dtype=torch.bool)))
         mask[part.start : part.start + part.length] = False
     return {name: (dim, mask.nonzero().flatten()) for name, (dim, mask) in stays.items()}
@@ -132,10 +140,11 @@ def _without_absent(tensor: torch.Tensor, kept: tuple[int, torch.Tensor] | None)
 
 
 def _declare_shape(module: Any) -> None:
-    """Let a projection's own numbers follow its weight."""
+    """Set the sizes that a projection states to those of its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    else:  # transformers' Conv1D
+    else:
+        # transformers' Conv1D stores its weight as (in, out).
         module.nx, module.nf = module.weight.shape
 
 

@@ -1,4 +1,4 @@
-"""GradMax: which directions of a layer's input a new head should look at, and how much it would gain there.
+"""GradMax: which directions of a layer's input the values of a new head should read, and how much it gains by them.
 
 For a head with uniform attention A, value weights W_V and zero output weights, the gradient of the output weights is
 W_V M^T with M = sum_t delta_t (A x)_t^T, delta the loss gradient at the layer's attention output and x the attention's
@@ -27,7 +27,7 @@ from raysweep.networks.plasticity.surgery import view_of
 
 @dataclass(frozen=True, kw_only=True)
 class Directions:
-    """Of one layer, best first, float64."""
+    """Candidate value directions of one layer, best first, float64."""
 
     vectors: torch.Tensor
     """Right-singular vectors of M as rows, (number, width)."""
@@ -41,7 +41,7 @@ def value_directions(
     """Return the directions of each layer. Weights, gradients and the training mode are left as they were.
 
     M is the mean over the windows of all batches of all ranks, taken before the decomposition: singular vectors of
-    parts can't be averaged.
+    parts cannot be averaged.
 
     Args:
         batches: this rank's; ranks may have different numbers.
@@ -52,6 +52,7 @@ def value_directions(
     count = all_reduce(torch.tensor([windows], dtype=torch.float64, device=sums[0].device))
     found = []
     for total in sums:
+        # The decomposition runs on the CPU in float64, so every rank gets the same vectors from the same sum.
         matrix = (all_reduce(total) / count).cpu()
         _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
         found.append(Directions(vectors=vectors, gains=values.square()))
@@ -61,14 +62,16 @@ def value_directions(
 def gradmax_scores(model: PlasticModel, head_map: HeadMap, directions: Sequence[Directions]) -> Array:
     """Return the largest squared norm of dL/dW_O that each absent slot can get, [layers][heads]; 0 for present ones.
 
-    The j-th absent value of a layer competes with the j-th block of directions, 0 where none is left. A head whose
-    key/value group lives can't choose its values: it gets |W_V M^T|^2 for the group's, scaled to rows of mean length 1
-    (bias left out).
+    The j-th absent value of a layer is scored by the j-th block of directions, or 0 where no block is left. A head
+    whose key/value group is present cannot choose its values: it gets |W_V M^T|^2 for the group's own, scaled to rows
+    of mean length 1 (bias left out).
     """
     scores = np.zeros(model.shape)
     for site, found in zip(model.sites, directions, strict=True):
         present = head_map.present[site.layer]
         living = {site.group_of(head) for head in range(site.num_heads) if present[head]}
+        # Without sharing every absent head is a group of its own; with it, the heads of one absent group share
+        # a block.
         gone = sorted(set(range(site.num_key_value_heads)) - living)
         gains = {group: _block_gain(found, block, site) for block, group in enumerate(gone)}
         gains |= {group: _gain_of_living(model, site, group, found) for group in living if site.grouped}
@@ -81,7 +84,7 @@ def block_of(directions: Directions, block: int, site: AttentionSite) -> torch.T
     """Return the block-th head_dim directions, (head_dim, width).
 
     Raises:
-        TrialError: so many directions there are not.
+        TrialError: there are not enough directions for that many blocks.
     """
     rows = directions.vectors[block * site.head_dim : (block + 1) * site.head_dim]
     if len(rows) < site.head_dim:
@@ -106,7 +109,7 @@ def mean_row_norm(model: PlasticModel, site: AttentionSite, head_map: HeadMap) -
 
 
 def uniform_attention(inputs: torch.Tensor, attention_mask: torch.Tensor | None, *, causal: bool) -> torch.Tensor:
-    """Return the mean of all visible positions for each position.
+    """Return for each position the mean input of all positions that it sees: attention with equal weights.
 
     Args:
         inputs: (batch, positions, width).
@@ -116,6 +119,7 @@ def uniform_attention(inputs: torch.Tensor, attention_mask: torch.Tensor | None,
     seen = seen.to(inputs.device, inputs.dtype).unsqueeze(-1)
     weighted = inputs * seen
     if causal:
+        # Positions before the first real token see nothing; dividing by 1 gives 0 there instead of NaN.
         return weighted.cumsum(1) / seen.cumsum(1).clamp_min(1)
     return (weighted.sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1)).expand_as(inputs)
 
@@ -125,10 +129,12 @@ def _gradient_sums(
 ) -> tuple[list[torch.Tensor], int]:
     recorders = [_Recorder(model, site, causal) for site in model.sites]
     present = torch.from_numpy(head_map.present)
-    with _evaluating(model), ExitStack() as hooks:
+    with model.measuring(), ExitStack() as hooks:
         for recorder in recorders:
             hooks.enter_context(recorder.attached())
         for batch in batches:
+            # The gates' gradients are not used. Parameters are frozen, so only gates that require gradients make the
+            # layers' outputs part of a graph, and the hooks on those outputs do the work.
             gates = [row.to(batch.inputs.device, torch.float32).requires_grad_() for row in present]
             for recorder in recorders:
                 recorder.attention_mask = batch.attention_mask
@@ -139,7 +145,7 @@ def _gradient_sums(
 
 
 class _Recorder:
-    """Sums delta_t (A x)_t^T over one layer's positions, (width of the output, width of the input)."""
+    """Sum of delta_t (A x)_t^T over one layer's positions, (output width, input width)."""
 
     def __init__(self, model: PlasticModel, site: AttentionSite, causal: bool) -> None:
         self.site = site
@@ -147,6 +153,8 @@ class _Recorder:
         self.attention_mask: torch.Tensor | None = None
         (value, value_dim, _), (output, output_dim, _) = site.value[0], site.output[0]
         read, written = model.network.get_parameter(value), model.network.get_parameter(output)
+        # Layouts differ: the dimension that does not run along heads is the width, in W_O (output) and W_V
+        # (input).
         shape = written.shape[1 - output_dim], read.shape[1 - value_dim]
         self.total = torch.zeros(shape, dtype=torch.float64, device=read.device)
 
@@ -167,6 +175,8 @@ class _Recorder:
         self._seen = uniform_attention(inputs.detach().double(), self.attention_mask, causal=self.causal)
 
     def _on_output(self, module: Any, inputs: Any, output: torch.Tensor) -> None:
+        # Bound now: a layer that serves at several steps replaces `_seen` before the backward pass reaches this
+        # step.
         seen = self._seen
         output.register_hook(lambda delta: self._add(delta, seen))
 
@@ -174,26 +184,11 @@ class _Recorder:
         self.total += delta.double().flatten(0, 1).T @ seen.flatten(0, 1)
 
 
-@contextmanager
-def _evaluating(model: PlasticModel) -> Iterator[None]:
-    """Evaluation mode, no gradients for parameters."""
-    was_training = model.training
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        model.train(was_training)
-
-
 def _value_weights(model: PlasticModel, site: AttentionSite, group: int) -> torch.Tensor:
     """Return W_V of one key/value head, (head_dim, width), float64."""
     parameters = dict(model.network.named_parameters())
     parts: list[HeadSlice] = [part for part in site.group_slices(group) if part.role == "value"]
+    # A value has a matrix and perhaps a bias; only the matrix reads directions.
     (weights,) = (view_of(parameters, p).movedim(p.dim, 0) for p in parts if parameters[p.parameter].dim() == 2)
     return weights.double().cpu()
 
@@ -205,5 +200,7 @@ def _block_gain(directions: Directions, block: int, site: AttentionSite) -> floa
 
 def _gain_of_living(model: PlasticModel, site: AttentionSite, group: int, found: Directions) -> float:
     weights = _value_weights(model, site, group)
+    # |W_V M^T|^2 from the decomposition of M: its singular values scale the components along its right-singular
+    # vectors.
     along = (weights / weights.norm(dim=1).mean()) @ found.vectors.T
     return float((along.square() * found.gains).sum())

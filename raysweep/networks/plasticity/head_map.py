@@ -1,4 +1,4 @@
-"""Which heads are there, and when each was grown."""
+"""The head map: which heads are present, and in which cycle each was grown."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ ABSENT = -1
 class HeadMap:
     """[layers][heads]: -1 absent, otherwise the cycle in which the head was grown (0: original)."""
 
+    # Heads keep their original places for good and are never renumbered: slices, seeds and records refer to
+    # them.
     grown: npt.NDArray[np.int64]
 
     @staticmethod
@@ -36,6 +38,7 @@ class HeadMap:
 
     @property
     def active(self) -> int:
+        """Number of present heads."""
         return int(self.present.sum())
 
     def without(self, slots: Iterable[Slot]) -> HeadMap:

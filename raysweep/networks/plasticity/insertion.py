@@ -1,4 +1,4 @@
-"""Give new heads their first weights."""
+"""Insert new heads: give their slices first weights by an initializer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from raysweep.networks.plasticity.surgery import grown_slices, snapshot, view_of
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What new heads may be made from."""
+    """What initializers may need besides the model itself."""
 
     taylor: Array | None = None
-    """[layers][heads]: which heads are worth splitting."""
+    """[layers][heads]: Taylor scores, by which donors are chosen."""
     stored: Mapping[HeadSlice, torch.Tensor] = field(default_factory=dict)
-    """Weights of slices right before they were last removed."""
+    """Weights of slices just before they were last removed, for `rewind`."""
     directions: Sequence[Directions] = ()
-    """One a layer; see growth_probe."""
+    """One for each layer, for `gradmax`; see growth_probe."""
 
 
 def insert(
     model: PlasticModel, before: HeadMap, slots: Sequence[Slot], initializer: Initializer, key: str, sources: Sources
 ) -> list[HeadSlice]:
-    """Fill the slices that come alive when `slots` grow into `before`; return all that changed, donors' included.
+    """Initialise the slices that come alive when `slots` grow into `before`.
+
+    Returns:
+        All slices that changed: the new ones, and the output weights of donors.
 
     Raises:
         TrialError: what the initializer needs is not there.
@@ -49,19 +52,24 @@ def insert(
                     role=part.role,
                     weights=head_first(view_of(parameters, part), part),
                     std=model.initializer_range,
+                    # A generator for each slice, seeded by its place: the draw depends neither on the global
+                    # generator nor on which other heads grow with it.
                     generator=torch.Generator().manual_seed(derived_seed(key, "init", part.parameter, part.start)),
                     given=given.get(part),
                 )
             )
+    # A donor may be split several times; it is listed once. Of a donor only output weights change.
     return parts + list(dict.fromkeys(donor for part, donor in donated.items() if part.role == "output"))
 
 
 def propose(model: PlasticModel, head_map: HeadMap, initializer: Initializer, key: str, sources: Sources) -> None:
-    """Fill every absent head as if it were to grow alone; donors stay whole."""
+    """Fill every absent head as if it grew alone, so that the probe can score it; donors keep their weights."""
     for layer, head in np.argwhere(~head_map.present):
         slot = (int(layer), int(head))
         donated = _donated(model, head_map, [slot], sources) if initializer.needs == "donor" else {}
         donors = list(donated.values())
+        # A split halves the donor's output weights. They are restored, or the next proposal would see a changed
+        # donor.
         whole = snapshot(model, donors)
         insert(model, head_map, [slot], initializer, key, sources)
         write_back(model, donors, whole)
@@ -69,6 +77,7 @@ def propose(model: PlasticModel, head_map: HeadMap, initializer: Initializer, ke
 
 def head_first(tensor: torch.Tensor, part: HeadSlice) -> torch.Tensor:
     """View a slice with its head's dimension first: (head_dim, width) or (head_dim,), whatever the layout."""
+    # Still a view: what an initializer writes lands in the parameter.
     return tensor.movedim(part.dim, 0)
 
 
@@ -80,7 +89,7 @@ def _given(
     initializer: Initializer,
     sources: Sources,
 ) -> dict[HeadSlice, torch.Tensor]:
-    """Return what the initializer needs for each new slice, head's dimension first."""
+    """Return what the initializer needs for each new slice, with the head's dimension first."""
     parameters = dict(model.network.named_parameters())
     if initializer.needs == "donor":
         return {part: head_first(view_of(parameters, donated[part]), donated[part]) for part in parts}
@@ -113,6 +122,7 @@ def _donated(
 
 
 def _all_slices(site: AttentionSite, head: int) -> list[HeadSlice]:
+    # The order is the same for every head of a site, so that `zip` pairs a new head's slices with its donor's.
     shared = site.group_slices(site.group_of(head)) if site.grouped else []
     return site.head_slices(head) + shared
 
@@ -120,10 +130,11 @@ def _all_slices(site: AttentionSite, head: int) -> list[HeadSlice]:
 def _scaled_directions(
     model: PlasticModel, before: HeadMap, parts: Sequence[HeadSlice], sources: Sources
 ) -> dict[HeadSlice, torch.Tensor]:
-    """Return the j-th block of directions for the j-th new value of each layer, as long as present values are."""
+    """Return block j of a layer's directions for its j-th new value, scaled to the norm of present values."""
     parameters = dict(model.network.named_parameters())
     given: dict[HeadSlice, torch.Tensor] = {}
     for site, directions in zip(model.sites, sources.directions, strict=True):
+        # Value biases have no directions; they are left out of the map.
         weights = {name for name, _, _ in site.value if parameters[name].dim() == 2}
         new = [part for part in parts if part.role == "value" and part.parameter in weights]
         for block, part in enumerate(new):

@@ -1,4 +1,4 @@
-"""How large a head's weights are, in three forms; no data is needed."""
+"""Measure the norms of heads' weights in three forms; no data is needed."""
 
 from __future__ import annotations
 
@@ -46,17 +46,20 @@ def _qk(parameters: Parameters, site: AttentionSite, head: int) -> float:
 
 
 def _product_norm(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return |A B^T| of two (width, head_dim) matrices, without the (width, width) product."""
-    squared = ((first.T @ first) * (second.T @ second)).sum()  # tr(A^T A B^T B)
+    """Return |A B^T| for two (width, head_dim) matrices, without the (width, width) product."""
+    # |A B^T|^2 = tr(A^T A B^T B): two (head_dim, head_dim) Gram matrices. Rounding may leave a tiny negative number.
+    squared = ((first.T @ first) * (second.T @ second)).sum()
     return float(squared.clamp_min(0).sqrt())
 
 
 def _gained(parameters: Parameters, site: AttentionSite, matrix: torch.Tensor) -> torch.Tensor:
+    # The gain of the norm in front multiplies the input of the heads, which is the rows of (width, head_dim).
     return matrix if site.gain is None else parameters[site.gain].double()[:, None] * matrix
 
 
 def _matrix(parameters: Parameters, site: AttentionSite, head: int, role: Role) -> torch.Tensor:
     """Return the weights of one role as (width, head_dim), whichever way the layer stores them."""
+    # Under grouped queries, a head's key and value are those of its group.
     slices = site.head_slices(head) + (site.group_slices(site.group_of(head)) if site.grouped else [])
     (part,) = (p for p in slices if p.role == role and parameters[p.parameter].dim() == 2)
     return parameters[part.parameter].narrow(part.dim, part.start, part.length).movedim(part.dim, -1).double()

@@ -1,4 +1,4 @@
-"""The loss of every task: cross-entropy at the positions that have a label."""
+"""The loss of every task: cross-entropy at the labelled positions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ NO_LABEL = -100
 
 
 def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Run a plastic model, wrapped or not, on a batch: logits everywhere."""
+    """Return a plastic model's logits at all positions of a batch; the model may be wrapped, as by DDP."""
     return model(batch.inputs, batch.attention_mask, batch.token_types)
 
 
 def predictions(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits (..., classes) and labels (...): of the labelled positions alone where the batch names them."""
+    """Return logits (..., classes) and labels (...), of the labelled positions alone where the batch lists them."""
     if batch.labelled is None:
         return logits_of(model, batch), batch.labels
     logits = model(batch.inputs, batch.attention_mask, batch.token_types, batch.labelled)
@@ -24,13 +24,14 @@ def predictions(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, tor
 
 
 def losses_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the loss of each label by the logits, 0 where there is none; of the shape of the labels."""
+    """Return the loss of each label, 0 where there is none; of the shape of the labels."""
     losses = label_losses(*predictions(model, batch))
     return losses if batch.labelled is None else _in_place(losses, batch)
 
 
 def training_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Return what training lowers, for each label; a network that is trained at several steps adds those up."""
+    """Return the training loss of each label; a network that is trained at several steps adds up its steps' losses."""
+    # Through `forward` and with labels: under DDP, only calls of the wrapper's forward synchronise gradients.
     losses = model(batch.inputs, batch.attention_mask, batch.token_types, batch.labelled, batch.labels)
     return losses if batch.labelled is None else _in_place(losses, batch)
 
@@ -41,7 +42,7 @@ def _in_place(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def flat_labels(labels: torch.Tensor, labelled: torch.Tensor | None) -> torch.Tensor:
-    """Return labels, flat: those at flat positions, or all of them."""
+    """Return flat labels: those at the given flat positions, or all of them."""
     return labels.flatten() if labelled is None else labels.flatten()[labelled]
 
 
@@ -51,6 +52,7 @@ def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Args:
         logits: (batch, positions, classes) or (batch, classes); taken to fp32 at least.
     """
+    # A log-softmax over a large vocabulary loses digits in half precision.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = functional.cross_entropy(
         logits.flatten(0, -2), labels.flatten(), ignore_index=NO_LABEL, reduction="none"
@@ -60,6 +62,7 @@ def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def mean_loss(losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean over all labels of a batch; 0 where it has none."""
+    # A batch may hide no token at all; its loss is then 0 and not NaN.
     return losses.sum() / label_count(labels).clamp_min(1)
 
 

@@ -1,9 +1,10 @@
-"""AdamW that knows slices: absent ones stay zero bit for bit, new ones take larger updates, each generation its own.
+"""AdamW over head slices: absent ones stay exactly zero, and new ones take larger updates, scaled by generation.
 
 A higher learning rate for some slices of a fused tensor must scale the *update*. Scaling the gradient does nothing
-under Adam, which divides it out again. AdamW's update u depends on gradients alone, p <- (1 - lr decay) p - lr u; so a
-step between two multiplications, p <- m ((1 - lr decay) c p - lr u) with c = (1 - m lr decay) / (1 - lr decay) / m, is
-a step with the learning rate m lr on the slice, decoupled decay included.
+under Adam, which divides it out again. AdamW computes p <- (1 - lr decay) p - lr u, where the update u depends on
+gradients alone. So a step between two multiplications, p <- m ((1 - lr decay) c p - lr u) with
+c = (1 - m lr decay) / (1 - lr decay) / m, is a step with the learning rate m lr on the slice, decoupled decay
+included.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class SliceAdamW:
 
     Args:
         parameters: by name, as in the head slices.
-        weight_decay: decoupled decay, per step multiplied by the learning rate.
+        weight_decay: decoupled decay, multiplied by the learning rate in each step.
         undecayed: names of matrices without decay.
     """
 
@@ -31,45 +32,56 @@ class SliceAdamW:
         self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float, undecayed: Collection[str] = ()
     ) -> None:
         self.parameters = dict(parameters)
+        # The usual rule: biases and norm gains do not decay.
         decayed = {name: p.dim() >= 2 and name not in undecayed for name, p in self.parameters.items()}
         self._decay_of = {p: weight_decay * decayed[name] for name, p in self.parameters.items()}
         matrices = [p for name, p in self.parameters.items() if decayed[name]]
         others = [p for name, p in self.parameters.items() if not decayed[name]]
         groups = [{"params": group, "weight_decay": self._decay_of[group[0]]} for group in (matrices, others) if group]
+        # `lr` is set before every step; `fused` updates all parameters of a group at once.
         self.adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
         self._favoured: dict[tuple[int, float], list[torch.Tensor]] = {}
-        """Views into the weights of favoured slices, by generation and by the decay that their parameters have."""
+        """Views of the weights of favoured slices, by generation and by the decay of their parameters."""
 
     def clear(self, slices: Sequence[HeadSlice]) -> None:
         """Set weights and moments of absent heads to zero.
 
-        Behind a closed gate their gradients are exactly zero too, so no step of any length, and no decay, moves them.
-        What stood there before a prune is in the phase store.
+        Behind a closed gate their gradients are exactly zero too, so no later step and no decay moves them. The weights
+        from before a prune are in the phase store.
         """
+        # Moments, too: old momentum would move the weights for many steps without any gradient (heads.md 3.3).
+        # Step counts stay, because they belong to the whole tensor.
         for part in joined(slices):
             parameter = self.parameters[part.parameter]
             for tensor in (parameter.data, *self._moments(parameter)):
                 tensor.narrow(part.dim, part.start, part.length).zero_()
 
     def favour(self, generations: Mapping[HeadSlice, int]) -> None:
-        """Scale the updates of these slices, and no others, by what `step` is told of their generations."""
+        """Choose the slices whose updates are scaled: `step` takes a multiplier for each generation."""
         self._favoured = {}
         for generation in set(generations.values()):
             of_it = [part for part, its_own in generations.items() if its_own == generation]
+            # Touching slices are joined, and equally spaced ones become one strided view. In a fused
+            # query-key-value weight that is one view for what would be three, and a step multiplies far fewer
+            # tensors.
             for run in equally_spaced(joined(of_it)):
                 parameter, first = self.parameters[run[0].parameter], run[0]
+                # `unfold(dim, size, step)` views the windows [start + i * step, start + i * step + size). A
+                # single slice is a window of its own, with any step.
                 distance = run[1].start - first.start if len(run) > 1 else first.length
                 reach = run[-1].start + first.length - first.start
+                # A view of `.data`: multiplying it in place changes the weights, and autograd does not see it.
                 view = parameter.data.narrow(first.dim, first.start, reach).unfold(first.dim, first.length, distance)
                 self._favoured.setdefault((generation, self._decay_of[parameter]), []).append(view)
 
     def seed_second_moments(self, new: Sequence[HeadSlice], peers: Sequence[HeadSlice]) -> None:
-        """Give new slices the mean second moment of the peers in the same parameter and role.
+        """Set the second moments of new slices to the mean of their peers in the same parameter and role.
 
         The step count is shared by the whole tensor, so zero moments would no longer be bias-corrected and the first
         updates of a new slice would be several times too large: a hidden learning-rate boost.
         """
         for part in new:
+            # Peers of another role in a fused weight have gradients of another size.
             state = self.adamw.state.get(self.parameters[part.parameter])
             same = [peer for peer in peers if (peer.parameter, peer.role) == (part.parameter, part.role)]
             if state and same:
@@ -82,15 +94,17 @@ class SliceAdamW:
         """Take one AdamW step.
 
         Args:
-            multipliers: by generation of favoured slices; that of 1, which one left out has, changes no bit.
+            multipliers: by generation of favoured slices, 1 where left out; a multiplier of 1 changes no bit.
         """
         for group in self.adamw.param_groups:
             group["lr"] = lr
+        # A multiplier of 1 is skipped: both factors would be exactly 1, so they would only cost time.
         favoured = [
             (multiplier, decay, views)
             for (generation, decay), views in self._favoured.items()
             if (multiplier := (multipliers or {}).get(generation, 1.0)) != 1.0
         ]
+        # `_foreach` multiplies all views of a generation at once instead of one after the other.
         for multiplier, decay, views in favoured:
             torch._foreach_mul_(views, (1 - multiplier * lr * decay) / (1 - lr * decay) / multiplier)
         self.adamw.step()

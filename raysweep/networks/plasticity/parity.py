@@ -1,4 +1,4 @@
-"""Check a wrapped network against itself before anything is pruned: the sites of its family, and causality."""
+"""Check a wrapped network against itself before anything is pruned: its family's sites, and causality."""
 
 from __future__ import annotations
 
@@ -19,16 +19,36 @@ def check_parity(model: PlasticModel, batch: Batch, *, causal: bool) -> None:
     """Check that open gates change nothing, and that closed gates hide exactly the slices of their heads.
 
     Args:
-        causal: check too that no token changes earlier logits; windows then have 2 tokens at least.
+        causal: also check that no token changes earlier logits; windows need at least 2 tokens for that.
 
     Raises:
         ModelError: logits differ by more than 1e-5, or a token sees a later one.
     """
-    was_training = model.training
-    model.eval()
-    plain = logits_of(model, batch)
-    whole = HeadMap.full(*model.shape)
-    gated = _logits(model, whole, batch)
+    with model.evaluating():
+        plain = logits_of(model, batch)
+        gated = _logits(model, HeadMap.full(*model.shape), batch)
+        closed, removed = _closed_and_removed(model, batch)
+        wrong = "by {:.1e} (relative); the family's sites are wrong."
+        pairs = [
+            (gated, plain, f"open gates change the logits {wrong}"),
+            (closed, removed, f"closed gates and removed heads differ {wrong}"),
+        ]
+        if causal:
+            later = _with_another_last_token(model, batch, vocab_size=plain.shape[-1])
+            fault = "not causal: the last token changes earlier logits by {:.1e} (relative)."
+            # The last position may differ: it reads the changed token itself.
+            pairs.append((later[:, :-1], gated[:, :-1], fault))
+    # Relative to the largest logit, as rounding is; small logits are not held to more than 1e-5 in absolute terms.
+    scale = max(1.0, float(plain.abs().max()))
+    for first, second, fault in pairs:
+        difference = float((first - second).abs().max()) / scale
+        # Written with `not` so that NaN fails, too.
+        if not difference <= 1e-5:
+            raise ModelError(fault.format(difference))
+
+
+def _closed_and_removed(model: PlasticModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits with some heads masked by gates, and with the slices of the same heads set to zero."""
     some = _without_one_group_a_layer(model)
     slices = absent_slices(model.sites, some)
     held = snapshot(model, slices)
@@ -36,34 +56,30 @@ def check_parity(model: PlasticModel, batch: Batch, *, causal: bool) -> None:
     parameters = dict(model.network.named_parameters())
     for part in slices:
         view_of(parameters, part).zero_()
-    removed = _logits(model, whole, batch)
+    # All gates are open here: only the zeros hide the heads. A family with a wrong slice hides something else.
+    removed = _logits(model, HeadMap.full(*model.shape), batch)
     write_back(model, slices, held)
-    pairs = [
-        (gated, plain, "open gates change the logits by {:.1e} (relative); the family's sites are wrong."),
-        (closed, removed, "closed gates and removed heads differ by {:.1e} (relative); the family's sites are wrong."),
-    ]
-    if causal:
-        changed = batch.inputs.clone()
-        changed[:, -1] = (changed[:, -1] + 1) % plain.shape[-1]
-        later = _logits(model, whole, replace(batch, inputs=changed))
-        fault = "not causal: the last token changes earlier logits by {:.1e} (relative)."
-        pairs.append((later[:, :-1], gated[:, :-1], fault))
-    model.train(was_training)
-    scale = max(1.0, float(plain.abs().max()))
-    for first, second, fault in pairs:
-        difference = float((first - second).abs().max()) / scale
-        if not difference <= 1e-5:
-            raise ModelError(fault.format(difference))
+    return closed, removed
+
+
+def _with_another_last_token(model: PlasticModel, batch: Batch, *, vocab_size: int) -> torch.Tensor:
+    changed = batch.inputs.clone()
+    # Any other valid token will do; the modulo keeps the id inside the vocabulary.
+    changed[:, -1] = (changed[:, -1] + 1) % vocab_size
+    return _logits(model, HeadMap.full(*model.shape), replace(batch, inputs=changed))
 
 
 def _logits(model: PlasticModel, head_map: HeadMap, batch: Batch) -> torch.Tensor:
-    gates = torch.from_numpy(head_map.present).to(batch.inputs.device, torch.float32)
-    with model.replaced_gates(list(gates)):
+    with model.masked(head_map):
         return logits_of(model, batch)
 
 
 def _without_one_group_a_layer(model: PlasticModel) -> HeadMap:
-    """Return a map without the heads of one key/value head in each layer, another one from layer to layer."""
+    """Return a map without the heads of one key/value head in each layer, another one from layer to layer.
+
+    Whole groups, because a shared key or value is removed only together with all its query heads; another group in each
+    layer, so that slices of a wrong head or layer are noticed.
+    """
     return HeadMap.full(*model.shape).without(
         (site.layer, head)
         for site in model.sites

@@ -1,8 +1,8 @@
-"""Attention where key/value heads have unequally many query heads: each query head looks up its own.
+"""Attention where key/value heads have unequal numbers of query heads: each query head looks up its own.
 
-Stock code repeats every key/value head equally often, so uneven removal would pair query heads with wrong keys
-without a word. Here a layer's `kv_index` says which key/value head each query head uses, and the layer refuses every
-other attention function.
+Stock code repeats every key/value head equally often, so after uneven removal it would pair query heads with wrong
+keys, without an error. Here a layer's `kv_index` says which key/value head each query head uses, and the layer refuses
+every other attention function.
 """
 
 from __future__ import annotations
@@ -29,21 +29,27 @@ def ragged_attention(
     """Scaled dot-product attention; layers with a `kv_index` gather keys and values (batch, heads, tokens, width)."""
     index: Any = getattr(module, "kv_index", None)
     if index is not None:
+        # A gather copies keys and values once per query head. In exchange any removal is exact, and so is
+        # generation with a cache, which holds each key/value head once.
         key, value = key.index_select(1, index), value.index_select(1, index)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
 AttentionInterface.register(RAGGED, ragged_attention)
-AttentionMaskInterface.register(RAGGED, sdpa_mask)  # without it padding would be ignored, silently
+# Without a mask function of the same name, transformers makes no mask and padding would silently be ignored.
+AttentionMaskInterface.register(RAGGED, sdpa_mask)
 
 
 def look_up_keys(attention: nn.Module, kv_index: Sequence[int]) -> None:
-    """Give a layer its key/value head for each query head, and make it refuse stock attention."""
-    attention.register_buffer("kv_index", torch.tensor(kv_index), persistent=False)  # it follows from the head map
+    """Tell a layer the key/value head of each query head, and make it refuse stock attention."""
+    # A buffer, so that it moves with the layer to its device; not persistent, because it follows from the head map,
+    # which an export stores anyway.
+    attention.register_buffer("kv_index", torch.tensor(kv_index), persistent=False)
     attention.register_forward_pre_hook(_refuse_stock_attention)
 
 
 def _refuse_stock_attention(attention: Any, inputs: Any) -> None:
+    # Checked in every forward pass, because users can switch the attention function at any time.
     chosen = attention.config._attn_implementation
     if chosen != RAGGED:
         raise ModelError(

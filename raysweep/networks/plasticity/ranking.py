@@ -1,4 +1,4 @@
-"""Scores made comparable: ranks, norms per layer, and how far two scores agree."""
+"""Make scores comparable: ranks, norms per layer, and the agreement of two scores."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import numpy as np
 from raysweep.contracts import Array, Mask
 
 DIGITS = 9
-"""Scores that agree to so many digits are equal: the sum order of a distributed probe must not decide."""
+"""Digits after the first to which scores are compared: the sum order of a distributed probe must not break ties."""
 
 
 def rounded(score: float) -> float:
-    """Return a score with nine digits after its first."""
+    """Return a score rounded to nine digits after its first."""
     return float(f"{score:.{DIGITS}e}")
 
 
 def average_ranks(scores: Array) -> Array:
     """Return the ranks of a vector of scores, from 0; equal scores share the mean of their ranks."""
+    # A group of `count` equal scores that ends at the running total c holds the ranks c - count to c - 1; their
+    # mean is c - (count + 1) / 2.
     _, which, counts = np.unique([rounded(score) for score in scores], return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[which]
 
@@ -33,9 +35,9 @@ def layer_normalised(scores: Array, present: Mask) -> Array:
 def agreement(scores: Array, others: Array, present: Mask) -> dict[str, float | None]:
     """Return Spearman's rank correlation of two scores over present heads, each [layers][heads].
 
-    `global` ranks all heads together. `layer_centred` takes the mean rank of each layer from its heads' first: what
-    is left is agreement within layers, where a difference between layers cannot pass for one between heads. None
-    where one of them is constant, or no head is present.
+    `global` ranks all heads together. `layer_centred` first subtracts the mean rank of each layer: what is left is
+    agreement within layers, where a difference between layers cannot pass for one between heads. None where one of the
+    scores is constant, or no head is present.
     """
     if not present.any():
         return {"global": None, "layer_centred": None}
@@ -55,4 +57,5 @@ def _centred(ranks: Array, layers: np.ndarray) -> Array:
 def _correlation(first: Array, second: Array) -> float | None:
     first, second = first - first.mean(), second - second.mean()
     scale = np.sqrt((first @ first) * (second @ second))
+    # Rounding leaves a constant score with a tiny spread; below this bound there is nothing to correlate.
     return float(np.clip(first @ second / scale, -1.0, 1.0)) if scale > 1e-12 else None

@@ -1,7 +1,7 @@
-"""Heads that open and close with the input: a small learned router in each layer decides for each token.
+"""Heads that open and close with the input: a small learned router in each layer decides for every token.
 
-A router sees what the attention block sees of one token and no other, so a causal network stays causal. A head that
-is closed for a token does nothing for that token's output; its keys and values remain, for later tokens may need them.
+A router reads one token's input of the attention block and nothing else, so a causal network stays causal. A head that
+is closed for a token adds nothing to that token's output; its keys and values remain, for later tokens may need them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
 
 FIRST_LOGIT = 2.0
-"""At first every head is open, with room to close: sigmoid(2) is 0.88."""
+"""First bias of every router: all heads are open, and sigmoid(2) = 0.88 still lets gradients through."""
 
 
 class HardGate(torch.autograd.Function):
-    """1 where a logit exceeds the threshold, else 0; backward as sigmoid(logit - threshold), the straight-through
-    estimator (Bengio, Leonard and Courville 2013, section 3)."""
+    """A step function with the gradient of sigmoid(logit - threshold): the straight-through estimator.
+
+    Forward is 1 where a logit exceeds the threshold, else 0 (Bengio, Leonard and Courville 2013, section 3).
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -41,16 +43,17 @@ class HardGate(torch.autograd.Function):
 
 
 class HeadRouters(nn.Module):
-    """One linear map a layer, from a token's input of the attention block (width) to one logit for each head.
+    """One linear map for each layer, from a token's input of the attention block (width) to one logit for each head.
 
     Args:
-        model: stays as it is; its gates are used inside `routing` alone.
-        head_map: absent heads stay closed whatever a router says.
+        model: left unchanged; its gates are set inside `routing` only.
+        head_map: absent heads stay closed whatever the routers say.
     """
 
     def __init__(self, model: PlasticModel, head_map: HeadMap) -> None:
         super().__init__()
-        self.model = (model,)  # a tuple, so that the model's parameters are not the routers'
+        # In a tuple, so that nn.Module does not register the model's parameters as the routers' own.
+        self.model = (model,)
         self.head_map = head_map
         config: Any = model.network.config
         first = next(model.network.parameters())
@@ -59,12 +62,13 @@ class HeadRouters(nn.Module):
             for site in model.sites
         )
         for layer in self.layers:
+            # Zero weights: at first no router depends on the input, and every head is open.
             nn.init.zeros_(layer.weight)
             nn.init.constant_(layer.bias, FIRST_LOGIT)
         self.expected: list[torch.Tensor] = [first.new_zeros(()) for _ in model.sites]
-        """Of the last forward pass, by layer: probability of being open, mean over tokens, sum over present heads."""
+        """By layer, in the last forward pass: the expected number of open heads, averaged over tokens."""
         self.opened: Array = np.zeros(model.shape)
-        """[layers][heads]: tokens for which a head was open, since `routing` began."""
+        """[layers][heads]: number of tokens for which a head was open since `routing` began."""
         self.tokens = 0
 
     @contextmanager
@@ -86,19 +90,22 @@ class HeadRouters(nn.Module):
                 gate.values = values
 
     def _route(self, layer: int, threshold: float, module: nn.Module, inputs: Any, options: Any) -> None:
+        # Families pass the block's input by position or by name.
         hidden = inputs[0] if inputs else options["hidden_states"]
         logits = self.layers[layer](hidden)
         present = torch.from_numpy(self.head_map.present[layer]).to(logits.device, logits.dtype)
+        # (batch, tokens, heads): the gate broadcasts over each head's width.
         values: Any = HardGate.apply(logits, threshold)
         values = values * present
         (model,) = self.model
         model.gates[layer].values = values
         self.expected[layer] = (torch.sigmoid(logits.float() - threshold) * present).flatten(0, -2).mean(0).sum()
         self.opened[layer] += values.detach().double().flatten(0, -2).sum(0).cpu().numpy()
+        # Each layer sees the same tokens: count them once.
         self.tokens += hidden.shape[:-1].numel() if layer == 0 else 0
 
     def expected_share(self, seq_len: int) -> torch.Tensor:
-        """Return the expected FLOPs of the open heads in the last pass, as a share of those of all present heads."""
+        """Return the expected FLOPs of open heads in the last forward pass, as a share of all present heads' FLOPs."""
         (model,) = self.model
         costs = [gated_flops(model, site, seq_len) for site in model.sites]
         whole = sum(cost * int(row.sum()) for cost, row in zip(costs, self.head_map.present, strict=True))
@@ -109,13 +116,14 @@ class HeadRouters(nn.Module):
         return float(self.opened.sum() / (self.tokens * self.head_map.active))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Return forward floating-point operations per token since `routing` began, the routers' own included.
+        """Return forward FLOPs per token since `routing` began, those of the routers included.
 
-        What a closed head saves is counted as `gated_flops`, whether or not an implementation skips it.
+        A closed head saves `gated_flops`, whether or not an implementation really skips it.
         """
         (model,) = self.model
         flops = flops_per_token(model, self.head_map, seq_len)
         for layer, site in enumerate(model.sites):
+            # Mean number of present heads that were closed for a token.
             closed = self.head_map.present[layer].sum() - self.opened[layer].sum() / self.tokens
             flops -= gated_flops(model, site, seq_len) * float(closed)
             flops += 2.0 * prod(self.layers[layer].weight.shape)
@@ -123,13 +131,16 @@ class HeadRouters(nn.Module):
 
 
 def gated_flops(model: PlasticModel, site: AttentionSite, seq_len: int) -> float:
-    """Return what a head costs for one token that closing it saves: query and output projection, attention products.
+    """Return the FLOPs per token that closing a head saves: query and output projections and attention products.
 
-    Keys and values are not among it. Attention products are counted as in `accounting.flops_per_token`.
+    Keys and values are not included: other tokens may still attend to them. Attention products are counted as in
+    `accounting.flops_per_token`.
     """
     slices = [part for part in site.head_slices(0) if part.role in ("query", "output")]
     weights = 0
     for part in slices:
         parameter = model.network.get_parameter(part.parameter)
+        # Elements of one head's slice: the slice's length times the size of all other dimensions. Biases are
+        # additions.
         weights += parameter.numel() // parameter.shape[part.dim] * part.length if parameter.dim() > 1 else 0
     return 2.0 * weights + 4.0 * seq_len * site.head_dim

@@ -1,4 +1,4 @@
-"""What a Plastic Neural Network is made of, as a transformers configuration."""
+"""The configuration of a Plastic Neural Network, as transformers stores it."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from raysweep.networks.pnn.forms import GateForm, Init, StepWeights, Trunk, conf
 
 
 class PnnConfig(PreTrainedConfig):
-    """Defaults are the published model: 53,707,323 parameters.
+    """Configuration of a PNN; the defaults are the published model with 53,707,323 parameters.
 
     Args:
         num_steps: how often the trunk is applied, T; the number of layers in a trunk of `layers`.
         trunk: `refiner`, applied T times; `hierarchical`, a refiner of several blocks; `layers`, T of BERT's, not
             shared; `shared_layer`, one of BERT's applied T times (ALBERT, Lan et al. 2020).
         block_widths: feed-forward width of each block of a `hierarchical` trunk.
-        gate: how an update is gated, element by element: by the agreement of a query of the state and a key of the
-            update, by a constant `gate_value`, by one learnt number, or not at all.
+        gate: how an update is gated, element by element: `query_key` by the agreement of a query of the state and a key
+            of the update, `constant` by `gate_value`, `scalar` by one learnt number, `none` not at all.
         init: `reference` as the published code draws; `zero` makes the first update exactly 0.
         tie_word_embeddings: predict with the transposed token embedding.
-        step_weights: how much each step's loss counts; `ponder`: as the exit head says, for each token.
-        ponder_prior: probability of leaving at a step, of the geometric prior of `ponder`.
-        ponder_weight: weight of the divergence from it.
+        step_weights: weight of each step's loss; `ponder`: each token's exit probabilities, from the exit head.
+        ponder_prior: probability of leaving at a step in the geometric prior of `ponder`.
+        ponder_weight: weight of the divergence from that prior.
         final_norm: normalise the state before it is predicted from.
         input_injection: add the embedding to what the refiner reads at every step.
         step_embedding: add a sinusoidal code of the step to what the refiner reads.
         random_depth: draw T of each training step evenly from 1 to 2 T - 1.
-        step_head_mask: [step][head], what each head's output is multiplied by at each step; the last row goes on.
-        type_vocab_size: number of segments that a token can be of; 0: there are none.
-        image_size, patch_size, num_channels: of a network that reads images; without them it reads tokens.
+        step_head_mask: [step][head], factors of the heads' outputs at each step; the last row serves all later steps.
+        type_vocab_size: number of segments; 0: tokens have no segments.
+        image_size, patch_size, num_channels: for networks that read images; without them the network reads tokens.
 
     Raises:
-        ModelError: no step at all, a form that there is not, or forms that do not go together.
+        ModelError: there is no step, an unknown form, or forms that do not go together.
     """
 
     model_type = "pnn"
 
+    # Longer than other functions, on purpose: transformers writes a configuration as a flat config.json of its
+    # attributes and reads it back as keyword arguments of __init__, so each setting stands once in the signature and
+    # once as an attribute.
     def __init__(
         self,
         vocab_size: int = 30522,
@@ -79,6 +82,7 @@ class PnnConfig(PreTrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.type_vocab_size = type_vocab_size
         self.trunk = trunk
+        # A list, as config.json gives it back: a saved configuration then equals the original.
         self.block_widths = list(block_widths)
         self.gate = gate
         self.gate_value = gate_value
@@ -116,7 +120,7 @@ class PnnConfig(PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of attention layers with weights of their own."""
+        """Number of attention layers with weights of their own; transformers' name for it."""
         return {"refiner": 1, "hierarchical": len(self.block_widths), "layers": self.num_steps, "shared_layer": 1}[
             self.trunk
         ]
@@ -128,9 +132,10 @@ class PnnConfig(PreTrainedConfig):
 
 
 class PnnVisionConfig(PnnConfig):
-    """The same over the patches of an image."""
+    """Configuration of a PNN over the patches of an image."""
 
     model_type = "pnn_vision"
 
-    def __init__(self, **options: Any) -> None:  # transformers would write one of its own, which leaves defaults out
+    # Without an __init__ here, transformers generates one for the subclass that leaves the defaults above out.
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)

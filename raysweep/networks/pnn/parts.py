@@ -1,4 +1,4 @@
-"""What networks here are built of: attention, feed-forward, gates, one block of each kind of trunk."""
+"""The parts of a PNN: attention, feed-forward, gates, and one block of each kind of trunk."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from raysweep.networks.pnn.config import PnnConfig
 
 LEAST_TEMPERATURE = 1e-3
-"""A softplus alone rounds to 0 far below 0, and a gate would be 0 / 0."""
+"""Added to the softplus, which alone rounds to 0 for very negative arguments: a gate would then be 0 / 0."""
 
 
 class InProjection(nn.Linear):
-    """Of queries, keys or values: a class of its own for its first weights."""
+    """The projection to queries, keys or values; a class of its own because its first weights are drawn otherwise."""
 
 
 class UpdateNorm(nn.LayerNorm):
-    """Behind the feed-forward part, where a proposal ends: a class of its own for its first weights."""
+    """The norm at the end of a proposal; a class of its own because `init: zero` starts it at 0."""
 
 
 class Attending(Protocol):
-    """The tokens that still take part where others have left; see Remaining in dynamic.py."""
+    """The tokens that still take part where others have left; see Remaining in remaining.py."""
 
     def attended(self, attention: Attention, read: torch.Tensor, head_mask: torch.Tensor | None) -> torch.Tensor:
         """Attend from the remaining tokens, (places, width), to all tokens; (places, width)."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention of every token to all others, through transformers' attention interface."""
+    """Multi-head attention of every token to all tokens, through transformers' attention interface."""
 
     is_causal = False
 
@@ -60,9 +60,10 @@ class Attention(nn.Module):
 
         Args:
             queries: (batch, queries, width); keys: (batch, keys, width).
-            attention_mask: as the attention interface takes it; None: everything is seen.
-            head_mask: (heads,), what each head's output is multiplied by.
-            remaining: whose tokens the queries are, (tokens, width); it knows the keys.
+            attention_mask: as the attention interface takes it; None: everything is visible.
+            head_mask: (heads,), factors of the heads' outputs.
+            remaining: in inference with early exits, the remaining tokens: `queries` are theirs, (tokens, width), and
+                it holds the keys and values of all tokens.
         """
         if remaining is not None:
             return remaining.attended(self, queries, head_mask)
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         head_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend to keys and values that are there already."""
+        """Attend to keys and values that were computed before."""
         return self.o_proj(self.attend(self.queries(queries), keys, values, attention_mask, head_mask))
 
     def attend(
@@ -95,11 +96,13 @@ class Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         head_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return what the heads found, before their projection, (batch, queries, heads * head_dim)."""
+        """Return the heads' outputs before the output projection, (batch, queries, heads * head_dim)."""
+        # Looked up in each call: the probe and users switch the attention function of a network at any time.
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.dropout if self.training else 0.0
         mixed, _ = attend(self, query, keys, values, attention_mask, dropout=dropout, scaling=self.head_dim**-0.5)
         if head_mask is not None:
+            # Attention functions return (batch, queries, heads, head_dim): one factor for each head.
             mixed = mixed * head_mask[:, None]
         return mixed.flatten(-2)
 
@@ -108,6 +111,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
     def __init__(self, config: PnnConfig, width: int) -> None:
         super().__init__()
         self.up = nn.Linear(config.hidden_size, width)
@@ -120,10 +125,10 @@ class FeedForward(nn.Module):
 
 
 class Gate(nn.Module):
-    """How much of each element of an update comes in; between 0 and 1, of the update's shape or for all alike.
+    """The share of each element of an update that is added to the state; of the update's shape, or one number for all.
 
-    `query_key` is sigmoid(q(state) * k(update) / tau), element by element; tau stays positive by a softplus and begins
-    at the square root of the width.
+    `query_key` is sigmoid(q(state) * k(update) / tau), element by element. A softplus keeps tau positive; tau starts at
+    the square root of the width.
     """
 
     def __init__(self, config: PnnConfig) -> None:
@@ -149,15 +154,16 @@ class Gate(nn.Module):
 
 
 def first_raw_temperature(width: int) -> float:
-    """Return what a softplus, and the least temperature, make the square root of the width of."""
+    """Return the raw temperature whose temperature is the square root of the width."""
     tau = math.sqrt(width) - LEAST_TEMPERATURE
+    # The inverse of a softplus, log(exp(tau) - 1), written without exp(tau), which overflows for large widths.
     return tau + math.log(-math.expm1(-tau))
 
 
 class RefinerProposal(nn.Module):
-    """An update as the refiner proposes it: LN(FFN(LN(x + attention))); no residual around the feed-forward part.
+    """The proposal of an update, LN(FFN(LN(x + attention))); no residual around the feed-forward part.
 
-    Each of its modules is called exactly once a step.
+    Each of its modules is called exactly once in a step: interventions count calls to know the step.
     """
 
     def __init__(self, config: PnnConfig, width: int) -> None:
@@ -179,7 +185,7 @@ class RefinerProposal(nn.Module):
 
 
 class Refiner(RefinerProposal):
-    """h + gate(h, p) * p, p being proposed from the state that is read (pnn.md, section 1)."""
+    """The published trunk: h + gate(h, p) * p, where p is proposed from what the step reads (pnn.md, section 1)."""
 
     def __init__(self, config: PnnConfig) -> None:
         super().__init__(config, config.intermediate_size)
@@ -190,14 +196,14 @@ class Refiner(RefinerProposal):
 
         Args:
             hidden: the state, (batch, tokens, width).
-            read: what the proposal is made from; the state itself, with what is injected.
+            read: input of the proposal: the state, plus the embedding and step code where configured.
         """
         proposed = self.propose(read, **seen)
         return hidden + self.gate(hidden, proposed) * proposed
 
 
 class HierarchicalRefiner(nn.Module):
-    """Blocks that add up gated proposals, and a gate on their sum."""
+    """A refiner of several blocks: gated proposals are added up, and a last gate acts on their sum."""
 
     def __init__(self, config: PnnConfig) -> None:
         super().__init__()
@@ -208,6 +214,7 @@ class HierarchicalRefiner(nn.Module):
     def forward(self, hidden: torch.Tensor, read: torch.Tensor, **seen: Any) -> torch.Tensor:
         total = torch.zeros_like(hidden)
         for block, gate in zip(self.blocks, self.block_gates, strict=True):
+            # Each block reads the state plus what the blocks before it proposed in this step.
             proposed = block.propose(read + total, **seen)
             total = total + gate(hidden, proposed) * proposed
         return hidden + self.gate(hidden, total) * total

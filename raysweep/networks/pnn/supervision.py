@@ -1,4 +1,4 @@
-"""How much each step counts in training."""
+"""Weigh the steps in training: fixed weights, or exit probabilities with a prior."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def step_weights(form: StepWeights, steps: int) -> list[float]:
         "last": [0.0] * (steps - 1) + [1.0],
         "geometric": [2.0 ** (step - steps) for step in range(1, steps + 1)],
     }[form]
+    # Normalised, so that losses are comparable whatever the form and the number of steps are.
     return [weight / sum(raw) for weight in raw]
 
 
@@ -28,15 +29,18 @@ def exit_probabilities(leave: torch.Tensor) -> torch.Tensor:
     """Return the probability of leaving at each step (PonderNet, Banino et al. 2021, section 2), (steps, tokens).
 
     Args:
-        leave: logits of leaving at a step, given that the token is still there; the last step always leaves.
+        leave: (steps, tokens), logits of leaving at a step for a token that has not left before; at the last step every
+            token leaves, whatever its logit.
     """
+    # log(1 - sigmoid(x)) is logsigmoid(-x). Sums of logarithms instead of products: no underflow over many
+    # steps.
     stay = functional.logsigmoid(-leave[:-1]).cumsum(0)
     still_there = torch.cat([torch.zeros_like(leave[:1]), stay])
     return torch.cat([(still_there[:-1] + functional.logsigmoid(leave[:-1])), still_there[-1:]]).exp()
 
 
 def geometric_prior(prior: float, steps: int) -> Sequence[float]:
-    """Return the truncated geometric distribution over steps that `ponder` is drawn to; its tail is the last step's."""
+    """Return the geometric distribution over steps that `ponder` is regularised towards; the last step has its tail."""
     chances = [prior * (1 - prior) ** step for step in range(steps - 1)]
     return [*chances, 1 - sum(chances)]
 
@@ -44,6 +48,6 @@ def geometric_prior(prior: float, steps: int) -> Sequence[float]:
 def divergence(probabilities: torch.Tensor, prior: float) -> torch.Tensor:
     """Return KL(exit probabilities || prior) of each token, (tokens,)."""
     target = probabilities.new_tensor(geometric_prior(prior, len(probabilities)))[:, None]
-    # The logarithm of an exit that is never taken would be infinite, and its gradient NaN.
+    # The logarithm of an exit that is never taken would be infinite, and its gradient NaN. Clamping keeps p log p at 0.
     logs = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
     return (probabilities * (logs - target.log())).sum(0)

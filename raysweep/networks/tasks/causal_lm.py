@@ -1,4 +1,4 @@
-"""Predict each token of a window from those before it."""
+"""Predict each token of a window from the tokens before it."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class Task(contracts.Task):
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
         tokens = torch.from_numpy(examples.astype(np.int64))
-        # The last token has nothing to predict.
+        # The label of a position is the next token. The last position has none.
         return Batch(inputs=tokens, labels=functional.pad(tokens[:, 1:], (0, 1), value=NO_LABEL))

@@ -1,4 +1,4 @@
-"""Tell the class of an image, from pixels between -1 and 1."""
+"""Predict the class of an image from pixels between -1 and 1."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Task(contracts.Task):
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
         assert self.facts.image_shape is not None and self.facts.brightest is not None
+        # A row is the label, then the pixels by channel, row and column.
         pixels = torch.from_numpy(examples[:, 1:].astype(np.float32)).unflatten(1, self.facts.image_shape)
         labels = torch.from_numpy(examples[:, 0].astype(np.int64))
+        # [0, brightest] to [-1, 1].
         return Batch(inputs=pixels * (2 / self.facts.brightest) - 1, labels=labels)

@@ -1,4 +1,4 @@
-"""Predict tokens of a window that are hidden, from all others: 15% of those that are not special.
+"""Predict hidden tokens of a window from all others; 15% of the tokens that are not special are hidden.
 
 Under `bert` masking 80% of the chosen ones are replaced by the mask token, 10% by a random token, and 10% are left as
 they are (BERT, Devlin et al. 2019, section 3.1); under `mask` all are replaced by the mask token (the published PNN).
@@ -42,23 +42,28 @@ class Task(contracts.Task):
         )
 
     def _hidden(self, tokens: Examples, fate: Array, other: Array) -> Examples:
-        """Return what stands where a token is hidden; for each position, hidden or not."""
+        """Return the token that would replace each one, for all positions, hidden or not."""
         assert self.facts.mask_token is not None and self.facts.vocab_size is not None
         if self.facts.masking == "mask":
             return np.full_like(tokens, self.facts.mask_token)
         drawn = (other * self.facts.vocab_size).astype(np.int64)
+        # One number in [0, 1) decides: below .8 the mask token, the next .1 a random token, the rest the token
+        # itself.
         return np.where(fate < MASKED, self.facts.mask_token, np.where(fate < MASKED + RANDOM, drawn, tokens))
 
 
 def _drawn(seeds: Sequence[int], length: int) -> Array:
-    """Return three numbers between 0 and 1 for each position, (3, windows, length); each window's are its seed's."""
+    """Return three numbers in [0, 1) for each position, (3, windows, length), drawn from each window's own seed."""
+    # A generator for each window: what is hidden in it does not depend on the batch that it is in, nor on the
+    # rank.
     drawn = [np.random.default_rng(seed).random((3, length)) for seed in seeds]
     return np.array(drawn).reshape(len(seeds), 3, length).swapaxes(0, 1)
 
 
 def _chosen(maskable: Mask, order: Array) -> Mask:
-    """Choose the maskable positions of each window that come first; at least one where there is one."""
-    # A share of them, and not each by chance: every window that has one then has a loss.
+    """Choose the first 15% of each window's maskable positions in a random order; at least one if there is any."""
+    # A fixed share and not a coin for each: every window with a maskable token then has a loss.
     counts = np.maximum(np.rint(CHOSEN * maskable.sum(1)), maskable.any(1))
+    # Draws lie below 1, so 2.0 sorts special tokens last. The argsort of an argsort is each position's rank.
     ranks = np.where(maskable, order, 2.0).argsort(1).argsort(1)
     return np.less(ranks, counts[:, None])

@@ -1,4 +1,4 @@
-"""Tell the class of a sentence, or of a pair of them."""
+"""Predict the class of a sentence, or of a pair of sentences."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Task(contracts.Task):
 
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
         rows = torch.from_numpy(examples.astype(np.int64))
+        # A row is: label, number of tokens, number of tokens before the second sentence of a pair, tokens and
+        # padding. Slices of one column, (batch, 1), broadcast against positions, (tokens,).
         labels, lengths, first, tokens = rows[:, 0], rows[:, 1:2], rows[:, 2:3], rows[:, 3:]
         at = torch.arange(tokens.shape[1])
         return Batch(

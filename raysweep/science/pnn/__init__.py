@@ -1,1 +1,1 @@
-"""What analyses of a Plastic Neural Network share: the subject, its trace, interventions, tests, and what was found."""
+"""Analyses of a Plastic Neural Network, and what they share: subject, traces, interventions, difficulty."""

@@ -1,4 +1,4 @@
-"""How the states of a network move from step to step, and what its gates let through; padding is left out."""
+"""Measure how states move from step to step and how far gates are open, at every token that is no padding."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import torch
 
 from raysweep.contracts import Array, Batch, Mask
 from raysweep.networks.plasticity.objective import NO_LABEL
-from raysweep.science.pnn.interventions import has_gate, observed
+from raysweep.science.pnn.interventions import has_gate, observed, step_states
 from raysweep.science.statistics.resampling import Ints
+from raysweep.science.statistics.similarity import FEWEST_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """Arrays (steps, tokens), over all tokens that are no padding, in the order of the batches."""
+    """States and gates of all tokens but padding: arrays (steps, tokens) unless said otherwise, in batch order."""
 
     state_norm: Array
-    """(steps + 1, tokens): |h_t|; row 0 is the embedding's."""
+    """(steps + 1, tokens): |h_t|; row 0 is that of the embedding."""
     update_norm: Array
     """|delta_t|, delta_t being h_t - h_{t-1}."""
     update_cosine: Array
     """(steps - 1, tokens): cosine of delta_t and delta_{t-1}."""
     participation: Array
-    """(sum |delta_i|)^2 / (width sum delta_i^2): the share of dimensions that take part in an update, in (0, 1]."""
+    """Share of dimensions that take part in an update, in (0, 1]; see `participation`."""
     gate_mean: Array | None
-    """Over dimensions; None where no gate depends on the input."""
+    """Mean over dimensions; None where no gate depends on the input."""
     gate_square: Array | None
     """Mean square over dimensions."""
     gate_open: Array | None
@@ -37,9 +38,9 @@ class Activity:
     gate_variance: Array | None
     """(steps, width): variance across tokens of each dimension's gate."""
     masked: Mask
-    """(tokens,): whether the token is one to predict."""
+    """(tokens,): whether the token is masked, and so to be predicted."""
     sequences: Ints
-    """(tokens,): the sequence that each is of."""
+    """(tokens,): number of the sequence that each token belongs to."""
 
     @property
     def relative_update(self) -> Array:
@@ -48,8 +49,8 @@ class Activity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One batch as it runs through a network, its padding left out."""
+class BatchStates:
+    """The states and gates of one batch, its padding left out."""
 
     states: torch.Tensor
     """(steps + 1, tokens, width)"""
@@ -61,15 +62,17 @@ class Seen:
 
 
 @torch.no_grad()
-def seen(network: Any, batches: Sequence[Batch], steps: int | None = None) -> Iterator[Seen]:
+def batch_states(network: Any, batches: Sequence[Batch], steps: int | None = None) -> Iterator[BatchStates]:
     """Yield the states and gates of each batch; `steps` is T, the network's own unless given."""
     before = 0
     for batch in batches:
         states, gates = _run(network, batch, steps)
         real = real_tokens(batch)
+        # Rows are numbered over all batches: sequences are the units of every test.
         rows = torch.nonzero(real)[:, 0].cpu().numpy() + before
         before += len(batch.labels)
-        yield Seen(
+        yield BatchStates(
+            # fp64: |delta| is a difference of states, and norms of it are compared between networks.
             states=torch.stack([state[real] for state in states]).double(),
             gates=torch.stack([gate[real] for gate in gates]).double() if gates else None,
             masked=(batch.labels[real] != NO_LABEL).cpu().numpy(),
@@ -77,14 +80,30 @@ def seen(network: Any, batches: Sequence[Batch], steps: int | None = None) -> It
         )
 
 
+def states_by_sequence(network: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
+    """Return the states of each sequence, (steps + 1, tokens, width) in fp64, padding left out.
+
+    Sequences of fewer than `FEWEST_TOKENS` tokens are left out: their alignments do not exist.
+    """
+    found = []
+    # Sequences are found by their numbers, as padding leaves rows of unequal length.
+    for batch in batch_states(network, batches):
+        for sequence in np.unique(batch.sequences):
+            members = torch.from_numpy(batch.sequences == sequence)
+            if int(members.sum()) >= FEWEST_TOKENS:
+                found.append(batch.states[:, members.to(batch.states.device)].cpu())
+    return found
+
+
 def _run(network: Any, batch: Batch, steps: int | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the states (batch, tokens, width) and the gates of one batch, the latter empty without such a gate."""
     gates: list[torch.Tensor] = []
 
     def keep(step: int, gate: torch.Tensor) -> None:
         gates.append(gate)
 
     with observed(network, "gate", keep) if has_gate(network) else nullcontext():
-        return network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps), gates
+        return step_states(network, batch, steps), gates
 
 
 def real_tokens(batch: Batch) -> torch.Tensor:
@@ -95,60 +114,73 @@ def real_tokens(batch: Batch) -> torch.Tensor:
 
 
 def activity(network: Any, batches: Sequence[Batch], steps: int | None = None) -> Activity:
-    """Measure how a network's states move; `steps` is T, the network's own unless given."""
+    """Measure the states and gates of a network on batches; `steps` is T, the network's own unless given."""
     parts: dict[str, list[Any]] = {}
     moments = _GateMoments()
-    for one in seen(network, batches, steps):
-        for name, values in _measured(one).items():
+    for batch in batch_states(network, batches, steps):
+        for name, values in _measured(batch).items():
             parts.setdefault(name, []).append(values.cpu().numpy())
-        for name, places in (("masked", one.masked), ("sequences", one.sequences)):
+        for name, places in (("masked", batch.masked), ("sequences", batch.sequences)):
             parts.setdefault(name, []).append(places)
-        if one.gates is not None:
-            moments.add(one.gates)
+        if batch.gates is not None:
+            moments.add(batch.gates)
     whole: dict[str, Any] = {name: np.concatenate(arrays, -1) for name, arrays in parts.items()}
+    # A network without a gate that depends on the input has no such figures.
     for name in ("gate_mean", "gate_square", "gate_open"):
         whole.setdefault(name, None)
     return Activity(**whole, gate_variance=moments.variance())
 
 
-def _measured(one: Seen) -> dict[str, torch.Tensor]:
-    updates = one.states.diff(dim=0)
+def _measured(batch: BatchStates) -> dict[str, torch.Tensor]:
+    """Return the arrays of `Activity` for one batch, by their names."""
+    updates = batch.states.diff(dim=0)
     measured = {
-        "state_norm": one.states.norm(dim=-1),
+        "state_norm": batch.states.norm(dim=-1),
         "update_norm": updates.norm(dim=-1),
+        # Of each update with the one before it: the first update has none.
         "update_cosine": torch.cosine_similarity(updates[1:], updates[:-1], dim=-1),
         "participation": participation(updates),
     }
-    if one.gates is not None:
-        measured["gate_mean"] = one.gates.mean(-1)
-        measured["gate_square"] = one.gates.square().mean(-1)
-        measured["gate_open"] = (one.gates > 0.5).double().mean(-1)
+    if batch.gates is not None:
+        # Gates are reduced over dimensions at once: whole ones, (steps, tokens, width), are too large to be kept.
+        measured["gate_mean"] = batch.gates.mean(-1)
+        measured["gate_square"] = batch.gates.square().mean(-1)
+        measured["gate_open"] = (batch.gates > 0.5).double().mean(-1)
     return measured
 
 
 def participation(updates: torch.Tensor) -> torch.Tensor:
-    """Return the participation ratio of the last dimension as a share of it; that of an update of zeros is 0."""
+    """Return the participation ratio of updates (..., width) as a share of the width, (...); 0 for an update of zeros.
+
+    (sum |delta_i|)^2 / (width sum delta_i^2): 1 where all entries are equally large, 1 / width where one is not 0.
+    """
     square = updates.square().sum(-1)
     ratio = updates.abs().sum(-1).square() / (updates.shape[-1] * square)
+    # An update of zeros is 0 / 0: no dimension takes part in it.
     return torch.where(square > 0, ratio, torch.zeros_like(ratio))
 
 
 class _GateMoments:
-    """Sums over tokens from which each dimension's variance across tokens follows."""
+    """Sums over tokens that give the variance of each dimension's gate across tokens.
+
+    Batches pass once, and the gates of all of them are too large to be kept.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.sums: torch.Tensor | None = None
 
     def add(self, gates: torch.Tensor) -> None:
-        centred = gates - 0.5  # where gates are near, so that little is lost in the difference below
+        # `variance` subtracts two sums. Gates lie near 0.5, so centred there the sums are small, and little is lost.
+        centred = gates - 0.5
         sums = torch.stack([centred.sum(1), centred.square().sum(1)])
         self.sums = sums if self.sums is None else self.sums + sums
         self.count += gates.shape[1]
 
     def variance(self) -> Array | None:
-        """Return (steps, width)."""
+        """Return the variance of each dimension at each step, (steps, width); None if no gates were added."""
         if self.sums is None:
             return None
         mean, square = self.sums.cpu().numpy() / self.count
+        # Rounding can leave a gate that never varies a little below 0.
         return np.maximum(square - mean**2, 0.0)

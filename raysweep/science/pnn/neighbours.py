@@ -1,4 +1,4 @@
-"""Hide or show one neighbour of a masked token, all else being the same, and see what becomes of the token."""
+"""Hide or show one neighbour of a masked token, all else equal, and measure how the token's loss changes."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class NeighbourEffects:
-    """One entry for each pair of a target and a neighbour, (pairs,) each."""
+    """The effect of each neighbour on each target, arrays (pairs,)."""
 
     effect: Array
     """log p(target | neighbour in sight) - log p(target | neighbour hidden), nats."""
     targets: Ints
-    """Which masked token the target is, counted over all batches."""
+    """Number of the masked token, counted over all batches."""
     distances: Ints
-    """Of the neighbour; positive to the right."""
+    """Distance of the neighbour in tokens; positive to the right."""
     shown: Mask
-    """Whether the neighbour was hidden and is shown; elsewhere it was in sight and is hidden."""
+    """True where the neighbour was masked and is shown; elsewhere it was in sight and is masked."""
 
 
 @torch.no_grad()
 def neighbour_effects(
     network: Any, batches: Sequence[Batch], mask_token: int, targets: Ints, distances: Sequence[int]
 ) -> NeighbourEffects:
-    """Change each neighbour of each target, one at a time.
+    """Return the effect of each neighbour of each target, changed one at a time.
 
     Args:
-        batches: with every labelled token hidden.
+        batches: with every labelled token masked.
         targets: numbers of labelled tokens, counted over all batches.
-        distances: signed; a neighbour beyond the ends of a sequence or in its padding is none.
+        distances: signed; neighbours beyond the ends of a sequence or in its padding are left out.
     """
     found: list[NeighbourEffects] = []
     before = 0
     for batch in batches:
         assert batch.labelled is not None
+        # Targets are numbered over all batches: those of this one, and their numbers within it.
         mine = targets[(targets >= before) & (targets < before + len(batch.labelled))]
         found.append(_of_batch(network, batch, mask_token, mine - before, mine, np.asarray(distances)))
         before += len(batch.labelled)
@@ -57,16 +58,22 @@ def neighbour_effects(
 def _of_batch(
     network: Any, batch: Batch, mask_token: int, places: Ints, targets: Ints, distances: Ints
 ) -> NeighbourEffects:  # fmt: skip
-    """Args: places, targets: (targets,), numbers among the labelled tokens of this batch and of all."""
+    """Return the effects of the neighbours of one batch.
+
+    Args:
+        places, targets: (targets,), numbers among the labelled tokens of this batch, and among those of all batches.
+    """
     assert batch.labelled is not None
     rows, columns = np.divmod(batch.labelled.cpu().numpy()[places], batch.labels.shape[1])
+    # A column beyond the ends must not wrap around to a token of the other end: it is looked up at 0 and left out.
     neighbours = columns[:, None] + distances
     inside = (neighbours >= 0) & (neighbours < batch.labels.shape[1])
     there = inside & real_tokens(batch).cpu().numpy()[rows[:, None], np.where(inside, neighbours, 0)]
     target, which = np.nonzero(there)
     row, column, neighbour = rows[target], columns[target], neighbours[target, which]
     shown = (batch.labels.cpu().numpy() != NO_LABEL)[row, neighbour]
-    # The unchanged rows stand in front: each target's loss without any change is a row of its own.
+    # The unchanged rows stand in front: the loss of each target without any change is computed once, for all of its
+    # neighbours. A masked neighbour is shown and a visible one is masked; the sign makes either the gain of log p.
     none = np.full(len(rows), -1)
     losses = _losses(network, batch, mask_token, np.r_[rows, row], np.r_[columns, column], np.r_[none, neighbour])
     rise = losses[len(rows) :] - losses[: len(rows)][target]
@@ -76,19 +83,22 @@ def _of_batch(
 
 
 def _losses(network: Any, batch: Batch, mask_token: int, rows: Ints, columns: Ints, changed: Ints) -> Array:
-    """Return the loss at each row's column with one neighbour changed, (rows,).
+    """Return the loss at the column of each row with one neighbour changed, (rows,).
 
     Args:
-        changed: column of the neighbour: shown where it is labelled, hidden elsewhere; -1: none is changed.
+        changed: (rows,), column of the neighbour, which is shown where it is labelled and masked elsewhere; -1 changes
+            nothing.
     """
     parts = [
         _of_rows(network, batch, mask_token, rows[at : at + ROWS], columns[at : at + ROWS], changed[at : at + ROWS])
         for at in range(0, len(rows), ROWS)
     ]
+    # A batch without targets has no parts, and concatenating nothing is an error.
     return np.concatenate([np.zeros(0), *parts])
 
 
 def _of_rows(network: Any, batch: Batch, mask_token: int, rows: Ints, columns: Ints, changed: Ints) -> Array:
+    """As `_losses`, for rows that run at once."""
     at = torch.from_numpy(rows).to(batch.inputs.device)
     inputs, labels = batch.inputs[at].clone(), batch.labels[at]
     [places] = np.nonzero(changed >= 0)
@@ -98,6 +108,7 @@ def _of_rows(network: Any, batch: Batch, mask_token: int, rows: Ints, columns: I
     mask = None if batch.attention_mask is None else batch.attention_mask[at]
     types = None if batch.token_types is None else batch.token_types[at]
     here = torch.arange(len(at), device=at.device), torch.from_numpy(columns).to(at)
+    # Only the state of the target is predicted from: logits of a whole vocabulary at every token would be waste.
     state = network.pnn.states(inputs, mask, types)[-1][here]
     losses: Array = label_losses(network.predict(state), labels[here]).double().cpu().numpy()
     return losses

@@ -1,4 +1,4 @@
-"""A network under analysis: its weights, held-out text with fixed masks, and what its nulls are made of."""
+"""Load the subject of an analysis: a network, held-out text with fixed masks, and untrained networks as its null."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from raysweep.job.spec import DataSpec, ModelSpec
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.network import PnnForMaskedLM
 from raysweep.networks.quiet import quietly
+from raysweep.science.language_models import check_length, check_vocabulary
 from raysweep.science.pnn.activity import real_tokens
 from raysweep.science.pnn.interventions import has_gate
 from raysweep.science.pnn.reference import difficulty
 from raysweep.science.pnn.trace import Predictions, predictions
+from raysweep.science.statistics.resampling import FEWEST_SEQUENCES
 from raysweep.trial.data.examples import Dataset, load_dataset
 from raysweep.trial.exports.load import is_export, load_model
 from raysweep.trial.exports.manifest import Manifest
@@ -33,27 +35,26 @@ from raysweep.trial.runtime import Runtime
 
 TASK = "masked_lm"
 BATCH = 16
+"""Sequences in a batch."""
 TWINS = 10
-"""Untrained networks that a figure of the whole network is held against."""
-FEWEST_SEQUENCES = 6
-"""With fewer, no test that flips the signs of whole sequences could find anything at 0.05."""
+"""Untrained networks that a figure of a whole network is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What every analysis is given."""
+class PnnSubject:
+    """A network to analyse, with the text and the null models of every analysis."""
 
     network: Any
     """A PnnForMaskedLM in evaluation mode."""
     untrained: Any
-    """The same configuration with weights drawn anew: the null of what training did."""
+    """A network of the same configuration with new random weights: the null of an effect of training."""
     batches: Sequence[Batch]
     """Held-out sequences, whose masked positions are `labelled`: the same ones for every analysis, all of them replaced
     by the mask token."""
     train: Examples
-    """Rows of tokens of the training split (sequences, tokens)."""
+    """Training split, (sequences, tokens)."""
     frequency: Array
-    """(vocabulary,): how often each token stands there."""
+    """(vocabulary,): how often each token occurs in the training split."""
     facts: Facts
     seed: int = 0
     compared: Mapping[str, Any] = field(default_factory=dict)
@@ -64,24 +65,26 @@ class Subject:
         return predictions(self.network, self.batches, steps)
 
     def twins(self) -> Iterator[Any]:
-        """Yield further untrained networks, one at a time: how much such networks differ by chance."""
+        """Yield TWINS further untrained networks, which show how much such networks differ by chance."""
+        # One at a time: all of them together would need ten times the memory of the network.
         for number in range(TWINS):
             yield untrained_twin(self.network, derived_seed(str(self.seed), f"twin {number}"))
 
     def difficulty(self) -> Array:
-        """Return how hard each masked token is by counts of its neighbours, nats, (tokens,); see `reference`."""
+        """Return the difficulty of each masked token by counts of its neighbours, nats, (tokens,); see `reference`."""
         assert self.facts.mask_token is not None
         return difficulty(self.batches, self.train, self.frequency, self.facts.mask_token)
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """Return random numbers of their own for each purpose; the same ones whenever it is asked."""
+        """Return a generator seeded by a purpose: the same random numbers for the same purpose, every time."""
+        # So an analysis has the same result alone as among all others, and its pictures do not change its tests.
         return np.random.default_rng(derived_seed(str(self.seed), purpose))
 
     def require_gate(self) -> None:
-        """Check that there is a gate that depends on the input.
+        """Check that the network has a gate that depends on the input.
 
         Raises:
-            NotApplicableError: there is none.
+            NotApplicableError: it has none.
         """
         config = self.network.config
         if not has_gate(self.network):
@@ -91,30 +94,33 @@ class Subject:
             )
 
 
-def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequence[str] = ()) -> Subject:
-    """Load a network and the held-out text that it is looked at with.
+def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequence[str] = ()) -> PnnSubject:
+    """Load a network and the held-out text to analyse it on.
 
     Args:
-        folder: an export of raysweep, or what save_pretrained wrote.
-        data: its `seq_len` is the length of a sequence, `eval_tokens` how many tokens are held out; its tokenizer is
+        folder: an export of raysweep, or a folder that save_pretrained wrote.
+        data: its `seq_len` is the length of a sequence, `eval_tokens` the number of held-out tokens; its tokenizer is
             the one in the folder unless it names another.
+        seed: of the untrained networks and of all resampling.
         compared: folders of other networks.
 
     Raises:
-        ModelError: a folder is no whole PnnForMaskedLM, or does not take this text.
-        DataError: the corpus cannot be had, or holds too little text.
+        ModelError: a folder does not hold a PnnForMaskedLM with exactly its weights, or that network does not take
+            this text.
+        DataError: the corpus cannot be loaded, or is too short.
     """
     runtime = Runtime(device=torch.device("cpu"))
-    network = load_network(folder)
-    others = {name: load_network(name) for name in compared}
+    network = load_masked_lm(folder)
+    others = {name: load_masked_lm(name) for name in compared}
+    # Lengths are checked before the text is tokenized, which may take minutes; vocabularies need the tokenizer.
     for name, other in {folder: network, **others}.items():
-        _check_length(name, other, data.seq_len)
+        check_length(name, other.config.max_position_embeddings, data.seq_len)
     spec = ModelSpec(name=folder, task=TASK)
     dataset = load_dataset(data, spec)
     _check_enough(dataset, data)
     for name, other in {folder: network, **others}.items():
-        _check_vocabulary(name, other, dataset.facts)
-    return Subject(
+        check_vocabulary(name, other, dataset.facts)
+    return PnnSubject(
         network=network,
         untrained=untrained_twin(network, derived_seed(str(seed), "untrained")),
         batches=masked_batches(dataset.evaluation, dataset.facts, runtime),
@@ -126,24 +132,26 @@ def load_subject(folder: str, data: DataSpec, *, seed: int = 0, compared: Sequen
     )
 
 
-def load_network(folder: str) -> Any:
-    """Return a network in evaluation mode, every weight of it from the folder and no other weight in there.
+def load_masked_lm(folder: str) -> Any:
+    """Load a PnnForMaskedLM in evaluation mode. Its weights and those in the folder must be the same set.
 
     Raises:
-        ModelError: there is no such folder, it holds another network, or keys are missing or left over.
+        ModelError: there is no such folder, it holds another network, or weights are missing, left over or misshapen.
     """
+    # The configuration is checked first: an export of another network would be loaded as well.
     config = _config(folder)
     if is_export(folder):
         return load_model(folder)
     try:
         with quietly():
+            # Left alone, transformers draws missing weights at random with a warning, and the analysis would be one of
+            # another network. Shapes that differ are not raised here but reported below, with everything else.
             network, report = PnnForMaskedLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True,  # told below, with what else is wrong
+                output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {folder!r} cannot be loaded: {reason}") from error
+        raise ModelError(f"model {folder!r} cannot be loaded: {_reason(error)}") from error
     wrong = [f"{problem}: {', '.join(sorted(map(str, names))[:5])}" for problem, names in report.items() if names]
     if wrong:
         raise ModelError(f"the weights of model {folder!r} are not its configuration's; {'; '.join(wrong)}.")
@@ -153,15 +161,20 @@ def load_network(folder: str) -> Any:
 def held_out_data(
     folder: str, name: str | None, *, tokenizer: str | None, seq_len: int | None, eval_tokens: int
 ) -> DataSpec:
-    """Return what a network is to be looked at with: the named data, or what an export was trained on.
+    """Return the data to analyse a network on: the named ones, or those that an export was trained on.
+
+    Args:
+        name: of a corpus; None for the export's.
+        seq_len: tokens in a sequence; None for as many as the network has positions.
 
     Raises:
         ModelError: the folder holds no PnnForMaskedLM.
-        UsageError: no data are named, and the folder says nothing of any.
+        UsageError: no data are named, and the folder does not say what it was trained on.
     """
     stored = Manifest.read(Path(folder)).data if is_export(folder) else {}
     if name is None and not stored:
         raise UsageError(f"model {folder!r} does not say what it was trained on. Name a text with --data.")
+    # An export brings its text with all settings; a named text starts from the defaults.
     own = DataSpec(name=name) if name is not None else DataSpec(**_known(stored))
     positions = _config(folder).max_position_embeddings
     changes = {"seq_len": seq_len or positions, "eval_tokens": eval_tokens, "tokenizer": tokenizer}
@@ -169,11 +182,13 @@ def held_out_data(
 
 
 def _known(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored settings that this version has; exports of other versions may hold others."""
     return {name: value for name, value in stored.items() if name in DataSpec.model_fields}
 
 
 def untrained_twin(network: Any, seed: int) -> Any:
     """Return a network of the same configuration and precision with weights drawn from a seed."""
+    # Weights are drawn from torch's global generator, whose state is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = PnnForMaskedLM(network.config)
@@ -181,23 +196,23 @@ def untrained_twin(network: Any, seed: int) -> Any:
 
 
 def masked_batches(held_out: Examples, facts: Facts, runtime: Runtime) -> list[Batch]:
-    """Return held-out rows as batches; each row's masked positions follow from its index alone.
+    """Return held-out rows (sequences, tokens) as batches with fixed masks.
 
-    All of them hold the mask token, however the network was trained, so that no label is in sight.
+    The masked positions of a row depend on its index alone, so that every condition is measured on the same tokens.
     """
+    # All masked positions hold the mask token, even for a network trained with the 80/10/10 rule of BERT, which would
+    # leave every tenth label in sight.
     task = registry.load("tasks", TASK)(facts=dataclasses.replace(facts, masking="mask"))
     return shared_batches(held_out, BATCH, task, runtime)
 
 
 def visible_batches(batches: Sequence[Batch], facts: Facts) -> list[Batch]:
-    """Return the same inputs with tokens in sight as labels: as many of each row as are masked there, from its start.
-
-    Neither padding nor the mask token is one of them.
-    """
+    """Return the same inputs with visible tokens as labels: in each row as many as are masked, from its start."""
     return [_in_sight(batch, facts) for batch in batches]
 
 
 def _in_sight(batch: Batch, facts: Facts) -> Batch:
+    # As many labels as masked ones, so that both means rest on equally many tokens of each sequence.
     visible = real_tokens(batch) & (batch.labels == NO_LABEL) & (batch.inputs != facts.mask_token)
     wanted = (batch.labels != NO_LABEL).sum(1, keepdim=True)
     chosen = visible & (visible.cumsum(1) <= wanted)
@@ -206,12 +221,16 @@ def _in_sight(batch: Batch, facts: Facts) -> Batch:
 
 
 def frequency_of(train: Examples, vocab_size: int) -> Array:
-    """Return how often each token stands in the training rows, (vocabulary,)."""
+    """Return how often each token occurs in the training rows (sequences, tokens), (vocabulary,)."""
     return np.bincount(np.asarray(train).ravel().astype(np.int64), minlength=vocab_size).astype(float)
 
 
 def _config(folder: str) -> Any:
-    """Return the configuration of a PnnForMaskedLM."""
+    """Return the configuration of the PnnForMaskedLM in a folder.
+
+    Raises:
+        ModelError: there is none, or it is that of another network.
+    """
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(
             f"model {folder!r} is no folder with a config.json. Give one that 'raysweep export' or save_pretrained "
@@ -220,8 +239,7 @@ def _config(folder: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"'config.json' of model {folder!r} cannot be read: {reason}") from error
+        raise ModelError(f"'config.json' of model {folder!r} cannot be read: {_reason(error)}") from error
     architectures = config.architectures or []
     if config.model_type != "pnn" or "PnnForMaskedLM" not in architectures:
         found = architectures[0] if architectures else config.model_type
@@ -229,10 +247,9 @@ def _config(folder: str) -> Any:
     return config
 
 
-def _check_length(folder: str, network: Any, seq_len: int) -> None:
-    positions = network.config.max_position_embeddings
-    if seq_len > positions:
-        raise ModelError(f"model {folder!r} has {positions} positions, fewer than --seq-len {seq_len}.")
+def _reason(error: Exception) -> str:
+    """Return the message of a library's error on one line; transformers writes whole paragraphs."""
+    return " ".join(str(error).split())[:300]
 
 
 def _check_enough(dataset: Dataset, data: DataSpec) -> None:
@@ -240,11 +257,4 @@ def _check_enough(dataset: Dataset, data: DataSpec) -> None:
         raise DataError(
             f"--data {data.name!r} has {len(dataset.evaluation)} held-out sequences of {data.seq_len} tokens, fewer "
             f"than {FEWEST_SEQUENCES}. Give a longer text, a smaller --seq-len, or more --eval-tokens."
-        )
-
-
-def _check_vocabulary(folder: str, network: Any, facts: Facts) -> None:
-    if (facts.vocab_size or 0) > network.config.vocab_size:
-        raise ModelError(
-            f"model {folder!r} knows {network.config.vocab_size} tokens, but the tokenizer has {facts.vocab_size}."
         )

@@ -1,4 +1,4 @@
-"""What a network predicts after each step at the masked positions of held-out text."""
+"""Describe what a network predicts after each step at the masked positions of held-out text."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import numpy as np
 import torch
 
 from raysweep.contracts import Array, Batch
+from raysweep.science.pnn.interventions import step_states
 from raysweep.science.statistics.resampling import Ints
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Arrays (steps + 1, tokens): row 0 is predicted from the embedding. Tokens are in the order of the batches."""
+    """Predictions after each step: arrays (steps + 1, tokens) unless said otherwise, tokens in batch order.
+
+    Row 0 is predicted from the embedding.
+    """
 
     loss: Array
     """Negative log-likelihood of the label, nats."""
     predicted: Ints
     """The token with the largest logit."""
     entropy: Array
-    """Of the predicted distribution, nats."""
+    """Entropy of the predicted distribution, nats."""
     margin: Array
     """Log-probability of the first choice minus that of the second."""
     confidence: Array
@@ -30,11 +34,11 @@ class Predictions:
     divergence: Array
     """KL(p_t || p_{t-1}), nats; row 0 is 0."""
     labels: Ints
-    """(tokens,)"""
+    """(tokens,)."""
     sequences: Ints
-    """(tokens,): the sequence that each is of."""
+    """(tokens,): number of the sequence that each token belongs to."""
     positions: Ints
-    """(tokens,): its place there."""
+    """(tokens,): position of the token within its sequence."""
 
     @property
     def correct(self) -> Array:
@@ -43,6 +47,7 @@ class Predictions:
 
     @property
     def steps(self) -> int:
+        """T; row 0 is no step."""
         return len(self.loss) - 1
 
 
@@ -57,10 +62,9 @@ def predictions(network: Any, batches: Sequence[Batch], steps: int | None = None
     for batch in batches:
         assert batch.labelled is not None
         labels = batch.labels.flatten()[batch.labelled]
-        logits = [
-            network.predict(state.flatten(0, 1)[batch.labelled])
-            for state in network.pnn.states(batch.inputs, batch.attention_mask, batch.token_types, steps)
-        ]
+        # Logits at labelled positions alone: those of all positions, a vocabulary each at every step, take far more
+        # memory than the network.
+        logits = [network.predict(state.flatten(0, 1)[batch.labelled]) for state in step_states(network, batch, steps)]
         for name, values in _described(logits, labels).items():
             rows.setdefault(name, []).append(values)
     labels, sequences, positions = labelled_places(batches)
@@ -71,7 +75,10 @@ def predictions(network: Any, batches: Sequence[Batch], steps: int | None = None
 
 
 def _described(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> dict[str, Any]:
+    """Return the arrays of `Predictions` for one batch, from logits (tokens, vocabulary) after each step."""
+    # fp64: margins and divergences are differences of nearly equal numbers.
     logs = [step.double().log_softmax(-1) for step in logits]
+    # Two largest: the first is the prediction, their difference the margin.
     firsts = [step.topk(2, -1) for step in logs]
     measured = {
         "loss": [-step.gather(-1, labels[:, None])[:, 0] for step in logs],
@@ -85,6 +92,7 @@ def _described(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> dict[str
 
 
 def _divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Return KL(after || before) of log-probabilities (tokens, vocabulary), (tokens,)."""
     return (after.exp() * (after - before)).sum(-1)
 
 
@@ -93,6 +101,7 @@ def labelled_places(batches: Sequence[Batch]) -> tuple[Ints, Ints, Ints]:
     labels, sequences, positions, before = [], [], [], 0
     for batch in batches:
         assert batch.labelled is not None
+        # `labelled` holds flat positions: row * length + column.
         at = batch.labelled.cpu().numpy()
         rows, columns = np.divmod(at, batch.labels.shape[1])
         labels.append(batch.labels.flatten()[batch.labelled].cpu().numpy())

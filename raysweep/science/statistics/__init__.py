@@ -1,1 +1,1 @@
-"""Findings, and the statistics behind them."""
+"""What an analysis finds, and the statistics behind it: resampling, regression, discrimination, similarity."""

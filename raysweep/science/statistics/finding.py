@@ -1,4 +1,4 @@
-"""What an analysis found, as plain data: figures, tested comparisons, a verdict, and panels to draw. No torch."""
+"""Findings of analyses as plain data: tested comparisons, figures, a verdict, and panels to draw. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scipy import stats
+
+from raysweep.contracts import Array
 
 ALPHA = 0.05
 """Largest q-value at which an effect counts as found."""
@@ -24,7 +26,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One effect that was tested."""
+    """A tested effect with its interval and p-value."""
 
     name: str
     effect: float
@@ -34,13 +36,20 @@ class Comparison:
     p_value: float
     """Two-sided unless the analysis says otherwise."""
     count: int
-    """Independent units, such as sequences, that the test rests on."""
+    """Independent units of the test: sequences, or untrained networks."""
     q_value: float | None = None
-    """p-value adjusted for all comparisons of its analysis (Benjamini and Hochberg 1995); see `adjusted`."""
+    """p-value adjusted for all comparisons of its analysis; set by `adjusted`."""
+
+    @property
+    def interval(self) -> Interval:
+        """The effect with its 95% interval."""
+        return Interval(mean=self.effect, low=self.low, high=self.high)
 
     @property
     def found(self) -> bool:
-        assert self.q_value is not None, "comparisons are adjusted before they are judged"
+        """Whether the effect counts as found: its q-value is at most ALPHA."""
+        # A p-value alone must never decide: an unadjusted comparison is an error of the analysis.
+        assert self.q_value is not None, "adjust the comparisons of an analysis first"
         return self.q_value <= ALPHA
 
     @property
@@ -64,14 +73,14 @@ class Series:
     x: Sequence[float] | Sequence[str] | None = None
     """Default: 0, 1, ..."""
     rows: Sequence[float] | Sequence[str] | None = None
-    """Of a heat map, as `x` for its columns."""
+    """Labels of the rows of a heat map, as `x` are those of its columns."""
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes of an analysis' picture."""
+    """One pair of axes in the picture of an analysis."""
 
     title: str
     kind: Literal["lines", "bars", "heat_map"]
@@ -79,26 +88,27 @@ class Panel:
     y_label: str
     series: Sequence[Series]
     level: float | None = None
-    """Where a horizontal line stands, such as chance or no effect."""
+    """Height of a horizontal line, such as chance or no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one analysis found."""
+    """The result of one analysis."""
 
     experiment: str
     measured: str
-    """What is measured and against which null, in a sentence."""
+    """The measure and its null, in a sentence."""
     verdict: str
-    """Computed from the comparisons by rules of the analysis."""
+    """A sentence computed from the comparisons by the rules of the analysis."""
     comparisons: Sequence[Comparison] = ()
-    """All that was tested, adjusted together."""
+    """All tested effects, adjusted together."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that was measured, as JSON holds it."""
     panels: Sequence[Panel] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain data; each comparison says whether it was found."""
+        # asdict leaves properties out, and readers of the JSON are not to know ALPHA.
         content = dataclasses.asdict(self)
         for plain, comparison in zip(content["comparisons"], self.comparisons, strict=True):
             plain["found"] = comparison.found
@@ -106,9 +116,15 @@ class Finding:
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return the comparisons with q-values over all of them (Benjamini and Hochberg 1995)."""
+    """Return the comparisons with q-values over all of them (Benjamini and Hochberg 1995).
+
+    Of all effects that count as found, at most a share ALPHA is expected to be false.
+    """
+    # An analysis tests up to hundreds of effects. Controlling the chance of a single false one instead would hide
+    # effects that are real, above all where many are.
     if not comparisons:
         return []
+    # The procedure holds for independent tests and for those that are positively dependent, such as steps of a network.
     q_values = stats.false_discovery_control([comparison.p_value for comparison in comparisons])
     return [
         dataclasses.replace(comparison, q_value=float(q_value))
@@ -116,12 +132,28 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def by_step(name: str, found: Sequence[Interval], *, first: int = 1) -> Series:
-    """Return a line over steps with its band; `first` is the step of the first interval."""
+def with_intervals(name: str, x: Sequence[float] | Sequence[str], estimates: Sequence[Interval]) -> Series:
+    """Return a line or a row of bars whose bounds are those of the intervals."""
     return Series(
         name=name,
-        x=list(range(first, first + len(found))),
-        y=[one.mean for one in found],
-        low=[one.low for one in found],
-        high=[one.high for one in found],
+        x=x,
+        y=[estimate.mean for estimate in estimates],
+        low=[estimate.low for estimate in estimates],
+        high=[estimate.high for estimate in estimates],
     )
+
+
+def by_step(name: str, estimates: Sequence[Interval], *, first: int = 1) -> Series:
+    """Return a line over steps with its intervals; `first` is the step of the first one."""
+    return with_intervals(name, list(range(first, first + len(estimates))), estimates)
+
+
+def with_range(name: str, x: Sequence[float] | Sequence[str], values: Array) -> Series:
+    """Return the mean over networks; its bounds are the smallest and the largest value of any network.
+
+    Args:
+        values: (networks, points).
+    """
+    return Series(
+        name=name, x=x, y=values.mean(0).tolist(), low=values.min(0).tolist(), high=values.max(0).tolist()
+    )  # fmt: skip

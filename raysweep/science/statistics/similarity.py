@@ -1,34 +1,19 @@
-"""How alike the states or updates of two steps are, one sequence at a time; how many dimensions they fill."""
+"""Compare the states or the updates of the steps of one sequence, and count the dimensions that states fill."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from raysweep.contracts import Array, Batch
-from raysweep.science.pnn.activity import seen
+from raysweep.contracts import Array
 from raysweep.science.statistics.resampling import Ints
 
 FEWEST_TOKENS = 4
-"""Of a sequence: with fewer, no unbiased estimate exists. Shorter ones are left out."""
-
-
-def states_by_sequence(network: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Return each sequence's states, (steps + 1, tokens, width) in fp64, padding left out."""
-    found = []
-    for one in seen(network, batches):
-        for sequence in np.unique(one.sequences):
-            here = torch.from_numpy(one.sequences == sequence)
-            if int(here.sum()) >= FEWEST_TOKENS:
-                found.append(one.states[:, here.to(one.states.device)].cpu())
-    return found
+"""Of a sequence: the unbiased estimate of `alignments` divides by tokens - 3. Shorter sequences are left out."""
 
 
 def update_cosines(states: torch.Tensor) -> Array:
-    """Return the mean over tokens of the cosine of each two updates, (steps, steps).
+    """Return the mean over tokens of the cosine between the updates of each two steps, (steps, steps).
 
     Args:
         states: (steps + 1, tokens, width).
@@ -38,16 +23,22 @@ def update_cosines(states: torch.Tensor) -> Array:
 
 
 def alignments(states: torch.Tensor) -> Array:
-    """Return the linear CKA of each two states (Kornblith et al. 2019), (steps + 1, steps + 1).
+    """Return the linear CKA between the states of each two steps (Kornblith et al. 2019), (steps + 1, steps + 1).
 
-    With the unbiased estimate of Song et al. (2012), section 3, since a sequence has fewer tokens than dimensions.
+    The Hilbert-Schmidt independence criterion is estimated without bias (Song et al. 2012, section 3): a sequence has
+    fewer tokens than dimensions, where the usual estimate is near 1 even for unrelated states.
+
+    Args:
+        states: (steps + 1, tokens, width); at least `FEWEST_TOKENS` tokens.
     """
+    # The unbiased estimate leaves each token's product with itself out.
     grams = states @ states.transpose(1, 2)
     grams.diagonal(dim1=1, dim2=2).zero_()
     count = grams.shape[-1]
     rows = grams.sum(-1)
     traces = torch.einsum("aij,bij->ab", grams, grams)
     sums = rows.sum(-1)
+    # Products of zero-diagonal Gram matrices: tr(KL) + (1'K1)(1'L1) / ((n-1)(n-2)) - 2 (1'KL1) / (n-2), over n (n-3).
     independence = (
         traces
         + sums[:, None] * sums[None, :] / ((count - 1) * (count - 2))
@@ -58,14 +49,20 @@ def alignments(states: torch.Tensor) -> Array:
 
 
 def breadths(states: torch.Tensor) -> Array:
-    """Return how many dimensions the tokens' states fill at each step, (steps + 1,).
+    """Return how many dimensions the states of the tokens fill at each step, (steps + 1,).
 
-    The participation ratio (sum lambda)^2 / sum lambda^2 of the eigenvalues of their covariance, after each state is
-    divided by its root mean square: growth of the states alone changes nothing. It is at most tokens - 1.
+    The participation ratio (sum lambda)^2 / sum lambda^2 of the eigenvalues of their covariance. It is at most
+    tokens - 1.
+
+    Args:
+        states: (steps + 1, tokens, width).
     """
+    # Each state is divided by its root mean square: states grow from step to step in any residual network.
     scaled = states / states.square().mean(-1, keepdim=True).sqrt()
     centred = scaled - scaled.mean(1, keepdim=True)
     grams = centred @ centred.transpose(1, 2)
+    # A Gram matrix has the eigenvalues of the covariance, but for a factor that cancels: their sum is its trace, the
+    # sum of their squares that of its squared entries. So none is computed.
     return (grams.diagonal(dim1=1, dim2=2).sum(-1).square() / grams.square().sum((1, 2))).numpy()
 
 

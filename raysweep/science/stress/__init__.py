@@ -1,1 +1,1 @@
-"""How a network bears stress: tasks that take turns, damage that is aimed, two tasks that need different heads."""
+"""Stress protocols: task alternation, targeted damage, and pruning for two texts that need different heads."""

@@ -1,4 +1,4 @@
-"""Two tasks that need different heads: how far their rankings agree, and what pruning for one does to the other."""
+"""Conflict pruning: how far the head rankings of two texts agree, and what pruning for one costs the other."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from raysweep.science.stress.subject import Losses, StressSubject
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """The network without the heads that one ranking puts lowest; nothing is learned afterwards."""
+    """The network without the lowest heads of one ranking; nothing is trained afterwards."""
 
     ranked_for: str
-    """`none`: nothing is removed; `a`, `b`, or `both`: the sum of a head's two ranks."""
+    """`none`: no head is removed; `a`, `b`, or `both`: by the sum of a head's two ranks."""
     heads: list[Slot]
     loss_a: float | None = None
     loss_b: float | None = None
-    """Held-out, nats a prediction; None where a loss is no number."""
+    """Held-out losses, nats a prediction; None where a loss is not finite."""
     harm_a: Interval | None = None
     harm_b: Interval | None = None
-    """By how much they are above those of the whole network, paired."""
+    """Losses minus those of the whole network, paired."""
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
-    """What both tasks say of the heads."""
+    """Agreement of the rankings for both texts, and the effect of pruning by each."""
 
     agreement: dict[str, float | None]
     """Spearman's correlation of the two rankings: `global`, and `layer_centred`; see `ranking.agreement`."""
     conflicting: list[Slot]
     """Heads among the lowest for A that are not among the lowest for B, sorted."""
     count: int
-    """Heads that are among the lowest."""
+    """Number of heads that each ranking removes."""
     pruned: list[Pruned]
 
 
@@ -47,16 +47,18 @@ def conflict(subject: StressSubject) -> Conflict:
     """Score heads on both texts, prune by each ranking, and measure on both.
 
     Raises:
-        DivergedError: the whole network's loss is no number.
+        DivergedError: the loss of the whole network is not finite.
     """
     present = subject.head_map.present
     scores = {"a": subject.scores(subject.a), "b": subject.scores(subject.b)}
     scores["both"] = summed_ranks(scores["a"], scores["b"], present)
     lowest = {name: subject.lowest(array) for name, array in scores.items()}
+    # `none` is measured among the pruned networks, too: its harm must be exactly 0.
     state = subject.state()
     whole = (subject.losses(state, subject.a), subject.losses(state, subject.b))
     return Conflict(
         agreement=agreement(scores["a"], scores["b"], present),
+        # Heads that A could do without and B could not.
         conflicting=sorted(set(lowest["a"]) - set(lowest["b"])),
         count=subject.count,
         pruned=[_pruned(subject, name, heads, whole) for name, heads in {"none": [], **lowest}.items()],
@@ -64,13 +66,16 @@ def conflict(subject: StressSubject) -> Conflict:
 
 
 def summed_ranks(one: Array, other: Array, present: Mask) -> Array:
-    """Return the sum of each present head's ranks by two scores [layers][heads]; equal scores share their mean rank."""
+    """Return the sum of each present head's ranks by two scores [layers][heads]; 0 for absent heads."""
+    # Ranks, not scores: the two texts have gradients of different size, and the larger ones would decide alone. Equal
+    # scores share their mean rank, so that ties are not broken by position.
     total = np.zeros(present.shape)
     total[present] = average_ranks(one[present]) + average_ranks(other[present])
     return total
 
 
 def _pruned(subject: StressSubject, name: str, heads: Sequence[Slot], whole: tuple[Losses, Losses]) -> Pruned:
+    """Measure the network without some heads on both texts."""
     state = subject.state(without=heads)
     try:
         a, b = subject.losses(state, subject.a), subject.losses(state, subject.b)

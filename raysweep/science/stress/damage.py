@@ -1,8 +1,9 @@
-"""Targeted damage: the heads that matter most go, and the network learns on.
+"""Targeted damage: remove the heads that matter most, train on, and measure the recovery.
 
-Beside that arm stand as many heads drawn at random, in every layer as many as the targeted arm removes there, and the
-heads that matter least. Each arm starts from the same network and learns the same windows in the same order; recovery
-is measured against a network that lost nothing and learned as long (`records.recovery`).
+Other arms remove as many heads at random, or the heads that matter least. At random as many are drawn in every layer as
+the targeted arm removes there, so that these arms differ from it in their heads and not in their layers. Each arm
+starts from the same network and learns the same windows in the same order. Recovery is relative to a dense arm, which
+lost nothing and learned as long (`records.schema.recovery`): further training alone lowers the loss, too.
 """
 
 from __future__ import annotations
@@ -25,24 +26,27 @@ DENSE = "dense"
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of losing heads; losses are held-out, on A, nats a prediction."""
+    """A choice of heads to remove, and its effect; losses are held-out, on A, nats a prediction."""
 
     arm: str
-    """`dense` loses none; `highest`, `random 1`, ..., `lowest`."""
+    """`dense`, which loses none, `highest`, `random 1`, ..., `lowest`."""
     heads: list[Slot]
-    """Those that were removed, by original position."""
+    """Removed heads, by original position."""
     damaged: float | None = None
-    """The loss at once; None where it is no number."""
+    """Loss after the removal; None where it is not finite."""
     harm: Interval | None = None
-    """By how much it is above that of the whole network, paired."""
+    """That loss minus the one of the whole network, paired."""
     learned: float | None = None
-    """The loss after learning; None where that diverged."""
+    """Loss after training on; None where that diverged."""
     recovery: float | None = None
+    """(damaged - learned) / (damaged - dense), `dense` being the dense arm after training; not clamped. None for the
+    dense arm, and where dense is no better than damaged."""
     error: str | None = None
 
 
 def damage(subject: StressSubject) -> Iterator[Arm]:
-    """Yield the dense arm, then the damaged ones; one that diverges says so, and the others go on."""
+    """Yield the dense arm, then the damaged ones; an arm that diverges holds the error, and the others go on."""
+    # The dense arm comes first: the recovery of all others is relative to it.
     whole = subject.losses(subject.state(), subject.a)
     dense = _arm(subject, DENSE, [], whole, None)
     yield dense
@@ -51,7 +55,8 @@ def damage(subject: StressSubject) -> Iterator[Arm]:
 
 
 def choices(subject: StressSubject, scores: Array) -> dict[str, list[Slot]]:
-    """Return the heads that each damaged arm loses, by their scores [layers][heads]."""
+    """Return the heads that each damaged arm removes, by their scores [layers][heads]."""
+    # Negated scores make the heads that matter most the lowest ones, with the same bound of one head in each layer.
     highest = subject.lowest(-scores)
     draws = {
         f"random {number}": _drawn(subject, highest, subject.generator("draw", number))
@@ -61,7 +66,7 @@ def choices(subject: StressSubject, scores: Array) -> dict[str, list[Slot]]:
 
 
 def _drawn(subject: StressSubject, like: Sequence[Slot], generator: np.random.Generator) -> list[Slot]:
-    """Return present heads drawn at random, in every layer as many as there are in `like`."""
+    """Return present heads drawn at random, in every layer as many as `like` holds there."""
     drawn: list[Slot] = []
     for layer, count in sorted(Counter(layer for layer, _ in like).items()):
         present = np.flatnonzero(subject.head_map.present[layer])
@@ -70,11 +75,19 @@ def _drawn(subject: StressSubject, like: Sequence[Slot], generator: np.random.Ge
 
 
 def _arm(subject: StressSubject, name: str, heads: Sequence[Slot], whole: Losses, dense: float | None) -> Arm:
+    """Remove heads, measure, train on and measure again.
+
+    Args:
+        whole: losses of the whole network.
+        dense: loss of the dense arm after training; None for that arm itself, or if it diverged.
+    """
+    # What was measured before an arm diverged is kept with its error.
     state = subject.state(without=heads)
     at_once: dict[str, Any] = {"arm": name, "heads": list(heads)}
     try:
         damaged = subject.losses(state, subject.a)
         at_once |= {"damaged": damaged.mean, "harm": damaged.above(whole)}
+        # The purpose, and so the order of the windows, is the same for all arms.
         subject.train(state, subject.a.train, "damage")
         learned = subject.losses(state, subject.a).mean
     except DivergedError as error:

@@ -1,4 +1,4 @@
-"""From names to a subject: a model, two texts under one tokenizer, and a question that can be asked of them."""
+"""Load the subject of stress protocols: a model, and two texts under one tokenizer, checked against the options."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from raysweep.errors import DataError, ModelError, UsageError
 from raysweep.job import registry
 from raysweep.job.registry import UnknownNameError, scratch_sizes
 from raysweep.job.spec import DataSpec, ModelSpec
-from raysweep.networks.loading import build_network, task_of
+from raysweep.networks.configuration import task_of
+from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.head_map import HeadMap
-from raysweep.science.language_models import load_network, trained_task
+from raysweep.science.language_models import load_trained_network, trained_task
 from raysweep.science.stress.subject import StressOptions, StressSubject, corpus_of
 from raysweep.trial.data.examples import Dataset, build_task, check_enough, load_dataset
 from raysweep.trial.runtime import Runtime
 
 
 def check_question(question: StressOptions) -> None:
-    """Check that the strategy exists and takes its options, before anything is loaded.
+    """Check that the pruning strategy exists and takes its options.
 
     Raises:
         UsageError: it does not.
@@ -37,14 +38,18 @@ def check_question(question: StressOptions) -> None:
 
 
 def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, runtime: Runtime) -> StressSubject:
-    """Load a model and both texts; `question.baseline` is still to be trained.
+    """Load a model and both texts; `question.baseline` steps are still to be trained.
 
     A from-scratch size gets a tokenizer trained on A; B is read with the same one.
 
     Raises:
-        UsageError, ModelError, DataError: any of them cannot be had, or used together.
+        UsageError: an option does not fit the model or the strategy.
+        ModelError: the model cannot be loaded, or does not predict tokens.
+        DataError: a text cannot be loaded, or is too short.
     """
+    # Options first: a mistyped strategy should not cost the loading of a model and two texts.
     check_question(question)
+    # A from-scratch size knows nothing yet: damage and conflict of random weights would mean nothing.
     scratch = name in scratch_sizes()
     if scratch and not question.baseline:
         raise UsageError(
@@ -54,6 +59,7 @@ def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, r
     if registry.load("tasks", task_name).reads != "windows":
         raise ModelError(f"model {name!r} learns {task_name}: it does not predict tokens of a text.")
     spec = ModelSpec(name=name, task=task_name)
+    # Both texts under one tokenizer: losses of two vocabularies could not be compared.
     first, second = load_dataset(a, spec), load_dataset(b, spec, learned_from=a if scratch else None)
     for dataset, data in ((first, a), (second, b)):
         check_enough(dataset, data, question.batch_size)
@@ -73,25 +79,28 @@ def load_subject(name: str, a: DataSpec, b: DataSpec, question: StressOptions, r
 
 
 def after_baseline(subject: StressSubject) -> StressSubject:
-    """Return the subject after `question.baseline` steps on as many windows of either text, mixed.
+    """Return the subject after `question.baseline` training steps on both texts, mixed.
 
     Raises:
-        DivergedError: the loss or the gradient is no number.
+        DivergedError: the loss or the gradient is not finite.
     """
     steps = subject.question.baseline
     if not steps:
         return subject
+    # Equally many windows of either text, so that the longer one is not learned better.
     count = min(len(subject.a.train), len(subject.b.train), steps * subject.question.batch_size)
     state = subject.state()
     subject.train(state, np.concatenate([subject.a.train[:count], subject.b.train[:count]]), "baseline", steps)
+    # Weights are copied back into a plain network: the trained one has hooks of its gates.
     network = copy.deepcopy(subject.network)
     network.load_state_dict(state.model.network.state_dict())
     return dataclasses.replace(subject, network=network)
 
 
 def _network(spec: ModelSpec, data: Dataset, seq_len: int, seed: int, scratch: bool) -> tuple[Any, Family, HeadMap]:
+    """Return a network in fp32, its family and its heads: trained, or drawn from a seed."""
     if not scratch:
-        network, family, head_map = load_network(spec, data.facts, seq_len)
+        network, family, head_map = load_trained_network(spec, data.facts, seq_len)
         return network.float(), family, head_map
     network, family = build_network(spec, data.facts, seq_len=seq_len, seed=seed)
     sites = family.sites(network)
@@ -107,7 +116,8 @@ def _check_held_out(dataset: Dataset, data: DataSpec) -> None:
 
 
 def _check_level(subject: StressSubject) -> None:
-    """Check that as many heads may go as are to: one in each layer stays."""
+    """Check that `level` removes at least one head, and leaves one in each layer."""
+    # The bound holds for the lowest and for the highest heads alike.
     spare = int((subject.head_map.present.sum(1) - 1).clip(0).sum())
     if not 0 < subject.count <= spare:
         raise UsageError(

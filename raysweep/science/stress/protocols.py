@@ -1,3 +1,3 @@
-"""The names of the protocols, in their order: what a command offers without loading any of them."""
+"""Names of the stress protocols in their order, for a command that is to list them without importing torch."""
 
 PROTOCOLS = ("alternation", "damage", "conflict")

@@ -1,4 +1,4 @@
-"""Run the protocols one after the other; what is measured is kept at once, so that an interruption loses little."""
+"""Run stress protocols one after the other, and keep each result at once, so that an interruption loses little."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from raysweep.science.stress.protocols import PROTOCOLS
 from raysweep.science.stress.subject import StressOptions, StressSubject
 
 TIMED_STEPS = 3
+"""Training steps that the time of a step is estimated from."""
 
 
 @dataclass(kw_only=True)
-class Stress:
-    """What was found so far; a protocol that has not begun is empty."""
+class StressResults:
+    """Results so far; those of a protocol that has not begun are empty."""
 
     a: str
     b: str
@@ -29,7 +30,7 @@ class Stress:
     damage: list[Arm] = field(default_factory=list)
     conflict: Conflict | None = None
     unfinished: list[str] = field(default_factory=list)
-    """Protocols that have still to be measured to their end."""
+    """Protocols that have not been measured to their end."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,30 +38,33 @@ class Stress:
 
 @dataclass(frozen=True, kw_only=True)
 class StressWork:
-    """What is to come."""
+    """Work that protocols will take."""
 
     steps: int
     evaluations: int
-    """Of one held-out text."""
+    """Number of passes over one held-out text."""
     seconds: float
 
 
-def stress_of(subject: StressSubject, protocols: Sequence[str]) -> Stress:
-    """Return a result in which nothing is measured yet."""
-    return Stress(
+def stress_of(subject: StressSubject, protocols: Sequence[str]) -> StressResults:
+    """Return an empty result with all chosen protocols unfinished, in the order of PROTOCOLS."""
+    return StressResults(
         a=subject.a.name, b=subject.b.name, question=subject.question, heads=subject.head_map.active,
         unfinished=[name for name in PROTOCOLS if name in protocols],
     )  # fmt: skip
 
 
 def work_of(subject: StressSubject, protocols: Sequence[str]) -> StressWork:
-    """Count what the protocols will do, and time a few steps and one evaluation of the network as it is."""
+    """Count the steps and evaluations of protocols, and estimate their time from a few steps and one evaluation."""
     question = subject.question
     arms = question.draws + len(("dense", "highest", "lowest"))
+    # Conflict trains nothing. Every network is measured on both texts, but damage on A alone: whole, and each arm at
+    # once and after learning. Conflict measures the whole network twice, once as the arm `none`.
     steps = {"alternation": question.rounds * question.steps, "damage": arms * question.steps}
     evaluations = {"alternation": 2 * (1 + question.rounds), "damage": 1 + 2 * arms, "conflict": 2 * 5}
     to_train = question.baseline + sum(steps.get(name, 0) for name in protocols)
     to_measure = sum(evaluations[name] for name in protocols)
+    # A copy is trained here, so that timing changes nothing of what is measured later.
     state = subject.state()
     started = time.perf_counter()
     subject.train(state, subject.a.train, "timing", TIMED_STEPS)
@@ -70,15 +74,16 @@ def work_of(subject: StressSubject, protocols: Sequence[str]) -> StressWork:
     return StressWork(steps=to_train, evaluations=to_measure, seconds=to_train * step + to_measure * evaluation)
 
 
-def run(subject: StressSubject, found: Stress, say: Callable[[str], None]) -> None:
-    """Measure what is unfinished, into `found`.
+def run(subject: StressSubject, found: StressResults, say: Callable[[str], None]) -> None:
+    """Run the unfinished protocols and add their results to `found` as they come.
 
     Args:
-        say: is told what was measured, a line at a time.
+        say: called with a line of progress at a time.
 
     Raises:
-        DivergedError: the network is no network before anything was done to it, or its baseline diverged.
+        DivergedError: the loss of the undamaged network is not finite, or its baseline training diverged.
     """
+    # Every protocol begins with this one network, so that each has the same numbers alone as among the others.
     subject = after_baseline(subject)
     for name in list(found.unfinished):
         if name == "alternation":
@@ -92,4 +97,5 @@ def run(subject: StressSubject, found: Stress, say: Callable[[str], None]) -> No
         else:
             found.conflict = conflict(subject)
             say("conflict: both rankings")
+        # Removed only now: an interrupted protocol is to be run again from its beginning.
         found.unfinished.remove(name)

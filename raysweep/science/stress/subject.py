@@ -1,4 +1,4 @@
-"""What every protocol begins with: one trained network, two texts, and the same way to train, damage and measure."""
+"""The subject of stress protocols: one trained network and two texts, and how to train, damage and measure it."""
 
 from __future__ import annotations
 
@@ -32,59 +32,61 @@ from raysweep.trial.training.loop import Schedule, Training
 
 @dataclass(frozen=True, kw_only=True)
 class StressOptions:
-    """What to try."""
+    """Options of the protocols."""
 
     steps: int = 100
-    """Of each round of training."""
+    """Training steps of a round."""
     rounds: int = 4
-    """Of task alternation; the first is on A."""
+    """Rounds of task alternation; the first is on A."""
     level: float = 0.3
-    """Share of the present heads that is removed."""
+    """Share of the present heads to remove."""
     strategy: str = "taylor"
-    """A file in raysweep/strategies/prune/, or a dotted module."""
+    """Pruning strategy that ranks heads: a file in raysweep/strategies/prune/, or a dotted module."""
     options: dict[str, Any] = field(default_factory=dict)
-    """The strategy's own."""
+    """Options of the strategy."""
     draws: int = 3
-    """Of as many heads at random, to set targeted damage beside."""
+    """Random draws of heads that targeted damage is compared with."""
     lr: float = 5e-4
     batch_size: int = 8
     baseline: int = 0
-    """Steps on both texts, mixed, before all else."""
+    """Training steps on both texts, mixed, before all else."""
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """One task: a text to learn, and one to measure on."""
+    """One text: windows to train on, and batches to measure and to rank heads on."""
 
     name: str
     train: Examples
     held_out: Sequence[Batch]
     probed: Sequence[Batch]
-    """Windows of the training text that heads are scored on."""
+    """Training windows that heads are scored on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Of every held-out label of one text."""
+    """The losses of all held-out labels of one text."""
 
     values: Array
-    """(labels,), nats"""
+    """(labels,), nats."""
     windows: Ints
-    """(labels,), the window that each stands in."""
+    """(labels,), number of the window that each label belongs to."""
 
     @property
     def mean(self) -> float:
+        """Nats a label."""
         return float(self.values.mean())
 
     def above(self, before: Losses) -> Interval:
-        """Return by how much these are above earlier ones, paired, with a 95% bootstrap interval over windows."""
+        """Return the mean rise over earlier losses, paired by label, with its 95% bootstrap interval over windows."""
+        # A seed of its own: the same losses have the same interval, whichever protocol asks.
         return interval(self.values - before.values, self.windows, np.random.default_rng(0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StressSubject:
-    """A network that is never changed: what is trained or damaged is a copy."""
+    """A network and two texts. The network is never changed: copies are trained and damaged."""
 
     network: Any
     family: Family
@@ -97,13 +99,15 @@ class StressSubject:
 
     @property
     def count(self) -> int:
-        """Heads to remove: `level` of those that are present, rounded half up."""
+        """Number of heads to remove: `level` of the present ones, rounded half up."""
         return share(self.question.level, self.head_map.active)
 
     def state(self, without: Sequence[Slot] = ()) -> TrialState:
-        """Return a copy of the network to work on, without some of its heads."""
+        """Return a copy of the network to train or measure, without some of its heads."""
+        # Every copy has a new optimizer: no arm carries momentum of another one.
         settings = TrainingSpec()
         state = TrialState.begun(copy.deepcopy(self.network), self.family, settings.weight_decay)
+        # Heads are closed by their gates, which equals their removal exactly and keeps the shape of the network.
         state.head_map = self.head_map.without(without)
         state.refresh()
         return state
@@ -112,11 +116,14 @@ class StressSubject:
         """Train a state for a round, as a learn phase does: linear warm-up, then a cosine to 0.
 
         Args:
-            purpose: decides on the order of the windows.
+            examples: (windows, tokens).
+            purpose: seeds the order of the windows; equal purposes train in the same order.
+            steps: `question.steps` unless given.
 
         Raises:
-            DivergedError: the loss or the gradient is no number.
+            DivergedError: the loss or the gradient is not finite.
         """
+        # All other settings are a job's defaults, so that a round is like a learn phase of a sweep.
         settings = TrainingSpec(batch_size=self.question.batch_size)
         steps = steps or self.question.steps
         Training(
@@ -138,14 +145,17 @@ class StressSubject:
         """Measure a state on the held-out windows of a text, in fp32.
 
         Raises:
-            DivergedError: a loss is no number.
+            DivergedError: a loss is not finite.
         """
+        # Dropout off: otherwise the losses of two states would differ by its noise, too.
         state.model.eval()
         values, windows, before = [], [], 0
         for batch in corpus.held_out:
-            asked = batch.labels != NO_LABEL
-            values.append(losses_of(state.model, batch)[asked].double().cpu().numpy())
-            windows.append(torch.nonzero(asked)[:, 0].cpu().numpy() + before)
+            # Positions without a label: the last one of a causal window, visible tokens of a masked one.
+            labelled = batch.labels != NO_LABEL
+            values.append(losses_of(state.model, batch)[labelled].double().cpu().numpy())
+            # Windows are numbered over all batches: they are the units of the bootstrap.
+            windows.append(torch.nonzero(labelled)[:, 0].cpu().numpy() + before)
             before += len(batch.labels)
         found = Losses(values=np.concatenate(values), windows=np.concatenate(windows))
         if not math.isfinite(found.mean):
@@ -153,7 +163,8 @@ class StressSubject:
         return found
 
     def scores(self, corpus: Corpus) -> Array:
-        """Return how important each head is for a text by the strategy, [layers][heads]; see `contracts.Pruner`."""
+        """Return the importance of each head for a text by the strategy, [layers][heads]; see `contracts.Pruner`."""
+        # Only what the strategy requires is measured; the generator is for strategies that draw at random.
         pruner = registry.build("prune", self.question.strategy, self.question.options)
         examiner = HeadMeter(batches=corpus.probed, runtime=self.runtime, causal=self.task.causal)
         statistics: HeadStatistics = examiner.statistics(self.state(), requires=pruner.requires)
@@ -161,12 +172,14 @@ class StressSubject:
         return found
 
     def lowest(self, scores: Array) -> list[Slot]:
-        """Return the heads to remove by scores, lowest first; each layer keeps one."""
+        """Return the `count` heads with the lowest scores [layers][heads]; each layer keeps one head."""
+        # Heads are ranked over all layers; without the bound a layer could lose all of them.
         return lowest_heads(
             scores, self.head_map, self.count, budget="global", min_heads_per_layer=1, protected=set()
         )  # fmt: skip
 
     def generator(self, *purpose: object) -> np.random.Generator:
+        # Seeded by purpose, so that a protocol draws the same numbers alone as among the others.
         return np.random.default_rng(derived_seed(str(self.question.seed), "stress", *purpose))
 
 
@@ -179,7 +192,12 @@ def corpus_of(
     task: Task,
     runtime: Runtime,
 ) -> Corpus:
-    """Return a text as windows (count, tokens) to train on, and batches to measure and to score heads on."""
+    """Return a text as a corpus.
+
+    Args:
+        train, held_out: (windows, tokens).
+        probe_windows: training windows to score heads on. Held-out windows would rank heads by what is measured later.
+    """
     return Corpus(
         name=name,
         train=train,

@@ -1,4 +1,4 @@
-"""What a simulated phase does to the heads, and the record that it leaves."""
+"""Prune and grow the heads of a simulated model, and write the record of a simulated phase."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from raysweep.records.schema import PhaseRecord, perplexity
 from raysweep.sweep.simulation.curves import DENSE_FLOPS, NUM_PARAMETERS, SHARE_OF_HEADS, Model
 
 TRAINING_TO_FORWARD = 3
+"""A training step takes three forward passes: the backward pass takes two."""
 
 
 @dataclass(kw_only=True)
 class Trace:
-    """What a training phase logged so far; as much of it as its checkpoint holds survives its worker."""
+    """What a training phase has logged so far. The part in its checkpoint survives the death of its worker."""
 
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -34,7 +35,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """How a phase changed the heads: its decision, and for a continuous one its events."""
+    """How a phase changed the heads: its decision, or the events of a continuous learn phase."""
 
     after: Model
     decision: dict[str, Any] | None = None
@@ -42,10 +43,10 @@ class Change:
 
 
 def change(phase: PhasePlan, before: Model) -> Change:
-    """Carry out a phase's decisions, drawn at random from its key.
+    """Return how a phase changes the heads; which ones is drawn at random, seeded by its key.
 
     Raises:
-        TrialError: there are not as many heads as it is to remove.
+        TrialError: it is to remove or grow more heads than it can.
     """
     if "events" in phase.params:
         return _events(phase, before)
@@ -68,6 +69,8 @@ def _events(phase: PhasePlan, before: Model) -> Change:
 
 
 def _act(kind: str, cycle: int, key: str, params: Mapping[str, Any], model: Model) -> tuple[Model, list[Slot]]:
+    # Levels are shares of all heads; ratios of growth are shares of those that this cycle removed. See cycle.prune and
+    # cycle.grow.
     pruning = kind == "prune"
     total = model.heads.grown.size if pruning else len(model.removed)
     count = params["count"] if "count" in params else share(params["level" if pruning else "ratio"], total)
@@ -86,20 +89,28 @@ def _decision(params: Mapping[str, Any], heads: list[Slot]) -> dict[str, Any]:
 
 
 def step_flops(plan: TrialPlan, density: float) -> float:
-    """Return what a training step takes with `density` of the model's operations."""
+    """Return the FLOPs of a training step.
+
+    Args:
+        density: operations of the model as a share of those with every head.
+    """
     tokens = plan.training["batch_size"] * plan.data["seq_len"]
     return TRAINING_TO_FORWARD * DENSE_FLOPS * density * tokens
 
 
 def density(model: Model) -> float:
-    """Return what a model computes, as a share of what it would compute with every head."""
+    """Return the operations of a model as a share of those with every head."""
     return 1 - SHARE_OF_HEADS * model.absent
 
 
 def record(
     plan: TrialPlan, phase: PhasePlan, changed: Change, loss: float, trace: Trace, seconds: float
 ) -> PhaseRecord:
-    """Return the record of a phase that is over."""
+    """Return the record of a finished phase.
+
+    Args:
+        seconds: how long it took on a lane that is not slow.
+    """
     after, steps = changed.after, phase.steps
     return PhaseRecord(
         trial=plan.trial,
@@ -109,7 +120,8 @@ def record(
         reused=False,
         loss=loss,
         perplexity=perplexity(loss),
-        accuracy=math.exp(-loss),  # as likely to be right as its labels are to it
+        # Made up: the geometric mean of the probabilities that the model gives to the right labels.
+        accuracy=math.exp(-loss),
         active_heads=after.heads.active,
         head_map=after.heads.to_lists(),
         params=round(NUM_PARAMETERS * density(after)),

@@ -1,4 +1,4 @@
-"""Simulate a job: what became of its trials, what that took, and whether the invariants of sweeps held."""
+"""Simulate a job, and report how its trials ended, what that took, and whether the invariants of sweeps held."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from raysweep.sweep.simulation.curves import Curves
 from raysweep.sweep.simulation.simulation import NOWHERE, Adversity, Simulation
 
 WITHOUT_GROUND = ("the best trial's checkpoint is on disk", "no process is left over")
-"""Invariants that a simulation cannot judge: it has neither weights nor processes."""
+"""Invariants that do not apply to a simulation: it has neither weights nor processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a simulated sweep came to."""
+    """The result of a simulation."""
 
     trials: dict[str, int]
     """Number of trials by status."""
     phases: dict[str, int]
     """Number of phase records: `run`, and `reused` from another trial."""
     steps: int
-    """Executed, those included that a kill made vain."""
+    """Executed steps, lost ones included."""
     unshared_steps: int
-    """That the same phases would have taken, each trial on its own and nothing killed."""
+    """Steps of the same phases if each trial ran all of its own and no worker died."""
     wasted_steps: int
-    """Executed and lost with a worker."""
+    """Executed steps that were lost with a worker."""
     kills: int
     virtual_hours: float
     lanes: int
     lane_use: float
-    """Share of their time that lanes were at work."""
+    """Share of the time in which lanes were at work."""
     invariants: dict[str, list[str]]
-    """Of each, what breaks it."""
+    """Invariant -> what breaks it."""
     seconds: float
-    """What the simulation itself took."""
+    """Real time of the simulation itself."""
 
     @property
     def broken(self) -> list[str]:
@@ -62,23 +62,27 @@ def simulate(
     """Run a job in virtual time and check the invariants on what it leaves.
 
     Args:
-        keep: a new folder for the simulated sweep, marked as such; None: it is removed in the end.
-        news: told how many trials have ended by which virtual second, as they do.
+        keep: a new folder for the simulated sweep, marked as simulated; None: it is removed in the end.
+        news: called whenever a trial ends, with the number of ended trials and the virtual time in seconds.
 
     Raises:
         UsageError: the folder to keep is taken.
     """
+    # The simulated archive is checked like that of a real sweep, see `raysweep status --check`.
     started = time.perf_counter()
     with _folder(job, keep) as folder:
         simulation = Simulation(folder=folder, job=job, curves=curves, adversity=adversity, news=news)
         standstill = simulation.run()
-        judged = {name: found for name, found in examine(folder)["invariants"].items() if name not in WITHOUT_GROUND}
-        invariants = {"the sweep comes to its end": standstill, **_witnessed(simulation), **judged}
+        examined = examine(folder)["invariants"]
+        apply = {name: found for name, found in examined.items() if name not in WITHOUT_GROUND}
+        invariants = {"the sweep comes to its end": standstill, **_counted(simulation), **apply}
         return _findings(simulation, invariants, started)
 
 
 @contextmanager
 def _folder(job: Job, keep: Path | None) -> Iterator[SweepFolder]:
+    # Marked in its name and in env.json: simulated records must never be taken for measured ones. Not durable: to wait
+    # for the disk after each line would take most of the simulation's time.
     about = environment.describe() | {"fingerprints": NOWHERE.__dict__, "sharing": True, "simulated": True}
     name = f"SIMULATED-{job.spec.name}"
     if keep is not None:
@@ -90,10 +94,11 @@ def _folder(job: Job, keep: Path | None) -> Iterator[SweepFolder]:
         yield SweepFolder(SweepFolder.create(Path(scratch), job, name, about).path, durable=False)
 
 
-def _witnessed(simulation: Simulation) -> dict[str, list[str]]:
-    """Judge what the workers did, which the archive of a real sweep does not tell."""
+def _counted(simulation: Simulation) -> dict[str, list[str]]:
+    """Return what breaks two invariants that only the workers' counts can show, not the archive."""
     counts, interval = simulation.counts, simulation.job.spec.scale.checkpoint_every_steps
     twice = [f"phase {key} was run {times} times" for key, times in counts.runs.items() if times > 1]
+    # What a kill can cost at most is the steps since the last checkpoint.
     limit = simulation.kills * interval
     waste = [f"{counts.wasted} steps by {simulation.kills} kills"] if counts.wasted > limit else []
     return {"no phase is run twice": twice, "wasted steps <= kills x checkpoint interval": waste}
@@ -103,7 +108,8 @@ def _findings(simulation: Simulation, invariants: dict[str, list[str]], started:
     folder, counts = simulation.folder, simulation.counts
     records = folder.phases(stop="curve")
     run = sum(record.steps for record in records if not record.reused)
-    unfinished = counts.steps - counts.wasted - run  # of trials that ended within a phase
+    # Steps of trials that ended within a phase, of which there is no record.
+    unfinished = counts.steps - counts.wasted - run
     return Findings(
         trials=dict(Counter(record.status for record in folder.trials().values())),
         phases=dict(Counter("reused" if record.reused else "run" for record in records)),

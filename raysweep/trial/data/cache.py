@@ -1,4 +1,8 @@
-"""Keep prepared arrays in a cache folder, built once under a lock."""
+"""Keep prepared arrays in a cache folder, built once under a lock.
+
+Several ranks of a node, and several sweeps, may ask for one entry at the same time. The first builds it while the
+others wait; a builder that is killed leaves no entry.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,19 @@ from raysweep.contracts import Examples
 
 
 def keep_arrays(folder: Path, build: Callable[[], dict[str, Examples]], tokenizer: Any) -> None:
-    """Build the arrays of a cache entry and store them with their tokenizer, unless some process has done so."""
+    """Build the arrays of a cache entry and store them with their tokenizer, unless the entry is there already.
+
+    Args:
+        folder: the entry; its name is a hash of everything that determines its content.
+    """
+    # Whether the entry is there is looked up under the lock: a process that waited for it finds the entry built.
     with FileLock(lock_path(folder)):
         if not folder.exists():
             _build_entry(folder, build(), tokenizer)
 
 
 def _build_entry(folder: Path, arrays: dict[str, Examples], tokenizer: Any) -> None:
+    # Written beside its place and renamed at the end: an entry that is there is whole, wherever a builder was killed.
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
     for name, array in arrays.items():
         np.save(partial / f"{name}.npy", array)
@@ -38,5 +48,7 @@ def cache_folder() -> Path:
 
 
 def lock_path(path: Path) -> Path:
+    """Return the lock file of a cache entry, in a folder that exists afterwards."""
+    # Beside the entry and not inside it: the entry must not exist before it is whole.
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(path.name + ".lock")

@@ -1,4 +1,4 @@
-"""What a trial learns from: the examples of a corpus as its task reads them, with the facts that its task needs."""
+"""Load the examples of a corpus in the form that a task reads, with the facts that the task needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raysweep.job import registry
 from raysweep.job.names import DIGITS, EMBEDDED, HUB
 from raysweep.job.plan import content_key
 from raysweep.job.spec import DataSpec, ModelSpec
-from raysweep.networks.loading import task_of
+from raysweep.networks.configuration import task_of
 from raysweep.trial.data.corpora import check_there
 from raysweep.trial.data.images import load_images
 from raysweep.trial.data.sentences import no_sentences, prepare_sentences
@@ -25,36 +25,39 @@ from raysweep.trial.data.tokens import TokenStore, prepare, windows_of
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Examples to train on and to measure on, one a row."""
+    """Examples to train on and held-out examples, one a row."""
 
     train: Examples
     evaluation: Examples
-    """Those that every evaluation uses."""
+    """The held-out examples of every evaluation."""
     facts: Facts
     fingerprint: str
-    """Hash of the content and the tokenizer."""
+    """Hash of the content and the tokenizer; part of every phase key."""
     content_sha256: str
+    """Hash of the content alone."""
     tokenizer: Callable[[], Any] | None = None
-    """Loads the tokenizer of text."""
+    """Loads the tokenizer; None for images."""
 
 
 def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None = None) -> Dataset:
-    """Return the examples that a model learns from; safe to call from every process of a node at once.
+    """Return the examples that a model learns from; every process of a node may call this at once.
 
     Args:
-        learned_from: the text that a tokenizer is trained on where one is, so that two texts share it; see `prepare`.
+        learned_from: the corpus that a tokenizer is trained on, so that two corpora share one; see `prepare`.
 
     Raises:
-        DataError: no such corpus, or one that does not suit what the model learns.
-        ModelError: no such model.
+        DataError: there is no such corpus, or it does not suit the model's task.
+        ModelError: there is no such model.
     """
     check_kind(data, model)
     name = task_of(model)
     task = registry.load("tasks", name)
+    # Only text windows can share the tokenizer of another corpus.
     load: dict[str, Callable[..., Dataset]] = {
         "windows": partial(_windows, learned_from=learned_from), "sentences": _sentences, "images": _images
     }  # fmt: skip
     dataset = load[task.reads](data, model, task)
+    # Only after loading: which special tokens there are is known once the tokenizer is.
     for fact in task.needs:
         if getattr(dataset.facts, fact) is None:
             what = fact.replace("_", " ")
@@ -66,13 +69,15 @@ def load_dataset(data: DataSpec, model: ModelSpec, learned_from: DataSpec | None
 
 
 def check_kind(data: DataSpec, model: ModelSpec) -> None:
-    """Check that data are of the kind that a model learns from, as far as their names tell; reads none of them.
+    """Check that a corpus is of the kind that a model learns from, as far as the names tell, without reading it.
 
     Raises:
-        DataError: they are not, or are not there; ModelError: no such model.
+        DataError: it is of another kind, or its path does not exist.
+        ModelError: there is no such model.
     """
     name = task_of(model)
     task = registry.load("tasks", name)
+    # There is one data set of images, so every other name is that of a text.
     if data.name == DIGITS and task.reads != "images":
         raise DataError(
             f"data.name = {DIGITS!r} holds images, but model.name = {model.name!r} learns {name} from text. "
@@ -94,16 +99,17 @@ def check_kind(data: DataSpec, model: ModelSpec) -> None:
 
 
 def build_task(model: ModelSpec, facts: Facts) -> Task:
-    """Return what a model learns, with what it must know of the data."""
+    """Return the task of a model, with the facts about its data."""
     return registry.load("tasks", task_of(model))(facts=facts)
 
 
 def check_enough(dataset: Dataset, data: DataSpec, batch_size: int) -> None:
-    """Check that the training split fills one batch and the probe.
+    """Check that the training split has enough examples for one batch and for the probe.
 
     Raises:
-        DataError: it does not.
+        DataError: it has fewer.
     """
+    # With fewer, one batch would hold a window twice, or the probe would be smaller than the job says.
     count = len(dataset.train)
     for key, needed in (("training.batch_size", batch_size), ("data.probe_windows", data.probe_windows)):
         if count < needed:
@@ -114,10 +120,13 @@ def check_enough(dataset: Dataset, data: DataSpec, batch_size: int) -> None:
 
 
 def _windows(data: DataSpec, model: ModelSpec, task: type[Task], learned_from: DataSpec | None) -> Dataset:
+    """Load a text as windows of tokens."""
     tokenizer, vocab_size = tokenizer_source(model, data)
     store: TokenStore = prepare(
         data, tokenizer=tokenizer, vocab_size=vocab_size, special_tokens=not task.causal, learned_from=learned_from
     )  # fmt: skip
+    # The held-out text is cut to `data.eval_tokens` first: every evaluation, in training and after it, uses all of the
+    # windows that are left.
     windows = {
         "train": windows_of(store.train, data.seq_len),
         "evaluate": windows_of(store.evaluation[: data.eval_tokens], data.seq_len),
@@ -135,10 +144,10 @@ def _windows(data: DataSpec, model: ModelSpec, task: type[Task], learned_from: D
 
 
 def _with_text(windows: Examples, facts: Facts, data: DataSpec, split: str) -> Examples:
-    """Return the windows that hold a token that can be hidden.
+    """Return the windows with at least one token that can be hidden, without which a window has no loss.
 
     Raises:
-        DataError: none does.
+        DataError: there is none.
     """
     has_text = (~np.isin(windows, facts.special_tokens)).any(1)
     if not has_text.any():
@@ -146,14 +155,17 @@ def _with_text(windows: Examples, facts: Facts, data: DataSpec, split: str) -> E
             f"data.name = {data.name!r}: its {split} split holds special or unknown tokens alone, so that there is "
             "nothing to predict. Give a text that the tokenizer knows, or name another one with data.tokenizer."
         )
+    # Selecting copies the windows into memory; most corpora have none to leave out and stay mapped from the disk.
     return windows if has_text.all() else windows[has_text]
 
 
 def _sentences(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+    """Load a table of labelled sentences."""
     tokenizer, vocab_size = tokenizer_source(model, data)
     rows, facts, fingerprint, digest, built = prepare_sentences(data, tokenizer=tokenizer, vocab_size=vocab_size)
     return Dataset(
         train=rows["train"],
+        # `data.eval_tokens` counts padding too, so the number of sentences does not depend on their lengths.
         evaluation=rows["evaluation"][: max(1, data.eval_tokens // data.seq_len)],
         facts=facts,
         fingerprint=fingerprint,
@@ -163,7 +175,9 @@ def _sentences(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
 
 
 def _images(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
+    """Load labelled images; all held-out ones are used, since `data.eval_tokens` is about text."""
     rows, facts = load_images(data)
+    # No tokenizer turns pixels into something else, so one hash is of the content and of the examples.
     digest = content_key([rows["train"].tolist(), rows["evaluation"].tolist()])
     return Dataset(
         train=rows["train"],

@@ -1,4 +1,4 @@
-"""Load or train the tokenizer of a model."""
+"""Load the tokenizer of a pretrained model, or train one on a text."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from raysweep.trial.data.cache import cache_folder, lock_path
 
 
 def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int | None]:
-    """Return (name of a pretrained tokenizer, None), or (`wordpiece` or None, size of a vocabulary to train).
+    """Return (name of a pretrained tokenizer, None), or (`wordpiece` or None, size of the vocabulary to train).
 
     Raises:
-        DataError: a tokenizer is to be trained for a model that has its own.
+        DataError: the job asks to train a tokenizer for a pretrained model, which has one.
     """
+    # A pretrained model knows the ids of its own tokenizer only, so `data.tokenizer: wordpiece` is refused for it.
     if data.tokenizer not in (None, WORDPIECE):
         return data.tokenizer, None
     if model.name in scratch_sizes():
@@ -43,16 +44,18 @@ def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int 
 def text_tokenizer(
     train: str, name: str | None, vocab_size: int | None, *, special_tokens: bool
 ) -> tuple[Any, str, Facts]:
-    """Return a tokenizer, its identity and the ids that a task must know: a pretrained one, or one trained here.
+    """Return a tokenizer, its identity, and the ids of its special tokens.
+
+    The identity is a hash of the tokenizer itself if it is pretrained, and of the recipe if it is trained here.
 
     Args:
         train: text to train it on.
-        name: hub name or folder; `wordpiece`; or None for a byte-level BPE.
-        vocab_size: largest size of one trained here.
-        special_tokens: give that BPE the tokens of an encoder.
+        name: hub name or folder of a pretrained one; `wordpiece`; or None for a byte-level BPE.
+        vocab_size: largest vocabulary of one trained here.
+        special_tokens: give a BPE the special tokens of an encoder.
 
     Raises:
-        DataError: it cannot be loaded, or its vocabulary would be smaller than the bytes and special tokens.
+        DataError: it cannot be loaded, or `vocab_size` is too small for the bytes and special tokens.
     """
     if name is not None and name != WORDPIECE:
         tokenizer, facts = pretrained_tokenizer(name)
@@ -66,32 +69,41 @@ def text_tokenizer(
         tokenizer, identity = _trained({"wordpiece": 1} | recipe, lambda: wordpiece.train_wordpiece(lines, size))
         return tokenizer, identity, _facts_of(tokenizer, wordpiece.ROLES)
     roles = bpe.ROLES if special_tokens else {}
+    # The trainer would go below without an error, and the model would then have another size than its name says.
     if size < bpe.BYTES + len(roles):
         extra = f" and {len(roles)} special ones" if roles else ""
         raise DataError(
             f"a byte-level BPE has at least {bpe.BYTES} tokens, one for each byte{extra}; not {vocab_size}."
         )
+    # Left out of the recipe where there are none, so that tokenizers without special tokens keep their identity.
     special = {"special": list(roles)} if roles else {}
     tokenizer, identity = _trained({"bpe": 1} | recipe | special, lambda: bpe.train_bpe(lines, size, roles))
     return tokenizer, identity, _facts_of(tokenizer, roles)
 
 
 def _trained(recipe: dict[str, Any], train: Callable[[], Any]) -> tuple[Any, str]:
-    """Return a tokenizer from the cache, or trained now; and its identity, which follows from the recipe."""
+    """Return a tokenizer, from the cache or trained now, and its identity, a hash of the recipe.
+
+    Args:
+        recipe: everything that determines the result of `train`.
+    """
     identity = content_key(recipe)
     path = cache_folder() / "tokenizers" / f"{identity}.json"
     from tokenizers import Tokenizer
 
+    # As in cache.py: one process trains while the others wait, and the file appears whole, by a rename.
     with FileLock(lock_path(path)):
         if not path.exists():
             trained = train()
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
                 part.write(trained.to_str().encode())
             os.replace(part.name, path)
+    # Read back even where it was trained just now, so that all processes use the very same tokenizer.
     return Tokenizer.from_file(str(path)), identity
 
 
 def _facts_of(tokenizer: Any, roles: Mapping[str, str]) -> Facts:
+    """Return the size and the special ids of a tokenizer trained here."""
     ids = {role: tokenizer.token_to_id(token) for token, role in roles.items()}
     return Facts(
         vocab_size=tokenizer.get_vocab_size(),
@@ -102,34 +114,38 @@ def _facts_of(tokenizer: Any, roles: Mapping[str, str]) -> Facts:
 
 
 def special_roles(tokenizer: Any, facts: Facts) -> dict[str, str]:
-    """Return the special tokens of a tokenizer trained here, by the names that transformers has for them."""
+    """Return the special tokens of a tokenizer trained here, by transformers' names for them."""
     roles = bpe.ROLES | wordpiece.ROLES
     tokens = map(tokenizer.id_to_token, facts.special_tokens)
     return {roles[token]: token for token in tokens}
 
 
 def pretrained_tokenizer(name: str) -> tuple[Any, Facts]:
-    """Return a pretrained tokenizer (`encode(text).ids`, `decode(ids)`) that neither cuts nor pads, and its ids.
+    """Return a pretrained tokenizer (`encode(text).ids`, `decode(ids)`) that neither truncates nor pads, and its ids.
 
     Raises:
-        DataError: none can be loaded, or it has no fast form.
+        DataError: none can be loaded, or it has no fast form, or no vocabulary.
     """
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except Exception as error:  # a damaged file raises what its parser raises
+    except Exception as error:
+        # A damaged file raises whatever error its parser has, so no narrower class would do.
         reason = str(error).strip().partition("\n")[0]
         raise _no_tokenizer(name, f"{type(error).__name__}: {reason}") from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise _no_tokenizer(name, "it has no fast form")
     if backend.get_vocab_size() <= len(loaded.all_special_tokens):
-        raise _no_tokenizer(name, "its vocabulary is missing")  # transformers makes an empty one of a folder without
-    backend.no_truncation()  # both may stand in its file, and would cut or pad every text
+        # For a folder without a vocabulary, transformers makes an empty tokenizer and raises nothing.
+        raise _no_tokenizer(name, "its vocabulary is missing")
+    # A tokenizer's file may switch both on, and they would truncate or pad every text here.
+    backend.no_truncation()
     backend.no_padding()
     return backend, Facts(
-        vocab_size=max(backend.get_vocab().values()) + 1,  # a vocabulary may have holes
+        # The largest id counts, not the number of tokens: a vocabulary may have holes.
+        vocab_size=max(backend.get_vocab().values()) + 1,
         mask_token=loaded.mask_token_id,
         pad_token=loaded.pad_token_id,
         special_tokens=tuple(sorted(loaded.all_special_ids)),

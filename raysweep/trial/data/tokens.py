@@ -1,4 +1,4 @@
-"""From text to token windows: tokenized once a node, memory-mapped, sharded over ranks without overlap or loss."""
+"""Turn text into windows of tokens: tokenized once a node, memory-mapped, divided among ranks without overlap."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ Tokens = npt.NDArray[Any]
 
 
 SPLITS = ("train", "evaluation")
+"""Names of the splits in the cache."""
 
 
 PIECE_CHARACTERS, PIECES_AT_ONCE = 100_000, 16
+"""A text is encoded in pieces of so many characters, so many of them at once: this bounds the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,9 @@ class TokenStore:
     evaluation: Tokens
     vocab_size: int
     fingerprint: str
-    """Hash of both texts and the tokenizer."""
+    """Hash of both texts, the tokenizer, and how they are encoded; also the name of the cache entry."""
     text_sha256: str
+    """Hash of both texts alone."""
     facts: Facts
 
     def tokenizer(self) -> Any:
@@ -53,11 +56,12 @@ def prepare(
     data: DataSpec, *, tokenizer: str | None, vocab_size: int | None, special_tokens: bool = False,
     learned_from: DataSpec | None = None,
 ) -> TokenStore:  # fmt: skip
-    """Return a corpus as tokens, from the cache or tokenized now; safe to call from every process of a node at once.
+    """Return a corpus as tokens, from the cache or tokenized now; every process of a node may call this at once.
 
     Args:
-        tokenizer, vocab_size, special_tokens: as `text_tokenizer` takes them; trained on the training split.
-        learned_from: the corpus on whose training split instead, so that two corpora share one tokenizer.
+        tokenizer, vocab_size, special_tokens: see `text_tokenizer`.
+        learned_from: the corpus on whose training split a tokenizer is trained, so that two corpora share one; by
+            default `data` itself.
 
     Raises:
         DataError: no such corpus or tokenizer, too small a vocabulary, or text too short for one window in each split.
@@ -65,14 +69,17 @@ def prepare(
     train, evaluation = load_splits(data)
     texts = {"train": train, "evaluation": evaluation}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    # Trained on the training split alone: a vocabulary that had seen the held-out text would leak its words.
     taught = train if learned_from is None else load_splits(learned_from)[0]
     built, identity, facts = text_tokenizer(taught, tokenizer, vocab_size, special_tokens=special_tokens)
+    # The size of pieces is part of it: a token never spans two pieces, so another size gives other tokens.
     fingerprint = content_key(
         {"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens, "pieces": PIECE_CHARACTERS}
     )
     folder = cache_folder() / "tokens" / fingerprint
     limits = {"train": data.max_tokens, "evaluation": None}
     keep_arrays(folder, lambda: {name: _encode(texts[name], built)[: limits[name]] for name in SPLITS}, built)
+    # Mapped, not read: all ranks of a node share one copy in the page cache, and none can write to it.
     store = TokenStore(
         folder=folder,
         train=np.load(folder / "train.npy", mmap_mode="r"),
@@ -82,27 +89,36 @@ def prepare(
         text_sha256=content_key(digests),
         facts=facts,
     )
+    _check_length(store, data)
+    return store
+
+
+def _check_length(store: TokenStore, data: DataSpec) -> None:
+    """Check that each split has enough tokens for one window.
+
+    Raises:
+        DataError: one has fewer.
+    """
     for name, tokens in (("train", store.train), ("evaluate", store.evaluation)):
         if len(tokens) < data.seq_len:
             raise DataError(
                 f"data.name = {data.name!r}: its {name} split has {len(tokens)} tokens, fewer than one window of "
                 f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
             )
-    return store
 
 
 def windows_of(tokens: Tokens, seq_len: int) -> Tokens:
-    """View tokens as consecutive windows (count, seq_len); a tail shorter than a window is left out."""
+    """Return a view of tokens as consecutive windows (count, seq_len); a tail shorter than a window is left out."""
     count = len(tokens) // seq_len
     return tokens[: count * seq_len].reshape(count, seq_len)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOrder:
-    """The order in which windows are trained on: every epoch a new permutation, no window lost between epochs.
+    """The order in which windows are trained on: a new permutation in every epoch, no window lost between epochs.
 
-    Stateless: the windows of step `s` follow from the seed and `s`, so a run resumed at any step sees what an
-    uninterrupted one would have seen, at any number of ranks.
+    It has no state: the windows of a step follow from the seed and the step alone. A run resumed at any step sees the
+    windows of an uninterrupted one, and any number of ranks together sees the same batch.
     """
 
     num_windows: int
@@ -110,20 +126,29 @@ class BatchOrder:
     seed: int
 
     def indices(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Return this rank's share of the windows of one step; over all ranks they are the whole batch."""
-        positions = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
+        """Return the indices of this rank's windows of one step; those of all ranks are the whole batch."""
+        positions = self._positions(step, rank, world_size)
+        # A batch may reach over the end of an epoch: each position is looked up in the permutation of its own epoch.
         epochs, offsets = np.divmod(positions, self.num_windows)
         order = [_permutation(self.num_windows, self.seed, int(epoch)) for epoch in epochs]
         return np.array([permutation[at] for permutation, at in zip(order, offsets, strict=True)], np.int64)
 
     def seeds(self, step: int, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
         """Return the seeds of this rank's examples of one step, for what a task draws at random in each."""
-        positions = np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
-        return (self.seed + positions) % 2**62
+        # By position and not by window: in the next epoch a task hides other tokens of the same window. The modulus
+        # keeps the sum far from the end of int64.
+        return (self.seed + self._positions(step, rank, world_size)) % 2**62
+
+    def _positions(self, step: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+        """Return the positions of this rank's examples of one step in the endless sequence of all epochs."""
+        # Ranks take turns within a batch, so their shares differ by one example at most.
+        return np.arange(step * self.batch_size + rank, (step + 1) * self.batch_size, world_size)
 
 
+# Two are kept: a batch may need the permutations of two epochs in turn.
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the order of all windows in one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
@@ -133,8 +158,10 @@ def shard(count: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
 
 
 def _encode(text: str, tokenizer: Any) -> Tokens:
-    """Encode a text piece by piece: a tokenizer needs hundreds of bytes for each token that it holds."""
+    """Encode a text piece by piece and return its tokens."""
+    # Half the disk and memory wherever every id fits into 16 bits.
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    # The encodings of a whole text would take hundreds of bytes a token; only the ids of each piece are kept.
     encoded = [np.empty(0, dtype)]
     pieces = blocks_of(text, PIECE_CHARACTERS)
     while batch := list(islice(pieces, PIECES_AT_ONCE)):

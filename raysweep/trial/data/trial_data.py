@@ -1,4 +1,8 @@
-"""What a trial learns, and from which examples; prepared once a process."""
+"""Return the examples and the task of a trial, loaded once a process.
+
+A lane's worker runs trial after trial, and most trials of a sweep share their data: what was loaded for one trial is
+kept for the next.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,18 @@ from raysweep.trial.measures.evaluation import held_out_sha256
 
 def trial_data(plan: TrialPlan) -> Dataset:
     """Return the examples of a trial."""
+    # Specs are the key of the cache, not the plan, which differs in every trial.
     return _data(DataSpec(**plan.data), ModelSpec(**plan.model))
 
 
 def trial_task(plan: TrialPlan) -> Task:
-    """Return what a trial's model learns."""
+    """Return the task of a trial's model."""
     return build_task(ModelSpec(**plan.model), trial_data(plan).facts)
 
 
 def trial_held_out_sha256(plan: TrialPlan) -> str:
-    """Return the hash of what every evaluation shows and asks: every held-out example is drawn for it."""
+    """Return the hash of the held-out inputs and labels of a trial; see `held_out_sha256`."""
+    # All held-out examples are built for the hash, so it is computed once a process and not once a trial.
     return _held_out_sha256(DataSpec(**plan.data), ModelSpec(**plan.model))
 
 

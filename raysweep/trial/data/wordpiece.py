@@ -1,4 +1,4 @@
-"""WordPiece, the tokenizer that BERT and PNN were published with, trained on a text: lower-case, pieces of words."""
+"""Train a WordPiece tokenizer on a text: lower case, pieces of words. BERT and PNN were published with WordPiece."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ UNKNOWN, CLASS, SEPARATOR = "[UNK]", "[CLS]", "[SEP]"
 
 
 ROLES = {"[PAD]": "pad_token", UNKNOWN: "unk_token", CLASS: "cls_token", SEPARATOR: "sep_token", "[MASK]": "mask_token"}
-"""Special tokens in the order of their ids, with the names that transformers has for them."""
+"""Special tokens in the order of their ids, with transformers' names for them."""
 
 
 PREFIX = "##"
+"""Begins every piece that is not the first of its word."""
 
 
 SMALLEST = 64
-"""Tokens of a vocabulary."""
+"""Fewest tokens of a vocabulary."""
 
 
 CHARACTERS, CHARACTER_SHARE = 1000, 8
-"""Most characters that a vocabulary begins with, as BERT's, and at most one in so many of its tokens. A word with
-another character is unknown."""
+"""A vocabulary begins with the most frequent characters: at most 1,000, as BERT's, and at most an eighth of its tokens.
+A word with any other character is unknown."""
 
 
 def train_wordpiece(lines: Sequence[str], vocab_size: int) -> Any:
-    """Train a tokenizer with BERT's normaliser and pre-tokeniser (Devlin et al. 2019); equal texts give equal ones.
+    """Train a tokenizer with BERT's normaliser and pre-tokeniser (Devlin et al. 2019).
+
+    Equal texts give equal tokenizers, in any process on any machine.
 
     Args:
-        vocab_size: largest number of tokens; a short text fills less.
+        vocab_size: largest number of tokens; a short text gives fewer.
     """
     from tokenizers import trainers
 
@@ -38,17 +41,20 @@ def train_wordpiece(lines: Sequence[str], vocab_size: int) -> Any:
         vocab_size=vocab_size,
         initial_alphabet=characters,
         limit_alphabet=len(characters),
-        # The library numbers the characters inside words in the order of a hash map, another one in every process, and
-        # numbers decide between equally frequent pairs. Named beforehand they have the same number everywhere.
+        # The library numbers the characters inside words in the order of a hash map, which differs between processes,
+        # and these numbers decide between equally frequent pairs. Special tokens are numbered first, in given order, so
+        # the characters are passed as special tokens.
         special_tokens=[*ROLES, *(PREFIX + character for character in characters)],
         show_progress=False,
     )
     learning = _tokenizer({UNKNOWN: 0})
     learning.train_from_iterator(lines, trainer)
+    # A new tokenizer takes over the vocabulary alone: the trained one treats those characters as special tokens.
     return _with_special_tokens(_tokenizer(learning.get_vocab()))
 
 
 def _tokenizer(vocabulary: dict[str, int]) -> Any:
+    """Return a WordPiece tokenizer with a vocabulary, without special tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, continuing_subword_prefix=PREFIX))
@@ -59,6 +65,7 @@ def _tokenizer(vocabulary: dict[str, int]) -> Any:
 
 
 def _with_special_tokens(tokenizer: Any) -> Any:
+    """Return the tokenizer with BERT's special tokens, which it adds around a sentence or a pair of sentences."""
     from tokenizers import processors
 
     tokenizer.add_special_tokens(list(ROLES))
@@ -72,6 +79,7 @@ def _with_special_tokens(tokenizer: Any) -> Any:
 
 def _characters(lines: Iterable[str], vocab_size: int) -> list[str]:
     """Return the most frequent characters as the normaliser leaves them, in the order of their code points."""
+    # Sorted by count and then by code point, so that equally frequent characters are cut the same way everywhere.
     normalizer = _tokenizer({UNKNOWN: 0}).normalizer
     counts: Counter[str] = Counter()
     for line in lines:

@@ -1,4 +1,4 @@
-"""The model card of an export: what the model is, how it came to be, and how to load it; from records only."""
+"""Write the model card of an export: what the model is, how it was made, and how to load it. It reads records only."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ PREDICTED_AT = {
     "sentences": "token (sentences of {seq_len})",
     "images": "position (patches and the class token)",
 }
-"""What FLOPs are counted for, by what a task reads."""
+"""The unit that FLOPs are counted for, by the kind of data that a task reads."""
 
 
 def card(plan: TrialPlan, records: Sequence[PhaseRecord], manifest: Manifest, facts: Facts) -> str:
     """Return the text of README.md.
 
     Args:
-        records: the trial's phases, in order.
-        facts: of the data that it learned from.
+        records: the phases of the trial, in order.
+        facts: facts about the data that it learned from.
     """
     last, task = records[-1], registry.load("tasks", manifest.task)
+    # The map has an entry for every slot, absent ones too.
     slots = sum(map(len, last.head_map))
     sections = [
         HEADER.format(form=manifest.format)
@@ -49,6 +50,8 @@ def card(plan: TrialPlan, records: Sequence[PhaseRecord], manifest: Manifest, fa
 
 
 def _facts(plan: TrialPlan, last: PhaseRecord, manifest: Manifest, task: type[Task]) -> Iterator[str]:
+    """Yield the rows of the first table: model, seed, size, data, versions, and the values searched over."""
+    # Markdown has no table without a header; an empty one is shown as none.
     yield "| | |\n|---|---|"
     yield f"| base model | `{manifest.base_model}` ({manifest.family}, {manifest.task}) |"
     yield f"| plan key | `{manifest.plan_key}` |"
@@ -64,8 +67,10 @@ def _facts(plan: TrialPlan, last: PhaseRecord, manifest: Manifest, task: type[Ta
 
 
 def _phases(records: Sequence[PhaseRecord]) -> Iterator[str]:
+    """Yield the rows of the table of phases."""
     metrics = list(_quality(records[-1]))
     yield f"| phase | cycle | steps | loss | {' | '.join(metrics)} | heads | parameters | FLOPs |"
+    # Seven columns that every task has, and one a metric.
     yield "|---" * (7 + len(metrics)) + "|"
     for each in records:
         yield (
@@ -75,22 +80,25 @@ def _phases(records: Sequence[PhaseRecord]) -> Iterator[str]:
 
 
 def _quality(record: PhaseRecord) -> dict[str, str]:
-    """Return what a phase is judged by beside its loss: of a classifier accuracy and metrics, of text perplexity."""
+    """Return the quality measures of a phase beside its loss: accuracy and metrics of a classifier, else perplexity."""
     if not record.metrics:
         return {"perplexity": f"{record.perplexity:.4g}"}
     return {name: f"{value:.4f}" for name, value in {"accuracy": record.accuracy, **record.metrics}.items()}
 
 
 def _decisions(records: Sequence[PhaseRecord]) -> Iterator[str]:
+    """Yield a line for each prune and grow: cycle, strategy, options and heads."""
     for each in records:
         if each.decision is not None:
             done = "removed" if each.phase == "prune" else "grew"
             options = ", ".join(f"{name}: {value}" for name, value in each.decision["options"].items())
+            # A decision lists heads in the order in which they were chosen; by layer they are easier to find.
             heads = ", ".join(f"{layer}.{head}" for layer, head in sorted(map(tuple, each.decision["heads"])))
             by = each.decision["strategy"] + (f" ({options})" if options else "")
             yield f"- cycle {each.cycle}: {by} {done} {len(each.decision['heads'])} (layer.head): {heads or 'none'}"
 
 
 def _map(last: PhaseRecord) -> Iterator[str]:
+    """Yield the head map, one line a layer."""
     for layer, row in enumerate(last.head_map):
         yield f"{layer:3}  " + " ".join("." if head < 0 else str(head) for head in row)

@@ -1,4 +1,4 @@
-"""A trial that has ended, with the state that its last phase left in the phase store."""
+"""Restore a finished trial from its records and the phase store, as its last phase left it."""
 
 from __future__ import annotations
 
@@ -25,40 +25,43 @@ EXPORTED = ("COMPLETE", "STOPPED")
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTrial:
-    """What an export is made from."""
+    """A finished trial: its plan and records, and the state that an export is made from."""
 
     sweep: str
     plan: TrialPlan
     records: list[PhaseRecord]
-    """Its phases, in order; the last one left `state`."""
+    """Its phases, in order, up to the one that left `state`."""
     state: TrialState
     family: Family
     data: Dataset
 
     @property
     def last(self) -> PhaseRecord:
+        """The record of the phase that left `state`."""
         return self.records[-1]
 
     def held_out_batch(self) -> Batch:
-        """Return two held-out examples."""
+        """Return a batch of two held-out examples."""
         return shared_batches(self.data.evaluation[:2], 2, trial_task(self.plan), _runtime())[0]
 
 
 def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
-    """Rebuild a trial as its last phase left it, on the processor.
+    """Rebuild a trial as the phase of its result left it, on the CPU.
 
     Raises:
-        ArchiveError: no such trial, it has not come to a good end, its checkpoints are gone, or what it began with
-            has changed since.
+        ArchiveError: there is no such trial, it has no result, its checkpoints are gone, or its model or data have
+            changed since the sweep began.
     """
     records = _records(folder, trial)
     store = PhaseStore(folder.store_of(trial))
+    # Before anything is loaded: with a checkpoint gone, the error should come at once.
     lost = store.missing(records[-1].key)
     if lost is not None:
         raise ArchiveError(
             f"trial {trial} of {folder.name!r}: the weights of phase {_name_of(lost, records)} ({lost}) are no longer "
             f"in {str(store.folder)!r}: collected by 'raysweep gc', or damaged. Run the trial again in a new sweep."
         )
+    # A changed corpus would give another tokenizer and other held-out examples than the model was trained with.
     job, about = folder.job(), folder.environment()
     check_unchanged(job, about, folder.name)
     plan = plan_of(job, folder.proposals()[trial], Fingerprints(**about["fingerprints"]))
@@ -70,7 +73,11 @@ def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
 
 
 def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
-    """Return the records of a trial's phases, up to the one that is its result."""
+    """Return the records of a trial's phases, up to the one that is its result.
+
+    Raises:
+        ArchiveError: the trial has no result, or its phases have no records.
+    """
     ended = folder.trials().get(trial)
     if ended is None:
         known = sorted(number for number, record in folder.trials().items() if record.status in EXPORTED)
@@ -81,8 +88,10 @@ def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
         raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, not COMPLETE: {ended.error}")
     found = {record.key: record for record in folder.phases() if record.trial == trial}
     records = [found[key] for key in ended.phases if key in found]
+    # The record lists all phases that were planned. A stopped trial has not run the last ones; a complete one has.
     if not records or (ended.status == "COMPLETE" and len(records) != len(ended.phases)):
         raise ArchiveError(f"trial {trial} of sweep {folder.name!r} is {ended.status}, but its phases have no record.")
+    # A halted trial was rolled back: its result is an earlier phase, and the ones after it are left out.
     if ended.halted is None:
         return records
     kept = [record.key for record in records].index(ended.halted["kept"])
@@ -90,8 +99,10 @@ def _records(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
 
 
 def _name_of(key: str, records: list[PhaseRecord]) -> str:
+    """Return the name of the phase with a key."""
     return next((record.phase for record in records if record.key == key), "unknown")
 
 
 def _runtime() -> Runtime:
+    """Return the runtime of a single process on the CPU: exporting needs no GPU."""
     return Runtime(device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""How an exported folder is loaded and asked: code that runs as it stands, in the folder."""
+"""Write the code that loads an exported folder and runs its model. The code works as it stands, inside the folder."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from raysweep.trial.exports.manifest import Manifest
 WAYS = {
     "compact": "Absent heads are gone from every tensor, so plain transformers refuses this folder:",
     "dense": "A plain transformers folder: absent heads have zero weights and compute nothing.",
+    # Dense, but of a class that transformers does not have.
     "own": "Absent heads have zero weights and compute nothing. The network is one of raysweep's own:",
 }
 
 
 def usage(task: type[Task], facts: Facts, manifest: Manifest) -> str:
-    """Return a few sentences and a block of Python."""
+    """Return the usage section of a model card: how to load, a block of Python, and what goes in and out."""
+    # Plain transformers can load a dense folder only if it has the network's class.
     plain = manifest.format == "dense" and hasattr(transformers, manifest.model_class)
     way = "own" if manifest.format == "dense" and not plain else manifest.format
     tokenizer = "" if task.reads == "images" else "AutoTokenizer"
     names = ", ".join(filter(None, [manifest.model_class if plain else "", tokenizer]))
+    # An import that a kind of model does not need is left out, so that the code runs without unused names.
     lines = [
         *(["import torch"] if task.reads == "images" else []),
         *([] if plain else ["import raysweep"]),
@@ -35,8 +38,9 @@ def usage(task: type[Task], facts: Facts, manifest: Manifest) -> str:
 
 
 def _asking(task: type[Task], facts: Facts, data: dict[str, Any]) -> list[str]:
-    """Return the lines that ask a model and its tokenizer something."""
+    """Return the lines of code that run a model on an example."""
     if task.reads == "images":
+        # Pixels are scaled as the task scales them in training.
         return [
             f"pixels = torch.randint(0, {facts.brightest} + 1, {(2, *_shape(facts))})  # put your images here",
             f"logits = model(pixel_values=pixels * (2 / {facts.brightest}) - 1).logits",
@@ -52,6 +56,7 @@ def _asking(task: type[Task], facts: Facts, data: dict[str, Any]) -> list[str]:
             f"logits = model(rows.input_ids, attention_mask=rows.attention_mask{segments}).logits",
             "print(logits.argmax(-1))  # the class of each",
         ]
+    # What is left reads windows of text: causal models continue it, others fill in what is masked.
     if task.causal:
         return [
             'prompt = tokenizer("The first", return_tensors="pt")',
@@ -66,7 +71,7 @@ def _asking(task: type[Task], facts: Facts, data: dict[str, Any]) -> list[str]:
 
 
 def _meaning(task: type[Task], facts: Facts, data: dict[str, Any]) -> str:
-    """Say what goes in and what comes out."""
+    """Return the sentences that say what the model takes and what it predicts."""
     if task.reads == "images":
         channels, height, width = _shape(facts)
         return (

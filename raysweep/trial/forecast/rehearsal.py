@@ -1,4 +1,8 @@
-"""Rehearse on a head map alone what a job does: a number of heads that no scores could make possible is a fault."""
+"""Rehearse the prunes and grows of a job on a head map alone, to find counts that are impossible whatever the scores.
+
+Which heads a trial will remove depends on scores that only training gives. The rehearsal removes and grows as evenly as
+possible, which is the best case for later prunes: what is impossible here is impossible in every trial.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,19 @@ from raysweep.trial.quotas import heads_to_remove, number_to_grow, protected_hea
 
 
 def budget_faults(job: Job) -> tuple[list[Fault], list[str]]:
-    """Return the settings that ask for more heads to go, or to be grown, than the model has; and notes on such values.
+    """Return the settings that ask to prune or grow more heads than possible, as faults, or as notes if only some do.
 
-    Where the job searches, every parameter is tried at its corners, the others at their first. It is at fault if none
-    of these points is possible; if some are, the others are worth a note: their trials would fail.
+    If the job searches, each parameter is tried at its corners, with the first values of the others. The job is at
+    fault if none of these points is possible. If some are, the others give notes: their trials would fail.
 
     Raises:
-        ModelError: no such model.
+        ModelError: there is no such model.
     """
     corners = job.space.corner_assignments(job.spec.resolved()) if job.space else ()
     points = [values for _, values in corners] or [{}]
+    # Points that differ in neither model nor cycle prune and grow alike, and are rehearsed once.
     specs = {(spec.model, spec.cycle): spec for spec in map(job.with_values, points)}
+    # None from `_impossible` means that the point is possible, or that only a trial can tell.
     found = [(spec, *impossible) for spec in specs.values() if (impossible := _impossible(spec)) is not None]
     faults: dict[str, Fault] = {}
     for spec, phase, error in found:
@@ -43,7 +49,7 @@ def budget_faults(job: Job) -> tuple[list[Fault], list[str]]:
 
 
 def _impossible(spec: JobSpec) -> tuple[PhasePlan, BudgetError] | None:
-    """Return the first phase that cannot be carried out, with the reason."""
+    """Return the first phase that cannot be carried out and why; None if all can."""
     phases = list(_structural(spec))
     if not phases:
         return None
@@ -52,10 +58,10 @@ def _impossible(spec: JobSpec) -> tuple[PhasePlan, BudgetError] | None:
 
 
 def rehearse(phases: Sequence[PhasePlan], shape: tuple[int, int], groups: int) -> tuple[PhasePlan, BudgetError] | None:
-    """Prune and grow a head map as evenly as can be, which leaves most to be pruned later; return what cannot be.
+    """Prune and grow a head map as evenly as possible; return the first impossible phase and why, or None.
 
     Args:
-        phases: prunes and grows, in order.
+        phases: the prunes and grows, in order.
         shape: layers and heads a layer.
         groups: key/value heads of a layer.
     """
@@ -70,14 +76,16 @@ def rehearse(phases: Sequence[PhasePlan], shape: tuple[int, int], groups: int) -
             count = number_to_grow(phase.params, head_map, len(removed))
         except BudgetError as error:
             return phase, error
+        # From here on it depends on which groups grew what the next prune may remove, and only scores decide that.
         if count and groups < shape[1] and last_prune.params["unit"] != "head":
-            return None  # what the next prune may take depends on which groups grew
+            return None
         head_map = _grown_evenly(head_map, count, phase.cycle, last_prune.params["grace_cycles"])
     return None
 
 
 def _structural(spec: JobSpec) -> Iterator[PhasePlan]:
     """Yield the prunes and grows of a trial, those inside a continuous phase too."""
+    # The fingerprints go into keys alone, which are of no interest here.
     plan = make_plan(spec, {}, trial=1, fingerprints=Fingerprints(model="", data=""))
     for phase in plan.phases:
         inside = [PhasePlan(**each) for event in phase.params.get("events", ()) for each in event["phases"]]
@@ -85,6 +93,11 @@ def _structural(spec: JobSpec) -> Iterator[PhasePlan]:
 
 
 def _pruned_evenly(head_map: HeadMap, phase: PhasePlan, groups: int) -> list[Slot]:
+    """Return the slots that a prune removes if scores spread it evenly over layers.
+
+    Raises:
+        BudgetError: so many cannot be removed.
+    """
     slots: list[Slot] = []
     for count in removal_rounds(phase.params, head_map.grown.shape, groups):
         left = head_map.without(slots)
@@ -95,7 +108,9 @@ def _pruned_evenly(head_map: HeadMap, phase: PhasePlan, groups: int) -> list[Slo
 
 
 def _fullest_first(head_map: HeadMap, protected: set[Slot]) -> Array:
-    """Return scores by which heads go from whatever layer has most left."""
+    """Return scores by which heads are removed from the layer that has most heads left."""
+    # The k-th unprotected head of a layer scores k minus the layer's number of heads: the fuller the layer, the lower
+    # its scores. They rise by one from head to head, so that layers take turns once they are equally full.
     free = head_map.present.copy()
     for slot in protected:
         free[slot] = False
@@ -103,7 +118,8 @@ def _fullest_first(head_map: HeadMap, protected: set[Slot]) -> Array:
 
 
 def _grown_evenly(head_map: HeadMap, count: int, cycle: int, grace: int) -> HeadMap:
-    """Grow heads where fewest are protected from the next prune; of equals where fewest are."""
+    """Grow each head in the layer with fewest protected heads, of equal layers in the one with fewest heads."""
+    # A grown head is protected from the next prunes. Protected heads in one layer could leave it nothing to remove.
     protected = Counter(layer for layer, _ in protected_heads(head_map, cycle + 1, grace))
     absent = [np.flatnonzero(~row).tolist() for row in head_map.present]
     slots: list[Slot] = []
@@ -111,5 +127,6 @@ def _grown_evenly(head_map: HeadMap, count: int, cycle: int, grace: int) -> Head
         open_layers = (layer for layer, heads in enumerate(absent) if heads)
         layer = min(open_layers, key=lambda each: (protected[each], -len(absent[each])))
         slots.append((layer, absent[layer].pop()))
+        # The head just grown is protected, too, and counts for the next one.
         protected[layer] += 1
     return head_map.with_grown(slots, cycle)

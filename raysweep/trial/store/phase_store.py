@@ -1,16 +1,16 @@
-"""The phase store: outcomes of phases by key, so that trials share what they have in common.
+"""The phase store: outcomes of phases by key, so that trials share the phases that they have in common.
 
-    <key>/outcome.json       record and decision
+    <key>/outcome.json          record and decision
     <key>/tensors.safetensors   all weights and optimizer state, after training phases only
-    <key>/slices.safetensors    after prune, the weights it removed; after grow, the weights it wrote
-    <key>/manifest.json      a checksum of each file, and which ones were collected to free space
-    <key>.partial/           the newest checkpoint inside a running training phase
-    <key>.damaged/           what once was an entry, set aside
-    <key>.lock               held by whoever is running the phase
+    <key>/slices.safetensors    after a prune, the weights it removed; after a grow, the weights it wrote
+    <key>/manifest.json         a checksum of each file, and which files were removed to free space
+    <key>.partial/              the newest checkpoint inside a running training phase
+    <key>.damaged/              an entry whose checksums no longer fit, set aside
+    <key>.lock                  held by the worker that is running the phase
 
-A state after prune or grow is the last tensors before it, and each decision and its slices since.
-Entries appear by one rename: an entry is whole, or it is not there. One that is not what was written any more is set
-aside, and its phase is run again by whoever needs it; so is a phase whose tensors were collected.
+The state after a prune or grow consists of the newest tensors before it, and of each decision and its slices since.
+An entry appears by one rename: it is whole, or it is not there. A damaged entry is set aside, and the next trial that
+needs its phase runs it again; so is a phase whose tensors were removed.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ from raysweep.records.atomic_folders import DamagedError
 
 OUTCOME = "outcome.json"
 PROGRESS = "progress.json"
+"""What a checkpoint inside a phase holds beside tensors."""
 TENSORS = "tensors.safetensors"
 SLICES = "slices.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseOutcome:
-    """What a phase left behind, tensors aside."""
+    """The outcome of a phase without its tensors."""
 
     trial: int
     """The trial that ran it."""
     record: dict[str, Any]
     reference_entropy: list[list[float | None]] | None
-    """Entropy before the last prune; None for heads that were absent then."""
+    """Entropy of each head just before the last prune, None at heads that were absent then."""
     history: list[str]
-    """Keys of the phases up to and including this one."""
+    """Keys of the phases up to and including this one, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +55,29 @@ class Partial:
     """A checkpoint inside a training phase."""
 
     step: int
+    """Finished steps."""
     curve: list[dict[str, float]]
     structure: dict[str, Any]
-    """What events inside a continuous phase have changed so far."""
+    """What events inside a continuous phase have changed so far; see `Events.structure`."""
     tensors: dict[str, torch.Tensor]
+    """Weights, optimizer state, and whatever else the training resumes from."""
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     flops: float = 0.0
+    """Training FLOPs so far."""
 
 
 def ignore_warning(text: str) -> None:
-    """Take no notice."""
+    """Ignore a warning."""
 
 
 class PhaseStore:
-    """Reads and writes outcomes under one folder; used by rank 0 to write, by all ranks to read.
+    """The outcomes of phases under one folder. All ranks read it, and rank 0 alone writes.
+
+    Methods that write raise DiskFullError if no space is left; the store is then as it was before.
 
     Args:
-        warn: told of each entry that had to be set aside.
-
-    Raises, from whatever writes:
-        DiskFullError: there is no space left; the store is as it was before.
+        warn: called with a message about each entry that had to be set aside.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = ignore_warning) -> None:
@@ -83,7 +86,8 @@ class PhaseStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, key: str) -> PhaseOutcome | None:
-        """Return a phase's outcome; None where there is none, or only a damaged one, which is set aside."""
+        """Return the outcome of a phase, or None if it is not stored or damaged. A damaged entry is set aside."""
+        # Only the small record is checked here; checking tensors too would read gigabytes for every reused phase.
         folder = self.folder / key
         if not folder.is_dir():
             return None
@@ -92,17 +96,20 @@ class PhaseStore:
         return PhaseOutcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
 
     def missing(self, key: str) -> str | None:
-        """Return the last phase that must be run again before the state after a phase can be restored; None: it can.
+        """Return the last phase that must be run again before the state after `key` can be restored, or None.
 
-        Every file that makes up the state is checked.
+        The checksum of every file that makes up the state is checked.
         """
         outcome = self.find(key)
         if outcome is None:
             return key
-        trained = False  # whether a later phase's tensors are what the state is made of
+        # Going back from the newest phase: once tensors are found, older ones are not needed, but every decision and
+        # its slices are.
+        trained = False
         for done in reversed(outcome.history):
             if self.find(done) is None:
                 return done
+            # Files that were removed to free space are still listed in the manifest, with their names in `collected`.
             held = entries.manifest(self.folder / done)
             wanted = [name for name in (SLICES, *(() if trained else (TENSORS,))) if name in held.sha256]
             if any(name in held.collected for name in wanted) or not self._as_written(self.folder / done, wanted):
@@ -117,32 +124,38 @@ class PhaseStore:
         tensors: Mapping[str, torch.Tensor] | None,
         slices: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Write an entry; a training phase gives all tensors, prune and grow the slices that they changed.
+        """Write an entry.
 
-        An entry that is there stays, unless something of it is missing.
+        An entry that is there stays, unless a file of it is missing: two writers of one key write the same.
+
+        Args:
+            tensors: all weights and optimizer state of a training phase; None for other phases.
+            slices: the slices that a prune or grow changed; None for other phases.
         """
         with entries.appearing(self.folder / key, self.folder) as folder:
             for name, content in ((TENSORS, tensors), (SLICES, slices)):
                 if content is not None:
                     save_file(_contiguous(content), folder / name)
             (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        # Only now: a kill before this line leaves the entry, and a checkpoint that is never read again.
         shutil.rmtree(self._partial(key), ignore_errors=True)
 
     def tensors(self, key: str) -> dict[str, torch.Tensor] | None:
-        """Return the tensors of an entry that `missing` found whole, None where the phase changed none."""
+        """Return the tensors of an entry that `missing` has checked; None if its phase stored none."""
         folder = self.folder / key
         if not folder.is_dir() or TENSORS not in entries.manifest(folder).sha256:
             return None
         return load_file(folder / TENSORS)
 
     def slices(self, key: str) -> dict[str, torch.Tensor]:
-        """Return what a prune removed or a grow wrote."""
+        """Return the slices that a prune removed or a grow wrote."""
         path = self.folder / key / SLICES
         assert path.is_file(), f"phase {key} has no {SLICES}"
         return load_file(path)
 
     def save_partial(self, key: str, partial: Partial) -> None:
-        """Replace the checkpoint inside a running phase."""
+        """Write a checkpoint inside a running phase, and remove the one before."""
+        # Digits are padded, so that names sort by step.
         target = self._partial(key) / f"step-{partial.step:09d}"
         previous = [folder for folder in self._partial(key).glob("step-*") if folder != target]
         with entries.appearing(target, self.folder) as folder:
@@ -151,32 +164,36 @@ class PhaseStore:
             progress = {name: getattr(partial, name) for name in names}
             (folder / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
             self._partial(key).mkdir(exist_ok=True)
+        # The old one goes after the new one is in place: whenever a kill comes, one whole checkpoint is there.
         for old in previous:
             entries.remove(old)
 
     def find_partial(self, key: str) -> Partial | None:
-        """Return the newest whole checkpoint inside a phase."""
+        """Return the newest undamaged checkpoint inside a phase, or None."""
+        # Usually there is one; there are two if the writer was killed before it removed the old one.
         for folder in sorted(self._partial(key).glob("step-*"), reverse=True):
+            # Read by checksum here, once, since the training goes on from these very tensors.
             try:
                 for name in (PROGRESS, TENSORS):
                     entries.check(folder, name)
             except DamagedError as error:
                 entries.remove(folder)
-                self.warn(f"{folder}: {error}. It is passed over.")
+                self.warn(f"{folder}: {error}. This checkpoint is left out; an earlier one is used if there is one.")
                 continue
             progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
             return Partial(**progress, tensors=load_file(folder / TENSORS))
         return None
 
     def lease(self, key: str) -> FileLock:
-        """Return the lock under which a phase is run; the system frees it when its holder dies."""
+        """Return the lock under which a phase is run, so that of several trials that need it one runs it."""
+        # A lock of the operating system, not a file that says so: it is freed when the process that holds it dies.
         return FileLock(self.folder / f"{key}.lock")
 
     def _partial(self, key: str) -> Path:
         return self.folder / f"{key}.partial"
 
     def _as_written(self, folder: Path, names: Sequence[str]) -> bool:
-        """Check files of an entry; one that is damaged is set aside whole."""
+        """Return whether files of an entry have their checksums; if one has not, the whole entry is set aside."""
         try:
             for name in names:
                 entries.check(folder, name)
@@ -186,21 +203,25 @@ class PhaseStore:
         return True
 
     def _set_aside(self, folder: Path, error: DamagedError) -> None:
+        """Rename a damaged entry, so that its phase is run again and the files can still be looked at."""
         aside = folder.with_name(f"{folder.name}.damaged")
+        # An earlier damaged entry of the same key makes room: a folder cannot be renamed onto one that is not empty.
         entries.remove(aside)
         try:
             os.rename(folder, aside)
         except FileNotFoundError:
-            return  # another reader was first
+            # Another reader has set it aside already, and has warned.
+            return
         self.warn(f"{folder}: {error}. It is set aside, and its phase run again.")
 
 
 def sweep_up(folder: Path) -> None:
-    """Remove what killed writers left in a sweep's store; nobody else may be writing there."""
+    """Remove the unfinished folders of killed writers from a sweep's store; no other process may be writing there."""
     for place in (folder, *folder.glob("trial-*")):
         for leftover in entries.leftovers(place):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors on the CPU without gaps, which safetensors asks for."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -13,7 +13,8 @@ from raysweep.contracts import Batch, ExitLook
 from raysweep.errors import ModelError
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.config import PnnVisionConfig
-from raysweep.networks.pnn.dynamic import Inferred, counted, infer
+from raysweep.networks.pnn.dynamic import Inferred, infer
+from raysweep.networks.pnn.flops import counted
 from raysweep.networks.pnn.network import (
     PnnForImageClassification,
     PnnForSequenceClassification,

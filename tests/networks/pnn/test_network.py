@@ -22,8 +22,9 @@ from raysweep.networks.plasticity.compaction import compact
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.objective import label_losses
 from raysweep.networks.pnn.config import PnnConfig
-from raysweep.networks.pnn.network import PnnForMaskedLM, step_code
+from raysweep.networks.pnn.network import PnnForMaskedLM
 from raysweep.networks.pnn.supervision import step_weights
+from raysweep.networks.pnn.trunk import step_code
 
 VOCABULARY, WIDTH, HEADS, INNER, POSITIONS = 29, 12, 3, 20, 9
 TRUNKS = ("refiner", "hierarchical", "layers", "shared_layer")
@@ -577,10 +578,10 @@ def test_forms_that_do_not_go_together_are_refused_in_a_job_and_in_python() -> N
     pairs: list[tuple[dict[str, Any], str]] = [
         (
             {"trunk": "layers", "gate": "none"},
-            "gate 'none' is a refiner's: a trunk of 'layers' has none. Leave gate out",
+            "gate 'none' needs a refiner: a trunk of 'layers' has no gate. Leave gate out",
         ),
-        ({"trunk": "layers", "init": "zero"}, "init 'zero' is a refiner's"),
-        ({"trunk": "shared_layer", "init": "zero"}, "init 'zero' is a refiner's"),
+        ({"trunk": "layers", "init": "zero"}, "init 'zero' needs a refiner"),
+        ({"trunk": "shared_layer", "init": "zero"}, "init 'zero' needs a refiner"),
         ({"trunk": "layers", "random_depth": True}, "random_depth is for a module that is applied again"),
     ]
     for options, said in pairs:

@@ -256,7 +256,8 @@ def test_a_mask_by_step_and_absent_heads_act_together(kind: str) -> None:
             at(model, place).zero_()
     model.set_gates(HeadMap.full(*model.shape))
     torch.testing.assert_close(logits(kind, model), gated, rtol=0, atol=1e-12)
-    with pytest.raises(ModelError, match="differ from step to step cannot be taken out: use the dense format"):
+    message = "cannot be compacted, as its heads differ from step to step: use the dense format"
+    with pytest.raises(ModelError, match=message):
         compact(model.network, family_of(kind), head_map)
 
 

@@ -1,4 +1,4 @@
-"""How states move and what gates let through, against arithmetic on the states; padding counts for nothing."""
+"""Movement of states and open gates, against arithmetic on the states; padding is left out."""
 
 from __future__ import annotations
 

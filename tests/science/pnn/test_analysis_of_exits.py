@@ -1,4 +1,4 @@
-"""Rules are held against chance on the half of the sequences that no threshold was chosen on."""
+"""Exit rules are compared with chance on the half of the sequences that no threshold was chosen on."""
 
 from __future__ import annotations
 

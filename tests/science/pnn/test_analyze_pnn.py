@@ -1,4 +1,4 @@
-"""`raysweep analyze pnn` as people meet it: folders, aliases, files, tables, and every way in which it says no."""
+"""`raysweep analyze pnn` as users run it: folders, aliases, files, tables, and every error."""
 
 from __future__ import annotations
 

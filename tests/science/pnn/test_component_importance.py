@@ -38,7 +38,7 @@ def test_shapley_values_are_mean_marginal_losses_over_all_orders() -> None:
 
 
 def planted(worth: dict[str, float], spread: float = 0.05) -> Any:
-    """Judge additive losses in which holding each component costs what it is worth, on 10 sequences of 2 tokens."""
+    """Return the finding of additive losses in which each component has a planted cost, on 10 sequences of 2 tokens."""
     subject = tiny_subject()
     generator = np.random.default_rng(1)
     cost = {name: worth[name] + spread * generator.normal(size=20) for name in worth}

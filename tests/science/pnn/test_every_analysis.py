@@ -1,4 +1,4 @@
-"""What holds for every analysis, whoever wrote it."""
+"""Rules that every analysis keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.subjects import half_right, tiny_pnn, tiny_subject
 
 from raysweep.errors import NotApplicableError
 from raysweep.job import registry
-from raysweep.networks.pnn.network import Embeddings
+from raysweep.networks.pnn.trunk import Embeddings
 from raysweep.reports.tables.findings import draw_finding
 from raysweep.science.pnn.run import chosen
 

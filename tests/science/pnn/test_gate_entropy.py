@@ -84,14 +84,14 @@ def test_calibration_error_is_the_mean_gap_by_bin() -> None:
 
 
 def test_a_fitted_confidence_never_saw_its_own_sequence() -> None:
-    """A feature that names each sequence says everything about it, and nothing about any other."""
+    """A feature that identifies each sequence predicts its tokens, and nothing of other sequences."""
     right = (np.random.default_rng(1).random(60) < 0.5).astype(float)[SEQUENCES]
     found = fitted_confidence(np.eye(60)[SEQUENCES], right, SEQUENCES)
     assert roc_auc_score(right, found) < 0.6
 
 
 def planted(of_gates: float, of_confidence: float, *, same: bool = False) -> Any:
-    """Judge predictions, half of them wrong, that gates and confidences tell by so many standard deviations."""
+    """Return the finding of predictions, half of them wrong, that gates and confidences separate by some deviations."""
     generator = np.random.default_rng(2)
     right = (generator.random(TOKENS) < 0.5).astype(float)
     told = of_confidence * (right - 0.5) + generator.normal(size=TOKENS)
@@ -110,8 +110,13 @@ def planted(of_gates: float, of_confidence: float, *, same: bool = False) -> Any
 @pytest.mark.parametrize(
     ("of_gates", "of_confidence", "same", "said"),
     [
-        (0.0, 1.0, False, ["is not found to tell", "it tells less than", "is not found to add"]),
-        (1.0, 1.0, False, ["is higher where the prediction is wrong", "it tells more than", "and adds to it"]),
+        (0.0, 1.0, False, ["is not found to separate", "it separates them worse than", "is not found to add"]),
+        (
+            1.0,
+            1.0,
+            False,
+            ["is higher where the prediction is wrong", "it separates them better than", "and adds to it"],
+        ),
         (-1.0, 1.0, False, ["is lower where the prediction is wrong", "and adds to it"]),
         (0.0, 1.0, True, ["is higher where the prediction is wrong", "is not found to add"]),
     ],

@@ -1,4 +1,4 @@
-"""Spoilt gates keep their means; what the pattern is worth flips with what a planted gate depends on."""
+"""Changed gates keep their means; the verdict on their pattern follows what a planted gate depends on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysweep.errors import ModelError, NotApplicableError
 from raysweep.job.spec import DataSpec
 from raysweep.science.pnn.analyses.gate_specificity import Analysis
 from raysweep.science.pnn.gate_changes import dropped, inverted, noisy, permuted, swapped, token_mean
-from raysweep.science.pnn.subject import Subject, load_subject
+from raysweep.science.pnn.subject import PnnSubject, load_subject
 
 
 def some_gates(batch: int = 3, tokens: int = 7, width: int = 500) -> torch.Tensor:
@@ -88,8 +88,8 @@ def planted_gate(kind: str) -> Any:
     return network
 
 
-def subject_that_is_right(network: Any) -> Subject:
-    """Return a subject whose labels are what the network predicts: whatever changes its states costs."""
+def subject_that_is_right(network: Any) -> PnnSubject:
+    """Return a subject whose labels are the predictions of the network, so that any change of its states costs."""
     subject = tiny_subject(network, sequences=24)
     predicted, at, batches = subject.predictions().predicted[-1], 0, []
     for batch in subject.batches:
@@ -125,7 +125,7 @@ def test_networks_are_compared_on_the_same_masked_tokens() -> None:
     others = {"twice": network, "other, seed": tiny_pnn(seed=5, gate="none")}
     finding = Analysis()(dataclasses.replace(subject, compared=others))
     compared = {one.name: one for one in finding.comparisons if one.name.endswith("this network")}
-    assert compared["twice - this network"].effect == 0 and "twice is not told apart" in finding.verdict
+    assert compared["twice - this network"].effect == 0 and "twice is not found to differ" in finding.verdict
     assert "other, seed is worse by" in finding.verdict
     intact = subject.predictions().loss[-1]
     other = dataclasses.replace(subject, network=others["other, seed"]).predictions().loss[-1]

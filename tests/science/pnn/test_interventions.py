@@ -1,4 +1,4 @@
-"""A part's output is seen, and can be changed, at every step of every trunk."""
+"""The output of a part can be read and changed at every step of every trunk."""
 
 from __future__ import annotations
 

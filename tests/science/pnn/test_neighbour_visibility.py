@@ -56,7 +56,7 @@ def test_without_attention_no_neighbour_matters() -> None:
 
 
 def planted(near: float, far: float, noise: float = 0.05) -> Any:
-    """Judge effects at distances 1, 2, 4 and 8 of 20 sequences, the first two of one size, the others of another."""
+    """Return the finding of effects at distances 1 and 2 of one size, at 4 and 8 of another, on 20 sequences."""
     generator = np.random.default_rng(0)
     targets, distances = np.repeat(np.arange(40), 8), np.tile([-8, -4, -2, -1, 1, 2, 4, 8], 40)
     worth = np.where(np.abs(distances) <= 2, near, far)

@@ -1,4 +1,4 @@
-"""The curves of one network by how its tokens leave: paired, chosen on one half, reported on the other."""
+"""Exit curves of one network: paired, with thresholds chosen on one half and reported on the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from raysweep.contracts import Facts
 from raysweep.job import registry
 from raysweep.reports.plots.exit_curves import draw_exit_curves
 from raysweep.science.pnn.exit_curves import ExitCurves, ExitPoint, exit_curves
-from raysweep.trial.measures.inference import halves_of, seeded_batches
+from raysweep.trial.measures.evaluation import seeded_batches
+from raysweep.trial.measures.inference import halves_of
 
 THRESHOLDS = {"delta_norm": ("threshold", (0.2, 0.4)), "patience": ("patience", (1,)), "learned": ("quantile", (0.5,))}
 

@@ -1,4 +1,4 @@
-"""The study's runs, choices and words, on networks of a few steps and on outcomes made up by hand."""
+"""The study's runs, choices and sentences, on networks of a few steps and on outcomes written by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tiny_job() -> Job:
 
 
 class Recorded(Runs):
-    """Makes outcomes up instead of training: arms differ by 0.1, seeds by 1, and a rate of 3e-3 is the best."""
+    """Writes outcomes instead of training: arms differ by 0.1, seeds by 1, and a rate of 3e-3 is the best."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, 1)

@@ -1,4 +1,4 @@
-"""Difficulty by counts of neighbours, against counts by hand; classes of it are equally frequent words."""
+"""Difficulty by counts of neighbours, against counts by hand; its classes hold equally frequent words."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_holding_everything_leaves_the_embedding_plus_mean_updates() -> None:
 
 
 def test_before_its_norm_the_feed_forward_part_cannot_be_scaled_away() -> None:
-    """Why it is replaced behind the LayerNorm: a factor in front of it changes next to nothing."""
+    """The reason to replace an output behind the LayerNorm: a factor in front of it changes next to nothing."""
     subject = tiny_subject()
     intact = final_losses(subject.network, subject.batches)
     hook = subject.network.pnn.refiner.feed_forward.register_forward_hook(lambda *given: given[2] * 0.25)

@@ -1,4 +1,4 @@
-"""Tests find what is planted, and find nothing where there is nothing, at the rate that they say."""
+"""The statistical tests find planted effects, and find none under the null as often as their level says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Likeness of states, and the dimensions that they fill, against formulas written out."""
+"""Similarity of states, and the dimensions that they fill, against formulas written out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 from support.subjects import LENGTH, tiny_subject
 
-from raysweep.science.statistics.similarity import alignments, breadths, orders, states_by_sequence, update_cosines
+from raysweep.science.pnn.activity import states_by_sequence
+from raysweep.science.statistics.similarity import alignments, breadths, orders, update_cosines
 
 STATES = torch.randn(4, 9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

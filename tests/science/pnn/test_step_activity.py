@@ -1,4 +1,4 @@
-"""Growth of the state alone is no finding; what is planted in the relative update is."""
+"""A planted change of the relative update is found; growth of the state alone is not."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def scaled(factor: float) -> object:
 
 def test_an_untrained_network_is_not_told_apart_though_its_state_grows() -> None:
     finding = Analysis()(tiny_subject(untrained_twin(tiny_pnn(), seed=7)))
-    assert "not told apart from untrained networks" in finding.verdict
+    assert "not found to differ from untrained networks" in finding.verdict
     assert finding.figures["growth_of_state_norm"]["trained"] > 1.2
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(0.05, "to later steps"), (20.0, "to earlier steps")])
 def test_the_direction_follows_from_the_relative_updates(factor: float, verdict: str) -> None:
-    """Of small updates none is larger than another; large ones fill the state at once, and then add little to it."""
+    """Small updates are all of one relative size; large ones fill the state at once, and later ones add little."""
     finding = Analysis()(tiny_subject(scaled(factor)))
     assert f"training moves activity {verdict}" in finding.verdict
 

@@ -1,4 +1,4 @@
-"""What is predicted after each step, against logits of the whole network; which tokens it is predicted for."""
+"""Predictions after each step, against logits of the whole network; the tokens that are masked."""
 
 from __future__ import annotations
 

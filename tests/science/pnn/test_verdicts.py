@@ -22,19 +22,19 @@ from raysweep.science.pnn.analyses import (
     trajectory,
 )
 from raysweep.science.pnn.reference import matched_classes
-from raysweep.science.pnn.subject import Subject, untrained_twin
+from raysweep.science.pnn.subject import PnnSubject, untrained_twin
 from raysweep.science.statistics.finding import Finding
 
 STEPS = 3
 SPREAD = 46
 
 
-def blank(subject: Subject, width: int = SPREAD) -> torch.Tensor:
+def blank(subject: PnnSubject, width: int = SPREAD) -> torch.Tensor:
     rows = sum(len(batch.inputs) for batch in subject.batches)
     return torch.ones(STEPS + 1, rows, LENGTH, width, dtype=torch.float64)
 
 
-def masked_places(subject: Subject) -> tuple[Any, Any, Any]:
+def masked_places(subject: PnnSubject) -> tuple[Any, Any, Any]:
     """Return the rows, columns and labels of masked tokens, in the order of the predictions."""
     found = tiny_subject(sequences=len(blank(subject)[0])).predictions()
     return found.sequences, found.positions, found.labels
@@ -44,7 +44,7 @@ def effects(found: Finding) -> dict[str, Any]:
     return {one.name: one for one in found.comparisons}
 
 
-def untrained_subject(**options: Any) -> Subject:
+def untrained_subject(**options: Any) -> PnnSubject:
     return tiny_subject(untrained_twin(tiny_pnn(**options), seed=77), sequences=40)
 
 
@@ -52,7 +52,7 @@ def untrained_subject(**options: Any) -> Subject:
 
 
 def test_the_trace_says_which_steps_help_and_which_harm() -> None:
-    def states(subject: Subject) -> torch.Tensor:
+    def states(subject: PnnSubject) -> torch.Tensor:
         made = blank(subject)
         rows, columns, labels = masked_places(subject)
         for step, certainty in enumerate((0.0, 3.0, 3.0, 1.0)):
@@ -111,7 +111,7 @@ def settling(late: str) -> Any:
     Those settle right before the last step; with `never`, each of a hard token's predictions is another one.
     """
 
-    def states(subject: Subject) -> torch.Tensor:
+    def states(subject: PnnSubject) -> torch.Tensor:
         made = blank(subject)
         rows, columns, labels = masked_places(subject)
         classes = matched_classes(subject.difficulty(), subject.frequency[labels])
@@ -138,7 +138,7 @@ def test_hard_tokens_are_said_to_settle_later_only_where_they_do(late: str, foun
 def test_tokens_that_never_settle_are_not_said_to_settle_later() -> None:
     told = convergence.Analysis()(planted_subject(settling("never"), sequences=40))
     assert effects(told)[convergence.EFFECT].found  # but not beyond the same predictions in any order
-    assert told.verdict.startswith("Not found") and f"fails: {convergence.SETTLED}" in told.verdict
+    assert told.verdict.startswith("Not found") and f"not found: {convergence.SETTLED}" in told.verdict
 
 
 def test_the_embedding_is_said_to_know_nothing_but_the_place() -> None:
@@ -173,9 +173,9 @@ def wandering(shrink: float, seed: int) -> list[torch.Tensor]:
 
 
 def test_a_planted_order_of_steps_is_found_and_random_updates_have_none() -> None:
-    trend, cosine, _ = trajectory.compared(trajectory.measured(wandering(0.5, 0)), np.random.default_rng(0))
+    trend, cosine, _ = trajectory.compared(trajectory.trajectory_metrics(wandering(0.5, 0)), np.random.default_rng(0))
     assert trend.found and trend.effect < 0 and cosine.found and cosine.effect > 0
-    trend, cosine, _ = trajectory.compared(trajectory.measured(wandering(1.0, 1)), np.random.default_rng(0))
+    trend, cosine, _ = trajectory.compared(trajectory.trajectory_metrics(wandering(1.0, 1)), np.random.default_rng(0))
     assert not cosine.found and abs(cosine.effect) < 0.03
     assert "Not found" in trajectory._verdict([dataclasses.replace(one, q_value=1.0) for one in (trend, cosine)])
 
@@ -189,7 +189,7 @@ def test_two_steps_have_no_order() -> None:
 
 
 def test_states_that_fill_one_dimension_are_said_to_be_narrow_and_untrained_ones_are_not() -> None:
-    def states(subject: Subject) -> torch.Tensor:
+    def states(subject: PnnSubject) -> torch.Tensor:
         made = torch.randn(blank(subject).shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         made[2:, :, :, 1:] = 0.0
         return made
@@ -229,7 +229,7 @@ def test_dimensions_are_told_apart_by_what_was_planted_and_growth_is_none_of_it(
 
 
 def test_kinds_of_dimensions_are_held_against_untrained_networks() -> None:
-    def states(subject: Subject) -> torch.Tensor:
+    def states(subject: PnnSubject) -> torch.Tensor:
         made = torch.randn(blank(subject).shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         return made * torch.linspace(1, 3, STEPS + 1)[:, None, None, None] ** torch.tensor([1, -1] * (SPREAD // 2))
 
@@ -243,7 +243,7 @@ def test_kinds_of_dimensions_are_held_against_untrained_networks() -> None:
 
 
 def energies(by: str) -> Any:
-    def states(subject: Subject) -> torch.Tensor:
+    def states(subject: PnnSubject) -> torch.Tensor:
         made = blank(subject)
         rows, columns, labels = masked_places(subject)
         noise = np.random.default_rng(4).normal(size=(STEPS, len(rows)))
@@ -268,8 +268,8 @@ def test_harder_tokens_are_said_to_move_further_only_where_difficulty_does_it() 
 # Ablation.
 
 
-def knowing_subject(network: Any) -> Subject:
-    """Return a subject whose labels are what the network predicts: whatever it uses, ablating it costs."""
+def knowing_subject(network: Any) -> PnnSubject:
+    """Return a subject whose labels are the predictions of the network, so that ablating what it uses costs."""
     subject = tiny_subject(network, sequences=30)
     with torch.no_grad():
         batches = [

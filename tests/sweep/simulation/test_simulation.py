@@ -20,6 +20,7 @@ from raysweep.job.jobfile import Job, check_job
 from raysweep.job.yamlfile import dump_mapping
 from raysweep.records.folder import SweepFolder
 from raysweep.strategies.schedulers.none import Rule
+from raysweep.sweep.claims import Claims
 from raysweep.sweep.dispatcher import Dispatcher
 from raysweep.sweep.invariants import INVARIANTS
 from raysweep.sweep.simulation.curves import Modelled
@@ -161,8 +162,8 @@ def test_every_invariant_that_needs_no_weights_is_judged(tmp_path: Path) -> None
 
 
 def test_a_phase_that_two_lanes_run_at_once_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Dispatcher, "_claim", lambda self, trial, key: GO)
-    monkeypatch.setattr(Dispatcher, "_blocker", lambda self, trial: None)
+    monkeypatch.setattr(Claims, "claim", lambda self, trial, key: GO)
+    monkeypatch.setattr(Claims, "blocker", lambda self, trial, phases: None)
     found, _ = run(tmp_path, job_of())
     assert any("was run" in fault for fault in found.invariants["no phase is run twice"])
 

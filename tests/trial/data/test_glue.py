@@ -126,7 +126,8 @@ def test_a_model_without_two_segments_refuses_pairs_and_says_what_to_do() -> Non
     facts = Facts(vocab_size=300, num_classes=2, pad_token=1, pairs=True)
     model = ModelSpec(name="pnn-nano", task="sequence_classification")
     check_fit(model, replace(facts, pairs=False), seq_len=SEQ_LEN)
-    with pytest.raises(ModelError, match="'pnn-nano' tells 0 segments apart, .* pairs .*model.type_vocab_size: 2"):
+    message = "'pnn-nano' has 0 segment embeddings, .* pair of sentences.*model.type_vocab_size: 2"
+    with pytest.raises(ModelError, match=message):
         check_fit(model, facts, seq_len=SEQ_LEN)
     check_fit(PAIRED, facts, seq_len=SEQ_LEN)
     check_fit(ModelSpec(name="bert-nano", task="sequence_classification"), facts, seq_len=SEQ_LEN)

@@ -20,7 +20,8 @@ from raysweep.errors import DataError, ModelError, SpecError
 from raysweep.job import registry
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
-from raysweep.job.spec import ModelSpec, SearchSpec
+from raysweep.job.search import SearchSpec
+from raysweep.job.spec import ModelSpec
 from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.head_map import HeadMap
@@ -30,7 +31,8 @@ from raysweep.records.schema import PhaseRecord
 from raysweep.reports.summary import sweep_state
 from raysweep.reports.tensorboard.writer import TrialWriter
 from raysweep.trial.forecast.preflight import preflight
-from raysweep.trial.measures.inference import ExitNumbers, check_inference, measure_inference, seeded_batches
+from raysweep.trial.measures.evaluation import seeded_batches
+from raysweep.trial.measures.inference import ExitNumbers, check_inference, measure_inference
 
 PNN: dict[str, Any] = {"model__name": "pnn-nano", "cycle__prune": None, "cycle__grow": None, "cycle__learn": None,
                        "cycle__cycles": 1}  # fmt: skip

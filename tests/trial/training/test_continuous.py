@@ -16,7 +16,7 @@ from support.planted import oldest_and_newest, one_grown_each_time
 from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.optimizer import SliceAdamW
 from raysweep.records.schema import PhaseRecord
-from raysweep.trial.phases import _Trial, run_trial
+from raysweep.trial.phases import _TrialRunner, run_trial
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.store.phase_store import PhaseStore
 from raysweep.trial.training.loop import Training
@@ -234,7 +234,7 @@ def test_a_killed_run_goes_on_between_events_bit_for_bit(often: Often, every: in
 
 def test_a_state_restored_after_events_has_their_head_map(often: Often) -> None:
     plan, folder, records = often
-    trial = _Trial.of(plan, cpu(), PhaseStore(folder))
+    trial = _TrialRunner.of(plan, cpu(), PhaseStore(folder))
     trial.skip(plan.phases[-1])
     assert trial._state().head_map.to_lists() == records[-1].head_map
 

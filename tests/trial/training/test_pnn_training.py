@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysweep.contracts import Batch, Facts, Task
+from raysweep.contracts.events import Question, StepLogged
 from raysweep.errors import ModelError
 from raysweep.job import registry
 from raysweep.job.jobfile import check_job
@@ -320,10 +321,10 @@ def test_a_trial_with_dropout_killed_between_checkpoints_goes_on_as_if_it_had_no
     plan = quick_plan(model=options, cycle__cycles=1, cycle__learn__steps=12, scale__checkpoint_every_steps=5)
     expected = [record.outcome() for record in run_all(plan, tmp_path / "whole")]
 
-    def kill(event: dict[str, Any]) -> Any:
-        if event.get("phase") == "learn" and event["type"] == "progress":
+    def kill(question: Question) -> Any:
+        if isinstance(question, StepLogged) and question.phase == "learn":
             raise KilledError
-        return cpu().ask_sweep(event)
+        return cpu().ask_sweep(question)
 
     with pytest.raises(KilledError):
         list(run_trial(plan, replace(cpu(), ask_sweep=kill), PhaseStore(tmp_path / "killed")))

@@ -18,7 +18,7 @@ from raysweep.networks.plasticity.surgery import snapshot
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.data.trial_data import trial_data
 from raysweep.trial.measures.evaluation import shared_batches
-from raysweep.trial.phases import _Trial, run_trial
+from raysweep.trial.phases import _TrialRunner, run_trial
 from raysweep.trial.state import TrialState
 from raysweep.trial.store.phase_store import Partial, PhaseStore
 from raysweep.trial.training.loop import Training
@@ -156,7 +156,7 @@ def test_nothing_grown_is_nothing_to_follow(tmp_path: Path) -> None:
 def test_a_point_comes_before_the_next_step_and_after_a_checkpoint_of_the_same_step(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
     plan = plan_of(cycle__learn__steps=4, cycle__learn__gate_warmup_steps=2)
-    trial = _Trial.of(plan, cpu(), PhaseStore(tmp_path))
+    trial = _TrialRunner.of(plan, cpu(), PhaseStore(tmp_path))
     for phase in plan.phases[:4]:
         trial.record_of(phase)
     original = Training.run

@@ -1,1 +1,1 @@
-"""Analyses of a Plastic Neural Network, one file each: the name of the file is that of the experiment."""
+"""Analyses of a Plastic Neural Network, one file each; the file has the name of the experiment."""

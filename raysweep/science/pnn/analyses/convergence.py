@@ -1,4 +1,9 @@
-"""When predictions settle, and whether harder tokens take more steps: difficulty is set without the network."""
+"""Measure when predictions settle, and whether harder tokens take more steps.
+
+Difficulty comes from counts of neighbours, not from the network (see `reference`). The published step of convergence,
+the first repeat of the argmax, is reported beside the step from which on the prediction stays the same: a prediction
+that repeats once may still change later.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from raysweep.science.pnn.reference import CLASSES, matched_classes
-from raysweep.science.pnn.subject import TWINS, Subject
+from raysweep.science.pnn.reference import EASY, HARD, matched_classes, members_of
+from raysweep.science.pnn.subject import TWINS, PnnSubject
 from raysweep.science.pnn.trace import Predictions, predictions
-from raysweep.science.statistics.finding import Comparison, Finding, Interval, Panel, Series, adjusted
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_intervals
 from raysweep.science.statistics.resampling import Ints, beyond_draws, contrast, interval, paired
 
-EASY, HARD = 0, 2
 EFFECT, SETTLED = "permanent step: hard - easy", "permanent step - permuted steps"
 
 
@@ -22,10 +26,11 @@ EFFECT, SETTLED = "permanent step: hard - easy", "permanent step - permuted step
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS + len(subject.compared)
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
+        # Classes depend on text alone, so the same tokens are hard for this network, the untrained and the others.
         horizon = _horizon(subject)
         found = subject.predictions(horizon)
         others = {name: predictions(other, subject.batches) for name, other in subject.compared.items()}
@@ -44,52 +49,67 @@ class Analysis:
         )
 
 
-def _horizon(subject: Subject) -> int:
-    """Return the last step at which a prediction can still change: beyond T only where training went beyond it."""
+def _horizon(subject: PnnSubject) -> int:
+    """Return the number of steps to run: beyond T only for a network that was trained beyond it."""
+    # Training with random depth draws up to 2 T - 1 steps; without it a network never learned to predict after T.
     config = subject.network.config
     return 2 * config.num_steps - 1 if config.random_depth else config.num_steps
 
 
 def first_repeat(predicted: Ints) -> Ints:
-    """Return the published convergence step: the first t >= 1 with the prediction of t - 1, else T; (tokens,).
+    """Return the published convergence step: the first t >= 1 that repeats the prediction of t - 1, else T; (tokens,).
 
     Args:
         predicted: (steps + 1, tokens).
     """
     same = predicted[1:] == predicted[:-1]
+    # argmax gives the first True, but 0 where there is none.
     return np.where(same.any(0), same.argmax(0) + 1, len(same))
 
 
 def permanent(predicted: Ints) -> Ints:
-    """Return the first step, from 0, from which on the prediction is that of the last step; (tokens,)."""
+    """Return the first step from which on the prediction is that of the last step, (tokens,); 0 is the embedding.
+
+    Args:
+        predicted: (steps + 1, tokens).
+    """
+    # Counted from the end: the last step that differs, plus 1.
     differs = predicted != predicted[-1]
     return np.where(differs.any(0), len(predicted) - differs[::-1].argmax(0), 0)
 
 
 def published_classes(found: Predictions) -> Ints:
-    """Return 0 where right at the embedding, 1 where wrong there but right at the end, 2 where wrong at the end."""
+    """Return the published classes (tokens,): 0 right at the embedding, 1 right only at the end, 2 wrong at the end."""
     right = found.correct.astype(bool)
     return np.where(right[0], 0, np.where(right[-1], 1, 2))
 
 
 def permuted_steps(predicted: Ints, generator: np.random.Generator) -> Ints:
-    """Return the predictions with steps 1 to T of each token in another order; the embedding's stays first."""
+    """Return the predictions with steps 1 to T of each token in random order; that of the embedding stays first."""
+    # This null has the same predictions: if settling were only a matter of few different ones, it would settle, too.
     order = generator.permuted(np.tile(np.arange(1, len(predicted))[:, None], predicted.shape[1]), axis=0)
     return np.concatenate([predicted[:1], np.take_along_axis(predicted, order, 0)])
 
 
 def _compared(
-    found: Predictions, others: Mapping[str, Predictions], twins: Sequence[Predictions], classes: Ints, subject: Subject
+    found: Predictions,
+    others: Mapping[str, Predictions],
+    twins: Sequence[Predictions],
+    classes: Ints,
+    subject: PnnSubject,
 ) -> list[Comparison]:
     generator = subject.generator("convergence")
     hard, easy = classes == HARD, classes == EASY
+    # `contrast` tests hard minus easy within sequences. Other networks are compared token by token, on the same masks.
     own, repeat = permanent(found.predicted), first_repeat(found.predicted)
+    # One random order for each token; means over thousands of tokens leave little of its chance.
     permuted = permanent(permuted_steps(found.predicted, subject.generator("permuted steps")))
     effects = {EFFECT: own, "first repeat: hard - easy": repeat}
     effects |= {f"{EFFECT}, minus {name}": own - permanent(other.predicted) for name, other in others.items()}
     tested = [
         contrast(name, values.astype(float), hard, easy, found.sequences, generator) for name, values in effects.items()
     ]
+    # One difference for each untrained network: the test takes networks as units, not tokens.
     untrained = [permanent(twin.predicted) for twin in twins]
     null = [float(steps[hard].mean() - steps[easy].mean()) for steps in untrained]
     return adjusted([
@@ -100,25 +120,31 @@ def _compared(
 
 
 def _verdict(comparisons: list[Comparison], found: Predictions) -> str:
-    """Adaptive: hard tokens settle later, by more than in untrained networks, and predictions do settle.
+    """Say whether hard tokens settle later, which takes three effects that were found.
 
-    That is, earlier than if each token's predictions came in any order.
+    Hard tokens settle later than easy ones; by more than in untrained networks, as predictions of low margin change
+    more often in any iterated network; and predictions settle earlier than in random order of the steps.
     """
     by_name = {one.name: one for one in comparisons}
+    # Effect -> the sign that it must have.
     needed = {EFFECT: 1, f"{EFFECT}, minus untrained": 1, SETTLED: -1}
     effect = by_name[EFFECT].effect
     failed = [name for name, sign in needed.items() if not (by_name[name].found and sign * by_name[name].effect > 0)]
     if not failed:
-        told = f"Hard tokens settle {effect:.2f} steps later than easy ones, beyond both nulls"
+        said = f"Hard tokens settle {effect:.2f} steps later than easy ones, beyond both nulls"
     else:
-        told = f"Not found that hard tokens settle later ({effect:+.2f} steps); fails: {'; '.join(failed)}"
+        said = f"Not found that hard tokens settle later ({effect:+.2f} steps); not found: {'; '.join(failed)}"
+    # At the embedding a masked position knows its place alone; few different predictions there show it.
     distinct = len(np.unique(found.predicted[0]))
-    return f"{told}. Different tokens predicted at the embedding: {distinct}."
+    return f"{said}. Different tokens predicted at the embedding: {distinct}."
 
 
-def _figures(found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: Subject) -> dict[str, Any]:
+def _figures(
+    found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: PnnSubject
+) -> dict[str, Any]:
     generator = subject.generator("convergence intervals")
     published = published_classes(found)
+    # What always guessing the most frequent token would reach, beside the accuracy at the embedding.
     commonest = int(subject.frequency.argmax())
     return {
         "steps": found.steps,
@@ -143,22 +169,23 @@ def _figures(found: Predictions, others: Mapping[str, Predictions], classes: Int
 
 
 def _of_classes(found: Predictions, classes: Ints, generator: np.random.Generator) -> dict[str, Any]:
-    """Return both convergence steps and the stability of each class that has tokens."""
+    """Return both convergence steps and the stability of each class that has tokens.
+
+    Stability is the share of tokens whose prediction is that of the step before, by step.
+    """
     measured = {"first_repeat": first_repeat(found.predicted), "permanent": permanent(found.predicted)}
     stable = (found.predicted[1:] == found.predicted[:-1]).astype(float)
     content: dict[str, Any] = {}
-    for number, name in enumerate(CLASSES):
-        here = classes == number
-        if here.any():
-            content[name] = {"tokens": int(here.sum()), "share": float(here.mean()),
-                             "stability": stable[:, here].mean(1).tolist()} | {
-                step: vars(interval(values[here], found.sequences[here], generator))
-                for step, values in measured.items()
-            }  # fmt: skip
+    for name, members in members_of(classes).items():
+        content[name] = {"tokens": int(members.sum()), "share": float(members.mean()),
+                         "stability": stable[:, members].mean(1).tolist()} | {
+            step: vars(interval(values[members].astype(float), found.sequences[members], generator))
+            for step, values in measured.items()
+        }  # fmt: skip
     return content
 
 
-def _panels(found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: Subject) -> list[Panel]:
+def _panels(found: Predictions, others: Mapping[str, Predictions], classes: Ints, subject: PnnSubject) -> list[Panel]:
     generator = subject.generator("convergence panels")
     rows = {"this network": found, **others}
     return [
@@ -174,13 +201,9 @@ def _panels(found: Predictions, others: Mapping[str, Predictions], classes: Ints
 
 
 def _bars(name: str, found: Predictions, classes: Ints, generator: np.random.Generator) -> Series:
-    steps = permanent(found.predicted)
-    means: dict[str, Interval] = {
-        label: interval(steps[classes == number], found.sequences[classes == number], generator)
-        for number, label in enumerate(CLASSES)
-        if (classes == number).any()
+    steps = permanent(found.predicted).astype(float)
+    means = {
+        label: interval(steps[members], found.sequences[members], generator)
+        for label, members in members_of(classes).items()
     }
-    return Series(
-        name=name, x=list(means), y=[one.mean for one in means.values()], low=[one.low for one in means.values()],
-        high=[one.high for one in means.values()],
-    )  # fmt: skip
+    return with_intervals(name, list(means), list(means.values()))

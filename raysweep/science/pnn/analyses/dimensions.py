@@ -1,4 +1,4 @@
-"""Which dimensions of the state rise, fall or swing over steps, its growth taken out, beside untrained networks."""
+"""Classify the dimensions of the state as rising, falling or swinging over steps, beside untrained networks."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import torch
 from scipy import stats
 
 from raysweep.contracts import Array, Mask
-from raysweep.science.pnn.subject import TWINS, Subject
-from raysweep.science.statistics.finding import ALPHA, Comparison, Finding, Panel, Series, adjusted
+from raysweep.science.pnn.activity import states_by_sequence
+from raysweep.science.pnn.subject import TWINS, PnnSubject
+from raysweep.science.statistics.finding import ALPHA, Comparison, Finding, Panel, Series, adjusted, with_range
 from raysweep.science.statistics.resampling import CONFIDENCE, beyond_draws
-from raysweep.science.statistics.similarity import states_by_sequence
 
 KINDS = ("accumulator", "selector", "oscillator", "no trend found")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimensions:
-    """One network's dimensions; arrays (width,) but for `sizes`."""
+    """The course of every dimension of one network over its steps; arrays (width,) but for `sizes`."""
 
     sizes: Array
-    """(steps + 1, width): mean size of a dimension, the state's root mean square being 1."""
+    """(steps + 1, width): mean absolute value of a dimension, the root mean square of the state being 1."""
     slopes: Array
-    """Mean over sequences of the least-squares slope of the size, a step."""
+    """Mean over sequences of the least-squares slope of the size over steps."""
     low: Array
     high: Array
+    """Bounds of the slopes' 95% intervals over sequences."""
     p_values: Array
+    """Of no slope, two-sided, not adjusted."""
     swings: Mask
-    """Whether the size goes up and later down, or down and up, by differences that were found."""
+    """Whether the size has both a rise and a fall between neighbouring steps that were found."""
     sequences: int
 
 
@@ -38,11 +40,12 @@ class Dimensions:
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("dimension_wise",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         trained = dimensions(states_by_sequence(subject.network, subject.batches))
+        # Untrained networks pass the same tests: their numbers of each kind are those that come by themselves.
         twins = [_kinds(dimensions(states_by_sequence(twin, subject.batches))) for twin in subject.twins()]
         kinds = _kinds(trained)
         return Finding(
@@ -60,10 +63,17 @@ class Analysis:
 
 
 def dimensions(sequences: list[torch.Tensor]) -> Dimensions:
-    """Test the dimensions of sequences of states (steps + 1, tokens, width); a sequence counts as one."""
+    """Test the course of every dimension, with sequences as the units.
+
+    Args:
+        sequences: states of each, (steps + 1, tokens, width).
+    """
+    # Scaled to a root mean square of 1: the state grows from step to step in any residual network, and every dimension
+    # would count as rising.
     sizes = np.stack([
         (states / states.square().mean(-1, keepdim=True).sqrt()).abs().mean(1).numpy() for states in sequences
     ])  # fmt: skip
+    # Centred steps make the slope a single product: sum (t - mean t) y / sum (t - mean t)^2.
     steps = np.arange(sizes.shape[1]) - (sizes.shape[1] - 1) / 2
     slopes = np.einsum("stw,t->sw", sizes, steps) / (steps @ steps)
     low, high = _intervals(slopes)
@@ -74,19 +84,29 @@ def dimensions(sequences: list[torch.Tensor]) -> Dimensions:
 
 
 def _p_values(values: Array) -> Array:
-    """Return Student's t test over sequences, the first axis; a column that never varies has 1, or 0 unless it is 0."""
+    """Return the two-sided p-values of Student's t test of mean 0 over sequences, the first axis.
+
+    With few sequences the smallest p-value of sign flips would be too large for hundreds of dimensions.
+    """
+    # Where a column does not vary over sequences, t is 0 if the column is 0, else infinite.
     mean, spread = values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
     t = np.divide(np.abs(mean), spread, out=np.where(mean == 0, 0.0, np.inf), where=spread > 0)
     return 2 * stats.t.sf(t, len(values) - 1)
 
 
 def _intervals(values: Array) -> tuple[Array, Array]:
+    """Return the bounds of Student's 95% intervals of the means over sequences, the first axis."""
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(0, ddof=1) / np.sqrt(len(values))
     return values.mean(0) - half, values.mean(0) + half
 
 
 def _swings(sizes: Array) -> Mask:
-    """Return which dimensions have found differences of both signs, adjusted over dimensions and steps, (width,)."""
+    """Return which dimensions have differences of both signs that were found, (width,).
+
+    Args:
+        sizes: (sequences, steps + 1, width). Tests are adjusted over dimensions and steps.
+    """
+    # The published rule took any change of sign for a swing, so that every dimension with noise was one.
     changes = np.diff(sizes, axis=1)
     p_values = _p_values(changes)
     found = stats.false_discovery_control(p_values.ravel()).reshape(p_values.shape) <= ALPHA
@@ -95,6 +115,7 @@ def _swings(sizes: Array) -> Mask:
 
 
 def _compared(found: Dimensions) -> list[Comparison]:
+    """Return the tested slope of each dimension, adjusted over all of them."""
     return adjusted([
         Comparison(
             name=f"dimension {number}: slope", effect=float(found.slopes[number]), low=float(found.low[number]),
@@ -105,7 +126,7 @@ def _compared(found: Dimensions) -> list[Comparison]:
 
 
 def _kinds(found: Dimensions) -> list[str]:
-    """Return the kind of each dimension: a swing is told before a slope, which says less of it."""
+    """Return the kind of each dimension. One that both swings and has a slope counts as a swing."""
     q_values = stats.false_discovery_control(found.p_values)
     trends = np.where(found.slopes > 0, "accumulator", "selector")
     kinds = np.where(found.swings, "oscillator", np.where(q_values <= ALPHA, trends, "no trend found"))
@@ -113,21 +134,24 @@ def _kinds(found: Dimensions) -> list[str]:
 
 
 def _counted(kinds: list[str]) -> dict[str, int]:
+    """Return how many dimensions are of each kind."""
     return {kind: kinds.count(kind) for kind in KINDS}
 
 
 def _verdict(kinds: list[str], twins: list[list[str]]) -> str:
-    """Say how many dimensions are of each kind, and of which kinds that is unlike untrained networks."""
+    """Say how many dimensions are of each kind, and for which kinds untrained networks have other numbers."""
+    # Some dimensions rise and fall in any network: a number of them means something beside those of untrained ones.
     tested = adjusted([
         beyond_draws(kind, kinds.count(kind), [float(twin.count(kind)) for twin in twins]) for kind in KINDS
     ])  # fmt: skip
-    told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS)
+    said = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS)
     unlike = [f"{one.name} ({one.effect:+.1f})" for one in tested if one.found]
     compared = f"unlike untrained networks in {', '.join(unlike)}" if unlike else "as in untrained networks"
-    return f"Of {len(kinds)} dimensions: {told}; {compared}."
+    return f"Of {len(kinds)} dimensions: {said}; {compared}."
 
 
 def _panels(found: Dimensions, kinds: list[str], twins: list[list[str]]) -> list[Panel]:
+    # Dimensions have no order of their own; sorted by slope, the line shows how many differ from 0.
     order = np.argsort(found.slopes)
     untrained = np.array([[twin.count(kind) for kind in KINDS] for twin in twins], float)
     return [
@@ -135,8 +159,7 @@ def _panels(found: Dimensions, kinds: list[str], twins: list[list[str]]) -> list
             title="kinds of dimensions", kind="bars", x_label="", y_label="dimensions",
             series=[
                 Series(name="trained", x=list(KINDS), y=[float(kinds.count(kind)) for kind in KINDS]),
-                Series(name="untrained, all", x=list(KINDS), y=untrained.mean(0).tolist(),
-                       low=untrained.min(0).tolist(), high=untrained.max(0).tolist()),
+                with_range("untrained, all", list(KINDS), untrained),
             ],
         ),
         Panel(

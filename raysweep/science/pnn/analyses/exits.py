@@ -1,4 +1,8 @@
-"""What tokens that leave early save, at which accuracy, and whether a rule knows better than chance when to leave."""
+"""Measure what tokens that leave early save, at which accuracy, and whether an exit rule is better than chance.
+
+Chance is an exit that lets tokens leave at random after as many steps on average: a rule that is no better than it has
+saved by the number of steps alone, not by its choice of tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ from raysweep.job import registry
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.dynamic import infer
 from raysweep.science.pnn.exit_curves import CONTROL, FIXED, ExitCurves, ExitPoint, exit_curves
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
 from raysweep.science.statistics.resampling import Ints, paired
-from raysweep.trial.measures.inference import Seeded
+from raysweep.trial.measures.evaluation import Seeded
 
 THRESHOLDS: dict[str, tuple[str, Sequence[float]]] = {
     "delta_norm": ("threshold", (0.05, 0.1, 0.2, 0.3)),
@@ -27,21 +31,25 @@ THRESHOLDS: dict[str, tuple[str, Sequence[float]]] = {
     "max_probability": ("probability", (0.3, 0.5, 0.7, 0.9)),
     "learned": ("quantile", (0.3, 0.5, 0.7, 0.9)),
 }
+"""Exit -> its option, and the values to try: fewer than those of `exit_curves`, to take fewer passes."""
 RUNS = 1
+"""Timings of each setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("halting",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         depths = 2 * subject.network.config.num_steps
         return depths * (1 + RUNS) + sum(len(values) for _, values in THRESHOLDS.values()) * (2 + RUNS)
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         config = subject.network.config
+        # `infer` lets tokens leave between steps of one shared module; separate layers have no such steps.
         if not config.shared:
             raise NotApplicableError(f"tokens leave between steps of one module; this trunk is {config.trunk!r}.")
+        # Thresholds are chosen on one half and tested on the other: the best of several on one half is biased there.
         halves = halves_of(subject.batches)
         curves = exit_curves(subject.network, halves, thresholds=THRESHOLDS, runs=RUNS)
         comparisons = _compared(curves, subject, halves[1])
@@ -59,6 +67,8 @@ class Analysis:
 
 def halves_of(batches: Sequence[Batch]) -> tuple[list[Seeded], list[Seeded]]:
     """Return the sequences of even and those of odd number, each with its number as its seed."""
+    # Alternating, not first and second: neighbouring sequences stem from one part of the text, so that both halves hold
+    # the whole of it. Numbers count over all batches, which may be of odd length.
     halves: tuple[list[Seeded], list[Seeded]] = ([], [])
     start = 0
     for batch in batches:
@@ -71,6 +81,7 @@ def halves_of(batches: Sequence[Batch]) -> tuple[list[Seeded], list[Seeded]]:
 
 def _rows(batch: Batch, first: int) -> Batch:
     """Return every second sequence of a batch."""
+    # Flat positions of labels change with the rows, so that `labelled` is computed anew.
     rows = slice(first, None, 2)
     labels = batch.labels[rows]
     mask = None if batch.attention_mask is None else batch.attention_mask[rows]
@@ -78,10 +89,11 @@ def _rows(batch: Batch, first: int) -> Batch:
     return replace(batch, inputs=batch.inputs[rows], labels=labels, labelled=labelled, attention_mask=mask)
 
 
-def _compared(curves: ExitCurves, subject: Subject, half: Sequence[Seeded]) -> list[Comparison]:
-    """Compare each rule, at the threshold that saves most, with chance."""
+def _compared(curves: ExitCurves, subject: PnnSubject, half: Sequence[Seeded]) -> list[Comparison]:
+    """Test each rule, at the threshold that saves most, against chance."""
     generator, found = subject.generator("exits"), []
     for point in _chosen(curves):
+        # The same tokens under the rule and by chance: the difference is paired.
         own, sequences = _hits(subject.network, half, point.exit, point.options, point.steps)
         mean = {"mean_steps": point.searched["mean_steps"]}
         chance, _ = _hits(subject.network, half, CONTROL, mean, point.steps)
@@ -90,12 +102,15 @@ def _compared(curves: ExitCurves, subject: Subject, half: Sequence[Seeded]) -> l
 
 
 def _chosen(curves: ExitCurves) -> list[ExitPoint]:
+    """Return the setting of each rule that its saving is that of."""
+    # A saving names its setting by options and steps; fixed depths have nothing to be compared with chance.
     kept = [(saving.exit, saving.chosen) for saving in curves.savings if saving.exit != FIXED]
     return [point for point in curves.points if (point.exit, {**point.options, "steps": point.steps}) in kept]
 
 
 def _hits(network: Any, half: Sequence[Seeded], name: str, options: dict[str, float], steps: int) -> tuple[Array, Ints]:
-    """Return whether each masked token is predicted right, and which sequence it is of; (tokens,) each."""
+    """Return whether each masked token is predicted right, 0 or 1, and the number of its sequence; (tokens,) each."""
+    # An example's seed is its number, so that seeds name the sequences.
     rule = registry.build("exits", name, options)
     hits, sequences = [], []
     for batch, seeds in half:
@@ -108,19 +123,19 @@ def _hits(network: Any, half: Sequence[Seeded], name: str, options: dict[str, fl
 
 
 def _verdict(curves: ExitCurves, comparisons: Sequence[Comparison]) -> str:
-    """A rule is worth something where it is right more often than chance at as many steps."""
+    """Say what each exit saves, and whether it is right more often than chance after as many steps."""
     by_name = {one.name.partition(" - ")[0]: one for one in comparisons}
-    told = []
+    said = []
     for saving in curves.savings:
         saved = f"{saving.exit} {saving.flops:.0%} of FLOPs ({100 * saving.accuracy:+.2f} points)"
         one = by_name.get(saving.exit)
         better = "" if one is None else ", better than chance" if one.above else ", not found better than chance"
-        told.append(saved + better)
-    return f"Saved against {curves.trained_steps} steps: {'; '.join(told)}."
+        said.append(saved + better)
+    return f"Saved against {curves.trained_steps} steps: {'; '.join(said)}."
 
 
 def _panel(curves: ExitCurves, cost: str, label: str) -> Panel:
-    """Draw accuracy against a cost; points of one rule in the order of the cost."""
+    """Return a panel of accuracy against a cost, a line for each exit and one for chance."""
     series = []
     for name in dict.fromkeys(point.exit for point in curves.points):
         measured = [point.reported for point in curves.points if point.exit == name]
@@ -130,5 +145,6 @@ def _panel(curves: ExitCurves, cost: str, label: str) -> Panel:
 
 
 def _line(name: str, measured: Sequence[dict[str, float]], cost: str) -> Series:
+    """Return the points of one exit as a line, in the order of their cost."""
     ordered = sorted(measured, key=lambda numbers: numbers[cost])
     return Series(name=name, x=[n[cost] for n in ordered], y=[n["accuracy"] for n in ordered])

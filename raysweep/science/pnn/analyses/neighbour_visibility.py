@@ -1,4 +1,8 @@
-"""What one visible neighbour is worth for a masked token, by how far away it is."""
+"""Measure what one visible neighbour is worth for the prediction of a masked token, by its distance.
+
+The same token is predicted with the neighbour in sight and with it masked, all else equal: tokens with easy neighbours
+differ from others in more than the neighbour.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,14 @@ import numpy as np
 
 from raysweep.contracts import Array
 from raysweep.science.pnn.neighbours import NeighbourEffects, neighbour_effects
-from raysweep.science.pnn.subject import Subject
+from raysweep.science.pnn.subject import PnnSubject
 from raysweep.science.pnn.trace import labelled_places
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted
-from raysweep.science.statistics.resampling import Ints, interval, paired
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, with_intervals
+from raysweep.science.statistics.resampling import FEWEST_SEQUENCES, Ints, interval, paired
 
 DISTANCES = (1, 2, 4, 8, 16, 32)
 TARGETS = 2
-"""Masked tokens of each sequence that are looked at."""
-FEWEST = 6
-"""Sequences; with fewer no test that flips their signs could find anything at 0.05."""
+"""Masked tokens of each sequence whose neighbours are changed; each takes a pass for every neighbour."""
 MEASURED = (
     "log p of a masked token with one neighbour in sight minus that with it hidden: the same token, all else the same, "
     "by distance to either side. Null: no difference; beside it the untrained network."
@@ -31,14 +33,16 @@ DECAY = "change with each doubling of the distance"
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("cross_token_interference",)
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
+        # In both networks, for each target, a row without a change and one for each neighbour on either side.
         return 2 * TARGETS * (1 + 2 * len(_distances(subject)))
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         assert subject.facts.mask_token is not None
         sequences = labelled_places(subject.batches)[1]
         targets = choose(sequences, subject.generator("neighbour_visibility targets"))
         signed = [sign * distance for distance in _distances(subject) for sign in (-1, 1)]
+        # Both networks with the same targets and neighbours.
         effects, null = (
             neighbour_effects(network, subject.batches, subject.facts.mask_token, targets, signed)
             for network in (subject.network, subject.untrained)
@@ -47,7 +51,12 @@ class Analysis:
 
 
 def choose(sequences: Ints, generator: np.random.Generator) -> Ints:
-    """Return the numbers of at most TARGETS tokens of each sequence, drawn at random, in order."""
+    """Return the numbers of at most TARGETS masked tokens of each sequence, drawn at random, sorted.
+
+    Args:
+        sequences: (tokens,), of each masked token.
+    """
+    # The first few of each sequence in a random order are a random draw without replacement.
     order = generator.permutation(len(sequences))
     drawn = [order[sequences[order] == sequence][:TARGETS] for sequence in np.unique(sequences)]
     return np.sort(np.concatenate(drawn))
@@ -56,10 +65,19 @@ def choose(sequences: Ints, generator: np.random.Generator) -> Ints:
 def conclude(
     effects: NeighbourEffects, null: NeighbourEffects, sequences: Ints, generator: np.random.Generator
 ) -> Finding:
-    """Judge the effects of neighbours; `null` are those of the untrained network, `sequences` each masked token's."""
+    """Return the finding that follows from the effects of neighbours.
+
+    Args:
+        null: effects in the untrained network.
+        sequences: (tokens,), of each masked token.
+    """
+    # At far distances fewer targets have neighbours. With too few sequences no effect could be found, and a test that
+    # cannot find anything would only raise the q-values of the others.
     tested = {**_by_distance(effects, sequences), DECAY: slopes(effects, sequences)}
     comparisons = adjusted([
-        paired(name, values, of, generator) for name, (values, of) in tested.items() if len(np.unique(of)) >= FEWEST
+        paired(name, values, of, generator)
+        for name, (values, of) in tested.items()
+        if len(np.unique(of)) >= FEWEST_SEQUENCES
     ])  # fmt: skip
     return Finding(
         experiment="neighbour_visibility",
@@ -73,10 +91,11 @@ def conclude(
 
 
 def slopes(effects: NeighbourEffects, sequences: Ints) -> tuple[Array, Ints]:
-    """Return each target's least-squares slope of the effect over log2 of the distance, and its sequence.
+    """Return the slope of the effect over log2 of the distance and the sequence of each target, (targets,) each.
 
-    Only targets with neighbours at two distances or more have one.
+    Targets with neighbours at one distance alone have no slope and are left out.
     """
+    # A slope for each target, not one over all pairs: far neighbours exist only for some targets, which may differ.
     found, of = [], []
     for target in np.unique(effects.targets):
         mine = effects.targets == target
@@ -88,7 +107,8 @@ def slopes(effects: NeighbourEffects, sequences: Ints) -> tuple[Array, Ints]:
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:
-    """Say at which distances a neighbour in sight helps or hurts, and whether that depends on the distance."""
+    """Say at which distances a visible neighbour helps or hurts, and whether that depends on the distance."""
+    # Distances with too few sequences were not tested.
     found = {comparison.name: comparison for comparison in comparisons}
     at = {distance: found[f"distance {distance}"] for distance in DISTANCES if f"distance {distance}" in found}
     helps = [str(distance) for distance, comparison in at.items() if comparison.above]
@@ -101,17 +121,19 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
     return f"A neighbour in sight {said}; its worth {'falls' if decay.below else 'rises'} with the distance."
 
 
-def _distances(subject: Subject) -> list[int]:
+def _distances(subject: PnnSubject) -> list[int]:
+    """Return the distances that fit into a sequence."""
     length = subject.batches[0].labels.shape[1]
     return [distance for distance in DISTANCES if distance < length]
 
 
 def _by_distance(effects: NeighbourEffects, sequences: Ints) -> dict[str, tuple[Array, Ints]]:
-    """Return the effects and their sequences at each distance: all, those of neighbours shown, those of hidden."""
+    """Return the effects and their sequences at each distance: of all neighbours, of shown and of masked ones."""
     found = {}
     far = np.abs(effects.distances)
     for distance in np.unique(far):
         here = far == distance
+        # Showing a masked neighbour and masking a visible one are two interventions; together they are one effect.
         kinds = {"": here, ", shown": here & effects.shown, ", hidden": here & ~effects.shown}
         for kind, chosen in kinds.items():
             found[f"distance {distance}{kind}"] = effects.effect[chosen], sequences[effects.targets[chosen]]
@@ -137,13 +159,11 @@ def _panel(effects: NeighbourEffects, null: NeighbourEffects, sequences: Ints, g
 
 
 def _line(name: str, effects: NeighbourEffects, sequences: Ints, generator: np.random.Generator) -> Series:
+    # Left and right together; `figures` hold both sides.
     far = np.abs(effects.distances)
     distances = np.unique(far)
     means = [
         interval(effects.effect[far == distance], sequences[effects.targets[far == distance]], generator)
         for distance in distances
     ]
-    return Series(
-        name=name, x=distances.tolist(), y=[mean.mean for mean in means], low=[mean.low for mean in means],
-        high=[mean.high for mean in means],
-    )  # fmt: skip
+    return with_intervals(name, distances.tolist(), means)

@@ -1,4 +1,8 @@
-"""How many dimensions states fill at each step, and how far they leave the embedding, against untrained networks."""
+"""Measure how many dimensions states fill and how far they leave the embedding, beside untrained networks.
+
+Published as "brain modelling", by the spread of the mean state over dimensions. That grows with any residual state, so
+states are scaled to one size here.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ import numpy as np
 import torch
 
 from raysweep.contracts import Array
-from raysweep.science.pnn.subject import TWINS, Subject
-from raysweep.science.statistics.finding import Comparison, Finding, Panel, Series, adjusted, by_step
+from raysweep.science.pnn.activity import states_by_sequence
+from raysweep.science.pnn.subject import TWINS, PnnSubject
+from raysweep.science.statistics.finding import Comparison, Finding, Panel, adjusted, by_step, with_range
 from raysweep.science.statistics.resampling import beyond_draws, intervals
-from raysweep.science.statistics.similarity import alignments, breadths, states_by_sequence
+from raysweep.science.statistics.similarity import alignments, breadths
 
 NO_BRAIN = "No recording of a brain was compared with anything here."
 
@@ -21,10 +26,10 @@ NO_BRAIN = "No recording of a brain was compared with anything here."
 class Analysis:
     aliases: ClassVar[tuple[str, ...]] = ("brain_modelling", "brain_modeling")
 
-    def passes(self, subject: Subject) -> int:
+    def passes(self, subject: PnnSubject) -> int:
         return 1 + TWINS
 
-    def __call__(self, subject: Subject) -> Finding:
+    def __call__(self, subject: PnnSubject) -> Finding:
         found = _metrics(states_by_sequence(subject.network, subject.batches))
         twins = [_metrics(states_by_sequence(twin, subject.batches)) for twin in subject.twins()]
         comparisons = _compared(found, twins)
@@ -40,7 +45,8 @@ class Analysis:
 
 
 def _metrics(sequences: list[torch.Tensor]) -> dict[str, Array]:
-    """Return breadth (sequences, steps + 1) and similarity to the embedding (sequences, steps)."""
+    """Return the breadth, (sequences, steps + 1), and the similarity to the embedding, (sequences, steps)."""
+    # One value for each sequence: CKA and breadth are defined for a set of tokens, not for a single one.
     return {
         "breadth": np.stack([breadths(states) for states in sequences]),
         "similarity to the embedding": np.stack([alignments(states)[0, 1:] for states in sequences]),
@@ -48,6 +54,8 @@ def _metrics(sequences: list[torch.Tensor]) -> dict[str, Array]:
 
 
 def _compared(found: dict[str, Array], twins: list[dict[str, Array]]) -> list[Comparison]:
+    """Test the mean of each metric at each step as one more draw from those of untrained networks."""
+    # Networks are the units: ten untrained ones give ten means, of which the trained one would be an eleventh.
     return adjusted([
         beyond_draws(f"{name} at step {step} - untrained", float(mean), [twin[name].mean(0)[at] for twin in twins])
         for name, values in found.items()
@@ -57,25 +65,27 @@ def _compared(found: dict[str, Array], twins: list[dict[str, Array]]) -> list[Co
 
 
 def _first(name: str) -> int:
-    """Return the step of a metric's first column: an embedding's likeness to itself is not measured."""
+    """Return the step of a metric's first column: the similarity of the embedding to itself is not measured."""
     return 0 if name == "breadth" else 1
 
 
 def _verdict(comparisons: list[Comparison]) -> str:
-    """Each metric is told to be larger or smaller than untrained networks' at the steps where that was found."""
-    told = []
+    """Say at which steps each metric is larger or smaller than in untrained networks."""
+    said = []
     for name in ("breadth", "similarity to the embedding"):
         for word, sign in (("larger", 1), ("smaller", -1)):
+            # Names end with "at step <number> - untrained".
             steps = [
                 one.name.split()[-3] for one in comparisons
                 if one.name.startswith(name) and one.found and sign * one.effect > 0
             ]  # fmt: skip
             if steps:
-                told.append(f"{name} is {word} than untrained at step {', '.join(steps)}")
-    return f"{'; '.join(told) or 'no difference from untrained networks was found'}.".capitalize()
+                said.append(f"{name} is {word} than untrained at step {', '.join(steps)}")
+    return f"{'; '.join(said) or 'no difference from untrained networks was found'}.".capitalize()
 
 
 def _figures(found: dict[str, Array]) -> dict[str, Any]:
+    # The published experiment asked at which step states are narrowest; here it is a share of sequences.
     narrowest = found["breadth"].argmin(1)
     steps = found["breadth"].shape[1]
     return {name: values.mean(0).tolist() for name, values in found.items()} | {
@@ -83,14 +93,14 @@ def _figures(found: dict[str, Array]) -> dict[str, Any]:
     }
 
 
-def _panel(name: str, found: dict[str, Array], twins: list[dict[str, Array]], subject: Subject) -> Panel:
+def _panel(name: str, found: dict[str, Array], twins: list[dict[str, Array]], subject: PnnSubject) -> Panel:
     generator = subject.generator(f"representation {name}")
+    # The band of the trained network is over sequences, that of the untrained ones over networks.
     untrained = np.array([twin[name].mean(0) for twin in twins])
     return Panel(
         title=name, kind="lines", x_label="step", y_label=name,
         series=[
             by_step("trained", intervals(found[name], np.arange(len(found[name])), generator), first=_first(name)),
-            Series(name="untrained, all", x=list(range(_first(name), _first(name) + untrained.shape[1])),
-                   y=untrained.mean(0).tolist(), low=untrained.min(0).tolist(), high=untrained.max(0).tolist()),
+            with_range("untrained, all", list(range(_first(name), _first(name) + untrained.shape[1])), untrained),
         ],
     )  # fmt: skip
