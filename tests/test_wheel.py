@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from support.helpers import REPOSITORY
+from support.jobs import REPOSITORY
 
 BUILT_FROM = ("raysweep", "jobs", "search_spaces", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 SETUPTOOLS = 77

@@ -257,7 +257,8 @@ def test_a_fresh_process_with_other_global_seeds_writes_the_same_records(quick: 
 import json, random, tempfile
 from pathlib import Path
 import numpy, torch
-from support.helpers import quick_plan, run_all
+from support.helpers import run_all
+from support.jobs import quick_plan
 for seed in (torch.manual_seed, numpy.random.seed, random.seed):
     seed(77)
 with tempfile.TemporaryDirectory() as folder:
