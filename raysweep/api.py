@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.cluster.continuing import go_on
 from raysweep.cluster.ownership import driving, held, stop_and_wait
-from raysweep.job.jobfile import Job, check_job, load_job
+from raysweep.job.jobfile import Job, load_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records import environment
 from raysweep.records.folder import SweepFolder
@@ -15,7 +16,7 @@ from raysweep.records.results import check_new_sweep
 from raysweep.records.schema import Status
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep import lifecycle
-from raysweep.sweep.code import check_code, code_of, record_code
+from raysweep.sweep.code import code_of
 from raysweep.sweep.observer import Observer
 
 if TYPE_CHECKING:  # for signatures alone: trial/ loads torch
@@ -62,10 +63,8 @@ def run(
         check_local_room(checked)
     check_new_sweep(results, name)  # before the preflight, which may download a model
     fingerprints = preflight(checked)
-    about = environment.describe() | {
-        "fingerprints": fingerprints.__dict__, "sharing": sharing, "code": code_of(checked),
-    }  # fmt: skip
-    folder = SweepFolder.create(results, checked, name, about)
+    about = {"fingerprints": fingerprints.__dict__, "sharing": sharing, "code": code_of(checked)}
+    folder = SweepFolder.create(results, checked, name, environment.describe() | about)
     with driving(folder):
         run_sweep(folder, checked, fingerprints, address=address, sharing=sharing, observer=observer or Silent())
     return folder
@@ -91,8 +90,10 @@ def resume(
         SpecError: a setting is wrong, or would make new trials incomparable with the finished ones.
         ArchiveError: no such sweep, another process runs it, or its model, corpus or code changed since it began.
     """
-    folder = SweepFolder.open(results, sweep)
-    return _go_on(folder, address, observer, accept_new_code, lambda job: lifecycle.changed(job, overrides))
+    return go_on(
+        SweepFolder.open(results, sweep), address=address, observer=observer, accept_new_code=accept_new_code,
+        change=lambda job: lifecycle.changed(job, overrides),
+    )  # fmt: skip
 
 
 def extend(
@@ -112,8 +113,10 @@ def extend(
     Raises:
         UsageError: as `resume`; or the sweep has as many already.
     """
-    folder = SweepFolder.open(results, sweep)
-    return _go_on(folder, address, observer, accept_new_code, lambda job: lifecycle.with_trials(job, trials))
+    return go_on(
+        SweepFolder.open(results, sweep), address=address, observer=observer, accept_new_code=accept_new_code,
+        change=lambda job: lifecycle.with_trials(job, trials),
+    )  # fmt: skip
 
 
 def fork(
@@ -143,7 +146,9 @@ def fork(
     def propose(job: Job, fingerprints: Fingerprints) -> None:
         folder.add_proposal(lifecycle.forked(folder, job, fingerprints, trial, after, overrides))
 
-    return _go_on(folder, address, observer, accept_new_code, prepare=propose)
+    return go_on(
+        folder, address=address, observer=observer, accept_new_code=accept_new_code, prepare=propose
+    )  # fmt: skip
 
 
 def retry(
@@ -169,7 +174,9 @@ def retry(
         for trial in lifecycle.to_retry(folder, statuses):
             folder.reopen(trial)
 
-    return _go_on(folder, address, observer, accept_new_code, prepare=reopen)
+    return go_on(
+        folder, address=address, observer=observer, accept_new_code=accept_new_code, prepare=reopen
+    )  # fmt: skip
 
 
 def stop(sweep: str, *, results: Path = RESULTS, waiting: Callable[[float], None] = lambda seconds: None) -> bool:
@@ -267,50 +274,6 @@ def plan(
 
     checked = load_job(job, _with_trials(overrides, trials))
     return checked, estimate(checked, preflight(checked), earlier_phases(results, checked), calibrate=calibrate)
-
-
-def _go_on(
-    folder: SweepFolder,
-    address: str | None,
-    observer: Observer | None,
-    accept_new_code: bool,
-    change: Callable[[Job], Job] = lambda job: job,
-    prepare: Callable[[Job, Fingerprints], None] = lambda job, fingerprints: None,
-) -> SweepFolder:
-    """Change the limits of a sweep's job, prepare its trials, and run those that are left.
-
-    Raises:
-        UsageError: a change is refused; the sweep stays as it was.
-    """
-    from raysweep.cluster.connection import check_local_room
-    from raysweep.cluster.driver import run_sweep
-    from raysweep.trial.forecast.preflight import check_unchanged
-
-    # From here on no other process can run or change the sweep: what is checked below still holds when it is run.
-    with driving(folder):
-        stored, about = folder.job(), folder.environment()
-        # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
-        before = check_job(stored.spec.resolved(), stored.source)
-        job = change(before)
-        if address is None:
-            check_local_room(job)
-        fingerprints = check_unchanged(job, about, folder.name)
-        # Nothing is written before every check has passed.
-        changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
-        prepare(job, fingerprints)
-        if job is not before:
-            folder.replace_job(job)
-        # Once more, since a fork may have brought strategies along.
-        record_code(folder, _code_here(folder, job), changed=bool(changed))
-        if observer is not None and changed:
-            observer.code_changed(changed)
-        # With or without sharing, as it began: its records must count the same work throughout.
-        run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=observer or Silent())
-    return folder
-
-
-def _code_here(folder: SweepFolder, job: Job) -> dict[str, str]:
-    return code_of(job, (proposal.values for proposal in folder.proposals().values()))
 
 
 def _with_trials(overrides: Sequence[str], trials: int | None) -> list[str]:

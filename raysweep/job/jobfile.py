@@ -93,13 +93,7 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
         file = find(job)
         source, raw = str(file), load_mapping(file)
     values, faults = parse_settings(overrides)
-    raw = apply_values(raw, values)
-    # Names of files and folders become absolute, because workers run in other working folders. Anything that does not
-    # exist here may be a name on the hub.
-    for path in PATH_KEYS:
-        value = get_path(raw, path)
-        if isinstance(value, str) and value and Path(value).exists():
-            set_path(raw, path, str(Path(value).resolve()))
+    raw = _with_absolute_paths(apply_values(raw, values))
     try:
         checked = check_job(raw, source)
     except SpecError as error:
@@ -117,6 +111,15 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     if faults:
         raise SpecError(faults)
     return replace(checked, overridden=frozenset(values))
+
+
+def _with_absolute_paths(raw: dict[str, Any]) -> dict[str, Any]:
+    # Workers run in other working folders. Anything that does not exist here may be a name on the hub.
+    for path in PATH_KEYS:
+        value = get_path(raw, path)
+        if isinstance(value, str) and value and Path(value).exists():
+            set_path(raw, path, str(Path(value).resolve()))
+    return raw
 
 
 def read_job(raw: Mapping[str, Any], source: str) -> Job:

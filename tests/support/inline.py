@@ -12,7 +12,8 @@ from support.jobs import quick_job
 from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records import objectives
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.records.points import is_search
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
 from raysweep.sweep.code import code_of
