@@ -7,7 +7,9 @@ NEWEST := .venv-newest/bin
 WITH ?=
 # --upgrade: `make lock` takes the newest allowed versions.
 UPGRADE ?=
-PLAIN := -m "not pretrained and not slow and not ray" --numprocesses 2 --dist loadfile
+# A file stays on one worker, which makes its fixtures once; tests/conftest.py puts the files that take longest first.
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PLAIN := -m "not pretrained and not slow and not ray" $(WORKERS)
 
 .PHONY: install quickstart quick test slow bench pretrained coverage docs lock newest clean
 
@@ -18,8 +20,8 @@ quickstart: install
 
 # What decides in a sweep and what reports it: the first answer while one edits, since nothing waits for torch or Ray.
 quick: .venv/installed-test
-	$(BIN)/pytest -m "not pretrained and not slow and not ray and not torch" \
-		tests/job tests/records tests/sweep tests/reports tests/strategies tests/cli --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --without-torch -m "not pretrained and not slow and not ray and not torch" $(WORKERS) \
+		tests/job tests/records tests/sweep tests/reports tests/strategies tests/cli tests/meta
 
 test: .venv/installed-test
 	$(BIN)/ruff check .

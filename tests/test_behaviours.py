@@ -7,7 +7,7 @@ import re
 from functools import cache
 
 import pytest
-from support.helpers import REPOSITORY
+from support.jobs import REPOSITORY
 
 from benchmarks.mutations import Mutation, mutations_of, page
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
-from support.helpers import REPOSITORY
+from support.jobs import REPOSITORY
 
 from benchmarks.figures import PAGE, page
 from raysweep.cli import main

@@ -1,4 +1,4 @@
-"""The command line.
+"""The command line. Commands read options, call the API, and print; what is decided is decided below.
 
 Results go to stdout, progress to stderr. Exit 0: done; 1: the run failed; 2: your file or arguments are wrong;
 130: interrupted.
@@ -14,25 +14,30 @@ from raysweep.cli import export, jobs, lifecycle, look, settings, simulate
 from raysweep.cli import run as work
 from raysweep.cli.analyze import heads as analyze
 
+# `work` and `analyze` are named apart from `run` and `heads`, which are commands in the modules of these names.
+
 
 class _Commands(click.Group):
-    """Commands in the order in which one meets them; raysweep's errors become one message and an exit code."""
+    """Commands in the order of their use; raysweep's errors become messages and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        # click would sort them by name.
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Imported when a command runs: `raysweep --help` should appear at once.
         from raysweep.errors import RaysweepError, SpecError
 
         try:
             return super().invoke(ctx)
         except RaysweepError as error:
+            # A line for each fault, so that every line starts with "error: ".
             for fault in error.faults if isinstance(error, SpecError) else [error]:
                 click.echo(f"error: {fault}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted.", err=True)
-            ctx.exit(130)
+            ctx.exit(130)  # 128 + SIGINT, as shells have it
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,13 +45,14 @@ class _Commands(click.Group):
 def main() -> None:
     """Sweep the plasticity of transformers: prune heads, measure, regrow, let them learn, and search over it all.
 
-    Start with `raysweep run`, which runs jobs/quickstart.yaml.
+    Start with `raysweep run`, which runs jobs/quickstart.yaml; `raysweep list jobs` shows the other jobs.
     """
 
 
+# In the order of `raysweep --help`.
 for command in (
     work.run, lifecycle.resume, lifecycle.extend, lifecycle.fork, lifecycle.retry, lifecycle.stop, jobs.validate,
-    jobs.plan, look.list_command, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,
+    jobs.plan, look.list_command, jobs.copy, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,
     analyze.analyze, simulate.simulate, settings.help_command, settings.schema, look.doctor,
 ):  # fmt: skip
     main.add_command(command)

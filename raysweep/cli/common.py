@@ -1,4 +1,4 @@
-"""What the commands share: options, how they print, how they are interrupted."""
+"""Share what commands need: options, printing, and how they are interrupted."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raysweep.records.folder import SweepFolder
 
 QUICKSTART = "jobs/quickstart.yaml"
+"""The job that commands take when none is named; it ships with raysweep."""
 
 results_option = click.option(
     "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
@@ -31,6 +32,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the job; may be repeated."
 )
+# RAY_ADDRESS is what Ray itself reads where no address is given.
 address_option = click.option(
     "--address", envvar="RAY_ADDRESS", show_envvar=True,
     help="A reachable Ray cluster. Default: one is started here for this sweep.",
@@ -39,12 +41,13 @@ trials_option = click.option("--trials", type=click.IntRange(min=1), help="Overr
 
 
 class NewFile(click.Path):
-    """A file to write at the end of the work, in a folder that is there when it begins."""
+    """A file that is written at the end, in a folder that must exist at the start."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, writable=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        # Checked before the work: measuring may take minutes, which a missing folder would waste.
         path = Path(str(super().convert(value, param, ctx)))
         if not path.parent.is_dir():
             raise UsageError(f"--out {str(path)!r}: {str(path.parent)!r} is no folder. Make it first.")
@@ -52,30 +55,36 @@ class NewFile(click.Path):
 
 
 def make_interruptible() -> None:
-    """Raise KeyboardInterrupt on Ctrl-C and on the first SIGTERM: more of them must not cut short how Ray is ended."""
+    """Raise KeyboardInterrupt on Ctrl-C and on the first SIGTERM."""
 
     def interrupt(number: int, frame: Any) -> None:
+        # A second one would cut short how Ray is shut down, and leave its processes behind.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
+    # SIGINT too: a shell that starts a command in the background has it ignore Ctrl-C, and Python then sets no handler.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
 
 
 def open_sweep(results: Path, sweep: str) -> SweepFolder:
+    """Open a sweep; a misspelt name is an error here, before a command imports torch."""
     from raysweep.records.folder import SweepFolder
 
     return SweepFolder.open(results, sweep)
 
 
 def report_sweep(folder: SweepFolder, as_json: bool) -> None:
+    """Print a sweep, why it stopped if it did, and the next useful commands."""
     from raysweep.reports.summary import is_finished, next_commands, sweep_state
     from raysweep.reports.tables.sweep import print_sweep
     from raysweep.sweep.limits import last_end, more_of
 
     state = sweep_state(folder)
+    # A finished sweep may have met a limit with its last trial: nothing is left to do about that.
     end = None if is_finished(state) else last_end(folder)
     if as_json:
+        # Next commands are for people: a script knows what it wants.
         print_json({**state, "stopped": end and end.ended})
         return
     print_sweep(state, console())
@@ -83,43 +92,48 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     if end is not None:
         click.echo(f"stopped: {end.ended}.")
     if end is not None and end.limit is not None:
+        # Resumed as it is, it would stop again at once: the first command raises the limit.
         commands[0] = f"raysweep resume {folder.name} --set {more_of(end.limit, folder.job())}"
     print_next(*commands)
 
 
 def print_notes(texts: Sequence[str]) -> None:
-    """Say on stderr what is no fault of a job, but worth knowing."""
+    """Print notes about a job to stderr: not errors, but worth knowing."""
     for text in texts:
         click.echo(f"note: {text}", err=True)
 
 
 def print_next(*commands: str) -> None:
+    """Print the commands that are useful next, each able to run as it stands."""
     click.echo("next:  " + " · ".join(map(complete_command, commands)))
 
 
 def complete_command(command: str) -> str:
-    """Return a command with the --results that this one was given."""
+    """Add the --results that this command was given to another command."""
     context = click.get_current_context()
+    # One from RAYSWEEP_RESULTS is left out: the next command reads it, too.
     if context.get_parameter_source("results") is not ParameterSource.COMMANDLINE:
         return command
     return f"{command} --results {shlex.quote(str(context.params['results']))}"
 
 
 def command_on(name: str, job: Path, overrides: Sequence[str], trials: int | None = None) -> str:
-    """Write a command on the same job with the same settings."""
+    """Write a command for the same job with the same settings, quoted for a shell."""
     settings = [argument for override in overrides for argument in ("--set", override)]
     settings += [] if trials is None else ["--trials", str(trials)]
     return shlex.join(["raysweep", name, str(job), *settings])
 
 
 def console() -> Console:
-    """A table is never cut: where nobody looks at a terminal, lines are as long as they need to be."""
+    """Return a console for stdout."""
     from rich.console import Console
 
+    # In a pipe or a file Rich would assume 80 columns and fold cells: there, lines are as long as they need to be.
     return Console() if sys.stdout.isatty() else Console(width=10_000)
 
 
 def print_json(content: Any) -> None:
+    """Print JSON that any parser reads: json.dumps alone would write NaN and Infinity."""
     click.echo(json.dumps(strict(content), indent=2))
 
 
@@ -128,7 +142,8 @@ def report_drawn(
     draw: Callable[[Mapping[str, Any], Path], None], show: Callable[[Mapping[str, Any], Console], None],
     label: str = "picture",
 ) -> None:  # fmt: skip
-    """Draw what was measured where `--out` says, or for a person at `default`; print it as JSON or as a table."""
+    """Draw what was measured to `out`, or if a table is printed to `default`; print it as JSON or as a table."""
+    # A script that asks for JSON gets no file that it did not ask for.
     path = out or (None if as_json else Path(default))
     if path is not None:
         draw(content, path)
@@ -140,7 +155,7 @@ def report_drawn(
 
 
 def strict(content: Any) -> Any:
-    """Replace what JSON has no word for, infinity and NaN, by null."""
+    """Replace infinity and NaN, which JSON does not have, by null."""
     if isinstance(content, Mapping):
         return {key: strict(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

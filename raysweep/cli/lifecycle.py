@@ -22,7 +22,6 @@ from raysweep.cli.run import run_and_report
 
 if TYPE_CHECKING:
     from raysweep.records.folder import SweepFolder
-    from raysweep.trial.store.garbage import Survey
 
 
 accept_option = click.option(
@@ -35,7 +34,7 @@ accept_option = click.option(
 @click.argument("sweep")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Give the sweep another limit, such as budget.hours or scale.lanes; may be repeated.",
+    help="Change a limit, such as budget.hours, scale.lanes or search.trials; may be repeated.",
 )  # fmt: skip
 @accept_option
 @address_option
@@ -46,10 +45,11 @@ def resume(
 ) -> None:
     """Continue an interrupted sweep.
 
-    Finished trials stay; the others go on from their last checkpoint. A resumed sweep may be given another budget, more
-    trials or other lanes, but not another meaning: for that, fork a trial or start a new sweep.
+    Finished trials stay; the others continue from their last checkpoint. A resumed sweep may have another budget, more
+    trials or other lanes. To change what its trials do, fork a trial or start a new sweep.
     """
 
+    # A function, so that torch and Ray are imported inside `run_and_report`, which answers Ctrl-C from its start.
     def start(observer: Any) -> SweepFolder:
         from raysweep import api
 
@@ -62,9 +62,11 @@ def resume(
             observer=observer,
         )
 
+    # The same command can be given again. An extension or a fork cannot: it may have added its trials already.
     run_and_report(start, as_json, resumed=sweep)
 
 
+# `--trials` is text: 8 and +8 mean different things.
 @click.command()
 @click.argument("sweep")
 @click.option("--trials", required=True, metavar="[+]N", help="How many in all; with a +, how many more.")
@@ -75,7 +77,7 @@ def resume(
 def extend(sweep: str, trials: str, accept_new_code: bool, address: str | None, results: Path, as_json: bool) -> None:
     """Give a sweep more trials, and run them.
 
-    The sampler goes on with all that it was told before.
+    The sampler continues with the results of all earlier trials.
     """
 
     def start(observer: Any) -> SweepFolder:
@@ -93,11 +95,12 @@ def extend(sweep: str, trials: str, accept_new_code: bool, address: str | None, 
 @click.argument("trial", type=int)
 @click.option(
     "--after", required=True, metavar="PHASE",
-    help="The last phase that both have: baseline, prune, measure, grow or learn; prune@2 is that of cycle 2.",
+    help="Keep the trial's results up to and including this phase: baseline, prune, measure, grow or learn; prune@2 is "
+    "that of cycle 2.",
 )  # fmt: skip
 @click.option(
     "--set", "overrides", multiple=True, required=True, metavar="KEY=VALUE",
-    help="What the fork does otherwise in later phases; may be repeated. Need not be in the search space.",
+    help="Setting to change after that phase; may be repeated. Need not be in the search space.",
 )  # fmt: skip
 @accept_option
 @address_option
@@ -115,7 +118,7 @@ def fork(
 ) -> None:
     """Run a trial on from one of its phases, with other settings.
 
-    TRIAL is its number in the table. The fork is a new trial of the same sweep; what both have in common is not run
+    TRIAL is its number in the table. The fork is a new trial of the same sweep; the phases that both share are not run
     again.
     """
 
@@ -140,7 +143,7 @@ def fork(
 @click.argument("sweep")
 @click.option("--failed", is_flag=True, help="Retry the trials that FAILED.")
 @click.option(
-    "--diverged", is_flag=True, help="Retry those that DIVERGED; they will again, unless a machine was at fault."
+    "--diverged", is_flag=True, help="Retry the trials that DIVERGED. They will again, unless a machine was at fault."
 )
 @accept_option
 @address_option
@@ -149,12 +152,13 @@ def fork(
 def retry(
     sweep: str, failed: bool, diverged: bool, accept_new_code: bool, address: str | None, results: Path, as_json: bool
 ) -> None:
-    """Run trials once more that came to no good end.
+    """Re-run failed or diverged trials.
 
-    Each goes on from its last checkpoint; say which ones with --failed or --diverged.
+    Each continues from its last checkpoint; --failed, --diverged or both say which ones.
     """
     chosen = (("FAILED", failed), ("DIVERGED", diverged))
     statuses: Any = [status for status, wanted in chosen if wanted]
+    # No default: a diverged trial diverges again as a rule, and costs its steps again.
     if not statuses:
         raise click.UsageError("say which trials: --failed, --diverged, or both.")
 
@@ -178,15 +182,17 @@ def retry(
 @results_option
 @json_option
 def stop(sweep: str, results: Path, as_json: bool) -> None:
-    """Ask a running sweep to stop, and wait until it has.
+    """Stop a running sweep, and wait until it has stopped.
 
-    Wherever it runs, its trials stop within a few steps, with a checkpoint; `raysweep resume` goes on from there.
+    Its driver may run on any machine that shares the results folder. Trials stop within a few steps, with a checkpoint;
+    `raysweep resume` continues from there.
     """
     from rich.console import Console
 
     from raysweep import api
 
     folder = open_sweep(results, sweep)
+    # Only the last session can still run; an earlier one without an end was killed.
     at_work = [session for session in folder.sessions() if session.ended is None][-1:]
     driver = "".join(f" ({session.host}, process {session.pid})" for session in at_work)
     progress = Console(stderr=True)
@@ -195,82 +201,65 @@ def stop(sweep: str, results: Path, as_json: bool) -> None:
 
         def waiting(seconds: float) -> None:
             nonlocal told
+            # Said once, and only when a driver was found: `waiting` is not called for a sweep that does not run.
             if not told:
                 progress.print(f"{sweep}{driver} was asked to stop", highlight=False)
             told = True
             status.update(f"waiting for {seconds:.0f} s")
 
         was_running = api.stop(sweep, results=results, waiting=waiting)
+    # Not running is no error: the sweep is as stopped as was asked for.
     click.echo(f"{sweep} has stopped." if was_running else f"{sweep} is not running.", err=True)
     report_sweep(folder, as_json)
 
 
 @click.command()
 @click.argument("sweep")
-@click.option("--dry-run", is_flag=True, help="Only list what would go.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option(
     "--sweep-best", default=1, show_default=True, type=click.IntRange(min=1),
-    help="Best trials of the sweep whose result stays.",
+    help="Keep the results of so many best trials of the sweep.",
 )  # fmt: skip
 @click.option(
     "--trial-best", default=1, show_default=True, type=click.IntRange(min=0),
-    help="Checkpoints of lowest loss that stay of each trial.",
+    help="Keep so many checkpoints of lowest loss of each trial.",
 )  # fmt: skip
 @click.option(
     "--trial-latest", default=1, show_default=True, type=click.IntRange(min=0),
-    help="Latest checkpoints that stay of each trial.",
+    help="Keep so many latest checkpoints of each trial.",
 )  # fmt: skip
 @results_option
 @json_option
 def gc(
     sweep: str, dry_run: bool, sweep_best: int, trial_best: int, trial_latest: int, results: Path, as_json: bool
 ) -> None:
-    """Free the space of checkpoints that nothing needs.
+    """Remove checkpoints that nothing needs.
 
-    Never those of the best trials, of a trial that may go on, of an export, nor what several trials share; and never a
-    record. What is needed again later, by a fork for instance, is trained again.
+    Kept are those of the best trials, of trials that may continue, of exports, and those that several trials share; no
+    record is ever removed. A checkpoint that is needed again later, by a fork for instance, is trained again.
     """
     from raysweep import api
+    from raysweep.reports.tables.checkpoints import print_checkpoints
     from raysweep.trial.store.garbage import Keep
 
-    open_sweep(results, sweep)
+    open_sweep(results, sweep)  # before torch is imported: a misspelt name is an error at once
     keep = Keep(sweep_best=sweep_best, trial_best=trial_best, trial_latest=trial_latest)
     found = api.gc(sweep, keep=keep, dry_run=dry_run, results=results)
+    content = {
+        "sweep": sweep,
+        "dry_run": dry_run,
+        # A path is no JSON: it becomes text.
+        **{
+            name: [{**entry.__dict__, "path": str(entry.path)} for entry in getattr(found, name)]
+            for name in ("kept", "collected")
+        },
+        "bytes_kept": sum(entry.bytes for entry in found.kept),
+        "bytes_collected": sum(entry.bytes for entry in found.collected),
+    }
     if as_json:
-        print_json(
-            {
-                "sweep": sweep,
-                "dry_run": dry_run,
-                **{
-                    name: [{**entry.__dict__, "path": str(entry.path)} for entry in getattr(found, name)]
-                    for name in ("kept", "collected")
-                },
-                "bytes_kept": sum(entry.bytes for entry in found.kept),
-                "bytes_collected": sum(entry.bytes for entry in found.collected),
-            }
-        )
+        print_json(content)
         return
-    _print(found, dry_run)
+    print_checkpoints(content, console())
+    # The command that carries out this dry run, with the options that differ from their default.
     options = "".join(f" --{name.replace('_', '-')} {number}" for name, number in keep.__dict__.items() if number != 1)
     print_next(*([f"raysweep gc {sweep}{options}"] if dry_run and found.collected else []), f"raysweep status {sweep}")
-
-
-def _print(found: Survey, dry_run: bool) -> None:
-    from rich.table import Table
-
-    if found.collected:
-        table = Table("phase", "trials", "size", "why", box=None)
-        for entry in found.collected:
-            table.add_row(entry.phase, ", ".join(map(str, entry.trials)), _bytes(entry.bytes), entry.why)
-        console().print(table)
-    freed, kept = (sum(entry.bytes for entry in part) for part in (found.collected, found.kept))
-    said = "would be freed" if dry_run else "freed"
-    stay = "1 checkpoint stays" if len(found.kept) == 1 else f"{len(found.kept)} checkpoints stay"
-    click.echo(f"{_bytes(freed)} {said}, {_bytes(kept)} in {stay}.")
-
-
-def _bytes(number: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number / 1e3:.1f} kB"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raysweep.cli.common import (
+    QUICKSTART,
     console,
     json_option,
     make_interruptible,
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 @results_option
 @json_option
 def list_command(kind: str | None, results: Path, as_json: bool) -> None:
-    """List what can be named in a job, and sweeps.
+    """List what can be named in a job, jobs and sweeps.
 
-    KIND is one of prune, grow, init, samplers, schedulers, exits, models, data and sweeps; without it, all are listed.
+    KIND is one of prune, grow, init, samplers, schedulers, tasks, exits, analyses, models, data, jobs and sweeps;
+    without it, all are listed. Jobs in ./jobs come before those that ship with raysweep.
     """
     from raysweep.cli.listing import listing
     from raysweep.reports.tables.listing import print_listing
@@ -39,21 +41,25 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
     content = listing(kind, results)
     if as_json:
         print_json(content)
+        return
+    print_listing(content, console())
+    if kind == "jobs":
+        # Not by print_next: it hands --results on, which `copy` does not take.
+        click.echo(f"next:  raysweep plan {QUICKSTART} · raysweep copy {QUICKSTART}")
     else:
-        print_listing(content, console())
         sweeps = [f"raysweep status {sweep['name']}" for sweep in content.get("sweeps", [])[-1:]]
         print_next("raysweep plan", *sweeps)
 
 
 @click.command()
 @click.argument("sweep")
-@click.option("--check", is_flag=True, help="Instead, judge the invariants of its records, store and processes.")
+@click.option("--check", is_flag=True, help="Check the invariants of its records, store and processes instead.")
 @results_option
 @json_option
 def status(sweep: str, check: bool, results: Path, as_json: bool) -> None:
     """Show how far a sweep has come.
 
-    Read-only: any sweep can be looked at, running or not. With --check, exits with 1 where an invariant is broken.
+    Read-only: works on any sweep, running or not. With --check, exits with 1 where an invariant is broken.
     """
     folder = open_sweep(results, sweep)
     if check:
@@ -67,11 +73,13 @@ def _check(folder: SweepFolder, as_json: bool) -> None:
     from raysweep.sweep.invariants import examine
 
     found = examine(folder)
+    # Read-only as all of `status`: what is broken is named, and not repaired.
     if as_json:
         print_json(found)
     else:
         print_invariants(found, console())
         print_next(f"raysweep status {folder.name}")
+    # So that a script, such as a nightly check of a results folder, need not read the text.
     sys.exit(1 if any(found["invariants"].values()) else 0)
 
 
@@ -83,7 +91,7 @@ def _check(folder: SweepFolder, as_json: bool) -> None:
 def show(sweep: str, trial: int | None, results: Path, as_json: bool) -> None:
     """Show a sweep, or one of its trials.
 
-    TRIAL is its number in the table; shown are its values, phases, decisions, heads and samples, and where its job
+    TRIAL is its number in the table. Prints its values, phases, decisions, heads and samples, and where the job
     measures contributions, how far each score agrees with them. Read-only.
     """
     from raysweep.reports.summary import trial_state
@@ -103,6 +111,7 @@ def show(sweep: str, trial: int | None, results: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("sweeps", nargs=-1)
+# 6006 is TensorBoard's own default.
 @click.option(
     "--port", default=6006, show_default=True, type=click.IntRange(1, 65535), help="Where TensorBoard listens."
 )
@@ -117,25 +126,29 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
     from raysweep.reports.tensorboard.server import serve, serve_folder
 
     folders = {name: open_sweep(results, name).path / "tensorboard" for name in (sweeps or list_sweeps(results))}
-    if not sweeps:  # one that never began has nothing to show
+    # A sweep that never began has nothing to show. Left out of all, it is an error where it was named.
+    if not sweeps:
         folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
     if not folders:
         raise ArchiveError(f"no sweep in {str(results)!r} yet. Start one with 'raysweep run'.")
-    make_interruptible()  # or TensorBoard would outlive a terminated raysweep
+    # SIGTERM would end raysweep alone, and leave TensorBoard on its port.
+    make_interruptible()
     with serve_folder(folders) as logdir:
         server = serve(logdir, port)
+        # To stderr, as all progress.
         click.echo(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)
         try:
+            # With TensorBoard's own exit code: on stderr it says why it could not start, as where the port is taken.
             sys.exit(server.wait())
         except KeyboardInterrupt:
             server.terminate()
-            server.wait()
+            server.wait()  # it reads the temporary folder, which is removed next
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine can do, and what is missing.
+    """Check what this machine can do, and what is missing.
 
     Exits with 1 where something keeps `raysweep run` from working.
     """
@@ -143,6 +156,7 @@ def doctor(as_json: bool) -> None:
     from raysweep.reports.tables.listing import print_examination
 
     findings = examine()
+    # Notes, such as a missing GPU, keep nothing from running.
     broken = any(finding.status == "bad" for finding in findings)
     if as_json:
         print_json([finding.__dict__ for finding in findings])

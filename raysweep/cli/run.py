@@ -1,4 +1,4 @@
-"""The command that starts a sweep, and what commands that run one share."""
+"""The command that starts a sweep, and what it shares with other commands that run one."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raysweep.records.folder import SweepFolder
 
 ASK_ABOVE_SECONDS = 1800
+"""A sweep that is estimated to take longer is confirmed by a person first."""
 
 
 @click.command()
@@ -35,8 +36,8 @@ ASK_ABOVE_SECONDS = 1800
 @trials_option
 @address_option
 @click.option("--name", help="Name of the sweep. Default: <job>-<number>.")
-@click.option("--no-sharing", is_flag=True, help="Run every phase of every trial; share nothing between trials.")
-@click.option("--yes", is_flag=True, help="Show no plan, and do not ask before more than half an hour of work.")
+@click.option("--no-sharing", is_flag=True, help="Run every phase of every trial: reuse no outcome of another.")
+@click.option("--yes", is_flag=True, help="Do not show the plan, and do not ask before more than half an hour of work.")
 @results_option
 @json_option
 def run(
@@ -45,11 +46,11 @@ def run(
 ) -> None:  # fmt: skip
     """Run a sweep, here or on a reachable cluster.
 
-    JOB is a YAML file; without it, jobs/quickstart.yaml is run. Ends with the table that `raysweep status` shows.
+    JOB is a YAML file, or one of those that `raysweep list jobs` names; without it, jobs/quickstart.yaml is run. Ends
+    with the table that `raysweep status` shows.
     """
-    if str(job) == QUICKSTART and not job.is_file():
-        raise click.UsageError(f"no {QUICKSTART} here. Run this in a clone of raysweep, or name a job file.")
 
+    # Not called before the plan was shown; `run_and_report` hands in the observer that prints progress.
     def start(observer: Any) -> SweepFolder:
         from raysweep import api
 
@@ -58,38 +59,42 @@ def run(
             sharing=not no_sharing, observer=observer,
         )  # fmt: skip
 
+    # Where no person is at the terminal, there is nobody to ask, and a plan would only cost time.
     if sys.stdin.isatty() and not yes:
         _show_plan(job, overrides, trials, results)
     run_and_report(start, as_json)
 
 
 def _show_plan(job: Path, overrides: Sequence[str], trials: int | None, results: Path) -> None:
-    """Show a person what is to come, and ask before what takes long."""
+    """Show a person the plan, and ask before a long run."""
     from rich.console import Console
 
     from raysweep import api
     from raysweep.reports.tables.estimate import print_estimate
 
     checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
+    # To stderr: stdout holds the result of the sweep alone, perhaps as JSON.
     print_estimate(checked.spec.resolved(), estimate.to_dict(), Console(stderr=True))
     if estimate.seconds is not None and estimate.seconds > ASK_ABOVE_SECONDS:
         click.confirm("Proceed?", default=True, abort=True, err=True)
 
 
 def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resumed: str | None = None) -> None:
-    """Run with progress on stderr; on Ctrl-C or SIGTERM, and where the run fails, say how to go on.
+    """Run a sweep with progress on stderr; where it is interrupted or fails, print the command that continues it.
 
     Args:
-        resumed: the sweep that is to go on as it is, and can be asked to once more at any time.
+        resumed: the sweep that is resumed; that can be repeated even if it was interrupted before it began.
     """
     from rich.console import Console
 
     from raysweep.errors import RunError
     from raysweep.reports.live.progress import Progress
 
+    # Defined here: Progress imports Rich, which `raysweep --help` should not wait for.
     class Watcher(Progress):
         def trial_started(self, plan: TrialPlan) -> None:
-            make_interruptible()  # once more: Ray has started since, and taken SIGTERM for itself
+            # Once more: Ray has started since, and has put a handler of its own on SIGTERM.
+            make_interruptible()
             super().trial_started(plan)
 
     make_interruptible()
@@ -98,6 +103,7 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resume
         # Ray prints to stdout when a worker dies; stdout is for results. The live line, which borrows it, ends first.
         with contextlib.redirect_stdout(sys.stderr), progress:
             folder = start(progress)
+    # The sweep has a name from the moment its folder was written: from then on it can be resumed.
     except KeyboardInterrupt:
         click.echo(f"interrupted.{_way_on(progress.sweep or resumed)}", err=True)
         sys.exit(130)
@@ -105,9 +111,11 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resume
         click.echo(f"error: {error}{_way_on(progress.sweep or resumed)}", err=True)
         sys.exit(error.exit_code)
     report_sweep(folder, as_json)
+    # Some failed trials are part of a search; a sweep without a single result has failed.
     if not any(record.status == "COMPLETE" for record in folder.trials().values()):
         sys.exit(1)
 
 
 def _way_on(sweep: str | None) -> str:
+    """Return how to continue a sweep; "" where none was begun."""
     return f" Go on with: {complete_command(f'raysweep resume {sweep}')}" if sweep else ""

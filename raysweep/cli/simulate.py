@@ -1,4 +1,4 @@
-"""The command that tries out the engine: a sweep in virtual time, with everything going wrong."""
+"""The command that runs a sweep in virtual time, with losses that are made up and workers that are killed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raysweep.cli.common import json_option, print_json, results_option, set_option, trials_option
+from raysweep.cli.common import console, json_option, print_json, results_option, set_option, trials_option
 
 if TYPE_CHECKING:
     from raysweep.job.jobfile import Job
     from raysweep.sweep.simulation.curves import Curves
-    from raysweep.sweep.simulation.run import Findings
 
 NEWS_S = 2.0
+"""How often a long simulation says how far it is."""
 SHARE = click.FloatRange(0, 1)
 
 
@@ -29,7 +29,13 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--lanes", type=click.IntRange(min=1), help="Override scale.lanes.")
 @click.option("--kill", type=SHARE, default=0.0, show_default=True, help="Share of phases whose worker is killed.")
 @click.option("--stragglers", type=SHARE, default=0.1, show_default=True, help="Share of lanes that are 3x slower.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws who is killed when, and who is slow.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Draws which workers are killed, and which lanes are slow.",
+)
 @click.option("--from", "source", metavar="SWEEP", help="Take curves from an earlier sweep. Default: made-up ones.")
 @click.option(
     "--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder to leave the simulated sweep in."
@@ -42,13 +48,15 @@ def simulate(
 ) -> None:  # fmt: skip
     """Run a job in virtual time, and check the invariants of sweeps.
 
-    The sampler, the stopping rule and the stage tree are the real ones; losses and times are made up, and nothing is
+    The sampler, the stopping rule and the sharing of phases are the real ones; losses and times are made up. Nothing is
     trained. Exits with 1 where an invariant is broken.
     """
     from raysweep.job.jobfile import load_job
+    from raysweep.reports.tables.simulation import print_simulation
     from raysweep.sweep.simulation.run import simulate as run
     from raysweep.sweep.simulation.simulation import Adversity
 
+    # As settings of the job: what can be set in it is checked there.
     given = {"search.trials": trials, "scale.lanes": lanes}
     checked = load_job(job, [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)])
     adversity = Adversity(kill=kill, stragglers=stragglers, seed=seed)
@@ -56,7 +64,8 @@ def simulate(
     if as_json:
         print_json(asdict(found))
     else:
-        _print(found, job)
+        print_simulation(asdict(found), str(job), console())
+    # Printed first in either form: a broken invariant is a fault of raysweep, and its words are needed to find it.
     if found.broken:
         sys.exit(1)
 
@@ -66,35 +75,19 @@ def _curves(job: Job, source: str | None, results: Path) -> Curves:
     from raysweep.sweep.simulation.curves import Modelled
     from raysweep.sweep.simulation.recorded import Recorded
 
+    # Recorded refuses a sweep without a complete trial that has every kind of phase of this job.
     return Modelled() if source is None else Recorded(open_sweep(results, source), job)
 
 
 def _news() -> Callable[[int, float], None]:
-    """Return what tells on stderr, every few seconds, how far the simulation has come."""
+    """Return a function that prints the progress of a simulation to stderr, every few seconds."""
     told = time.monotonic()
 
     def tell(ended: int, seconds: float) -> None:
         nonlocal told
+        # By the clock of this machine: thousands of virtual hours may pass within a second.
         if time.monotonic() - told > NEWS_S:
             told = time.monotonic()
             click.echo(f"{ended:,} trials ended in {seconds / 3600:.1f} virtual hours", err=True)
 
     return tell
-
-
-def _print(found: Findings, job: Path) -> None:
-    trials = ", ".join(f"{number:,} {status}" for status, number in sorted(found.trials.items()))
-    phases = ", ".join(f"{number:,} {how}" for how, number in sorted(found.phases.items(), reverse=True))
-    share = found.steps / found.unshared_steps if found.unshared_steps else 1.0
-    held = sum(not faults for faults in found.invariants.values())
-    click.echo(f"SIMULATED, nothing was trained: {job} on {found.lanes} lanes")
-    click.echo(f"  trials      {trials}")
-    click.echo(f"  phases      {phases}")
-    click.echo(f"  steps       {found.steps:,} executed, {share:.1%} of {found.unshared_steps:,} without sharing")
-    click.echo(f"  kills       {found.kills:,}, which wasted {found.wasted_steps:,} steps")
-    click.echo(f"  time        {found.virtual_hours:.2f} virtual hours, lanes {found.lane_use:.1%} in use")
-    click.echo(f"  simulated   in {found.seconds:.1f} s")
-    click.echo(f"  invariants  {held} of {len(found.invariants)} held")
-    for name, faults in found.invariants.items():
-        for fault in faults:
-            click.echo(f"    broken: {name}: {fault}")

@@ -14,7 +14,8 @@ from raysweep.contracts.events import Event, OffLane, SweepInterrupted, from_jso
 from raysweep.errors import ClusterError, DiskFullError
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, TrialPlan
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.records.schema import Proposal
 from raysweep.sweep.admission import IN_HAND
 from raysweep.sweep.agenda import Agenda

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import io
+import sys
 import tokenize
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -57,11 +58,7 @@ def of_strategies(named: Iterable[tuple[str, str]]) -> dict[str, str]:
 @cache
 def _of_strategy(kind: str, name: str) -> dict[str, str]:
     if "." in name:
-        # The job's checks imported the module before, so looking for it runs nothing new.
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise registry.UnknownNameError(f"no module {name!r} can be found.")
-        return {name: digest(Path(spec.origin).read_bytes())}
+        return {name: digest(_source_outside(name))}
     found: dict[str, str] = {}
     waiting = [registry.module_of(kind, name)]
     while waiting:
@@ -71,6 +68,17 @@ def _of_strategy(kind: str, name: str) -> dict[str, str]:
             found[path] = digest(source)
             waiting += _strategies_imported(source)
     return found
+
+
+def _source_outside(name: str) -> bytes:
+    """Return the source of a module outside raysweep; a module that was made at run time has none."""
+    # The job's checks have imported it, so that looking for it runs no code.
+    module = sys.modules.get(name)
+    spec = None if module else importlib.util.find_spec(name)
+    if module is None and spec is None:
+        raise registry.UnknownNameError(f"no module {name!r} can be found.")
+    file = getattr(module, "__file__", None) if module else spec and spec.origin
+    return Path(file).read_bytes() if file else b""
 
 
 def _strategies_imported(source: bytes) -> list[str]:

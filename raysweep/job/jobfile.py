@@ -24,6 +24,7 @@ from raysweep.job.checks.sections import (
 from raysweep.job.checks.spaces import OUTSIDE, space_faults
 from raysweep.job.checks.strategies import strategy_faults
 from raysweep.job.paths import get_path, set_path
+from raysweep.job.shipped import find
 from raysweep.job.space import Space
 from raysweep.job.spacefile import load_space
 from raysweep.job.spec import JobSpec
@@ -76,23 +77,23 @@ class Job:
 def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
     """Load a job, apply overrides, and check it.
 
+    Names that are files or folders here become absolute: workers run elsewhere.
+
     Args:
-        job: a file, or the job as a mapping.
+        job: a file, or the job as a mapping. A file that is not here, such as `jobs/quickstart.yaml`, is looked for
+            among those that raysweep ships.
         overrides: settings as `key=value`.
 
     Raises:
         SpecError: all faults of the job, of the overrides and of its search space.
     """
-    source = "job" if isinstance(job, Mapping) else str(job)
-    raw = job if isinstance(job, Mapping) else load_mapping(Path(job))
+    if isinstance(job, Mapping):
+        source, raw = "job", job
+    else:
+        file = find(job)
+        source, raw = str(file), load_mapping(file)
     values, faults = parse_settings(overrides)
-    raw = apply_values(raw, values)
-    # Names of files and folders become absolute, because workers run in other working folders. Anything that does not
-    # exist here may be a name on the hub.
-    for path in PATH_KEYS:
-        value = get_path(raw, path)
-        if isinstance(value, str) and value and Path(value).exists():
-            set_path(raw, path, str(Path(value).resolve()))
+    raw = _with_absolute_paths(apply_values(raw, values))
     try:
         checked = check_job(raw, source)
     except SpecError as error:
@@ -110,6 +111,15 @@ def load_job(job: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     if faults:
         raise SpecError(faults)
     return replace(checked, overridden=frozenset(values))
+
+
+def _with_absolute_paths(raw: dict[str, Any]) -> dict[str, Any]:
+    # Workers run in other working folders. Anything that does not exist here may be a name on the hub.
+    for path in PATH_KEYS:
+        value = get_path(raw, path)
+        if isinstance(value, str) and value and Path(value).exists():
+            set_path(raw, path, str(Path(value).resolve()))
+    return raw
 
 
 def read_job(raw: Mapping[str, Any], source: str) -> Job:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import Fault, SpecError, known_names_hint
+from raysweep.job.shipped import find_shipped
 from raysweep.job.space import REQUIRE, Space, parse_space
 from raysweep.job.yamlfile import load_mapping
 
@@ -141,7 +142,7 @@ def _listed(raw: Mapping[str, Any], key: str, file: str) -> Iterable[str]:
 
 
 def _found(given: str, source: str, key: str) -> Path:
-    """Return the file of a name: from the working folder, the folder of `source` or the one above it.
+    """Return the file of a name: from the working folder, the folder of `source`, the one above it, or as shipped.
 
     Raises:
         SpecError: there is no such file.
@@ -149,7 +150,8 @@ def _found(given: str, source: str, key: str) -> Path:
     folder = Path(source).parent
     # The folder above finds search_spaces/x.yaml for a job in jobs/, from whatever folder raysweep is called.
     places = [Path(given), folder / given, folder.parent / given]
-    found = next((place for place in places if place.is_file()), None)
+    shipped = [place for place in map(find_shipped, places) if place is not None]
+    found = next((place for place in [*places, *shipped] if place.is_file()), None)
     if found is None:
         message = f"no such file; looked in {', '.join(dict.fromkeys(str(p.parent) for p in places))}."
         raise _refused(source, key, message, given)

@@ -56,7 +56,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise refuse("no such file. Give the path of a YAML file.") from None
+        raise refuse("no such file. Give the path of a YAML file, or a job of 'raysweep list jobs'.") from None
     except OSError as error:
         raise refuse(f"cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:

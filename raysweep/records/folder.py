@@ -25,12 +25,11 @@ from filelock import FileLock, Timeout
 from raysweep.contracts import Report
 from raysweep.errors import ArchiveError, known_names_hint
 from raysweep.job.jobfile import Job, read_job
-from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.job.yamlfile import dump_mapping, load_mapping
 from raysweep.records.disk import refuse_when_full
 from raysweep.records.jsonlines import JsonLines
 from raysweep.records.results import check_new_sweep, is_sweep, list_sweeps, make_folder
-from raysweep.records.schema import DERIVED, PhaseRecord, Proposal, Retry, Session, TrialRecord
+from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, TrialRecord
 
 LOOK_S = 0.2
 """Seconds that a driver waits for the lock: `running` holds it for a moment."""
@@ -285,18 +284,6 @@ def _ending(line: dict[str, Any]) -> TrialRecord | _Reopened:
 
 def _skimming(stop: str | None) -> Callable[[bytes], Any]:
     return json.loads if stop is None else partial(PhaseRecord.skim, stop=stop)
-
-
-def plan_of(job: Job, proposal: Proposal, fingerprints: Fingerprints) -> TrialPlan:
-    """Return the plan of a proposed trial, with its values and its seed.
-
-    Raises:
-        SpecError: the values break a rule of the job.
-    """
-    spec = job.with_values(proposal.values, proposal.seed)
-    # Replicates, confirmations and forks run to their end: one that was stopped would have no result to compare.
-    judged = proposal.proposer not in DERIVED
-    return make_plan(spec, proposal.values, trial=proposal.trial, fingerprints=fingerprints, judged=judged)
 
 
 def _write_text(path: Path, text: str) -> None:

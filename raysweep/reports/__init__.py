@@ -1,1 +1,1 @@
-"""What people look at: read records only, import neither torch nor ray."""
+"""What people look at: tables, pictures, TensorBoard. Reads records only; imports neither torch nor ray."""

@@ -1,4 +1,4 @@
-"""What a sweep came to, in sentences: from its JSON."""
+"""Say in sentences what a sweep found, from its JSON."""
 
 from __future__ import annotations
 
@@ -7,44 +7,50 @@ from typing import Any
 
 from raysweep.reports.wording import count
 
+# A sweep may hold thousands of trials. What is cut is counted, so that nobody takes a part for the whole.
 MOST_LINES = 5
 MOST_TROUBLES = 50
 MOST_NUMBERS = 8
 
 
 def conclusion(state: Mapping[str, Any]) -> str:
-    """Say which trial is best, and how far one should trust that."""
+    """Say which trial is best, and how far that can be trusted."""
     best = next((trial for trial in state["trials"] if trial["trial"] == state["best"]), None)
     if best is None:
         completed = any(trial["status"] == "COMPLETE" for trial in state["trials"])
         return "no trial keeps to the constraints." if completed else "no trial completed."
+    # That of its result: of a trial that halted, the phase that it went back to.
     final = best["final_perplexity"]
     heads = f"{best['active_heads']} of {best['head_slots']} heads"
     dense = best["controls"].get("dense")
     against = f" (dense control {show_perplexity(dense['perplexity'])})" if dense else ""
     text = f"best trial {best['trial']}: perplexity {show_perplexity(final)} with {heads}{against}."
     if isinstance(state["minimize"], list):
+        # With several objectives no trial is the best one; `best` is only the first of the front.
         text = f"Pareto front of {' and '.join(state['minimize'])}: {_numbered(state['front'])}."
     return f"{text} {trust(state)}".strip()
 
 
 def trust(state: Mapping[str, Any]) -> str:
-    """Say what the choice of the best trial is worth."""
+    """Say how far the choice of the best trial can be trusted."""
     if state["winner"] is not None:
         return winner_text(state["winner"])
     if state["seeds"] > 1:
+        # With several objectives no winner is confirmed: the table of points, with its intervals, says what is known.
         return "" if state["points"] else "Its other seeds are still to come."
     candidates = sum(trial["status"] == "COMPLETE" for trial in state["trials"])
     if state["planned"] == 1 or candidates < 2:
         return ""
-    return f"Best of {candidates} on one seed each: expect worse on fresh seeds; search.seeds: 3 measures it."
+    # The lowest of several noisy losses is partly the luckiest, so that its expected value is above what was measured.
+    return f"The best of {candidates} single-seed trials is optimistic; set search.seeds: 3 to measure by how much."
 
 
 def winner_text(winner: Mapping[str, Any]) -> str:
-    """Say how the best point of many does on seeds that had no part in choosing it."""
+    """Say how the best of many points does on seeds that had no part in choosing it."""
     name, fresh, second = winner["objective"], winner["fresh"], winner["runner_up"]
     chosen = f"Chosen among {winner['points_tried']} by {name}: {winner['searched']:.4f} in the search"
     chosen += f", {winner['mean']:.4f} over its seeds"
+    # A part of the fresh seeds confirms nothing: those that failed, or are still to run, may be the worst.
     if fresh is None or fresh["count"] < winner["fresh_seeds_planned"]:
         ran = fresh["count"] if fresh else 0
         return f"{chosen}; not confirmed: {ran} of {winner['fresh_seeds_planned']} fresh seeds have completed."
@@ -55,6 +61,7 @@ def winner_text(winner: Mapping[str, Any]) -> str:
 
 
 def work_done(state: Mapping[str, Any]) -> str:
+    """Say how many trials ended and how, and how much was run for them."""
     counts = state["counts"]
     ended = sum(number for status, number in counts.items() if status != "UNFINISHED")
     how = ", ".join(f"{number} {status.lower()}" for status, number in sorted(counts.items()))
@@ -67,11 +74,12 @@ def work_done(state: Mapping[str, Any]) -> str:
 
 
 def halt_text(halted: Mapping[str, Any]) -> str:
+    """Say after which cycle a trial halted, by which rule and why."""
     return f"halted after cycle {halted['cycle']} ({halted['rule']}): {halted['reason']}."
 
 
 def trouble_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    """Say what went wrong in trials, and which ones halted; of very many the first."""
+    """Yield a line for each failed trial or control arm and for each trial that halted; the first ones of very many."""
     lines = [line for trial in state["trials"] for line in _troubles(trial)]
     yield from lines[:MOST_TROUBLES]
     if len(lines) > MOST_TROUBLES:
@@ -80,6 +88,7 @@ def trouble_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 def _troubles(trial: Mapping[str, Any]) -> Iterator[str]:
     if trial["error"]:
+        # The last line of a traceback is the exception; `raysweep show` prints all of it.
         yield f"trial {trial['trial']} {trial['status']}: {trial['error'].strip().splitlines()[-1]}"
     for arm, error in trial["control_errors"].items():
         yield f"trial {trial['trial']}, control {arm}: {error}"
@@ -88,7 +97,7 @@ def _troubles(trial: Mapping[str, Any]) -> Iterator[str]:
 
 
 def stopped_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    """Say why stopping rules ended trials, of the first few; the others in a number."""
+    """Yield why stopping rules ended the first few trials, and how many others they ended."""
     stopped = [trial for trial in state["trials"] if trial["stopped"]]
     for trial in stopped[:MOST_LINES]:
         yield f"trial {trial['trial']} STOPPED: {trial['stopped']}"
@@ -97,11 +106,11 @@ def stopped_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def missed_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    """Say of each constraint which completed trials miss it, and by how much the nearest does."""
+    """Yield for each constraint which trials miss it, and the smallest miss."""
     missed: dict[str, dict[int, float]] = {}
     for trial in state["trials"]:
         for rule, amount in trial["violations"].items():
-            if amount > 0:
+            if amount > 0:  # zero or less: the constraint is kept
                 missed.setdefault(rule, {})[trial["trial"]] = amount
     for rule, amounts in missed.items():
         nearest = min(amounts, key=lambda trial: amounts[trial])
@@ -109,7 +118,7 @@ def missed_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def show_perplexity(value: float) -> str:
-    """Write a perplexity with four digits or so: differences matter where it is small."""
+    """Write a perplexity with about four digits: small ones differ in their decimals."""
     return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 1e5 else f"{value:.1e}"
 
 
@@ -121,5 +130,5 @@ def _numbered(trials: Iterable[int]) -> str:
 
 
 def show_mean(found: Mapping[str, Any]) -> str:
-    """Write a mean with half of its interval, where it has one."""
+    """Write a mean with half the width of its interval, where it has one: a single seed has none."""
     return f"{found['mean']:.4f}" + ("" if found["high"] is None else f" ± {found['high'] - found['mean']:.4f}")

@@ -1,4 +1,4 @@
-"""The table of a sweep, its best trial, and what to do next: from records only."""
+"""Summarise a sweep or a trial as JSON: its table, its best trial, and the next useful commands. From records only."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from raysweep.reports.over_seeds import over_seeds, winner
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSummary:
-    """One line of the table: a trial, as far as it has come."""
+    """A line of the table: one trial, finished or not."""
 
     proposal: Proposal
     status: str
     attempts: int
     seconds: float
     phases: list[PhaseRecord]
-    """The trial's own, in order."""
+    """Its own phases, without those of control arms, in order."""
     ended: TrialRecord | None = None
     """Its final record."""
     controls: dict[str, list[PhaseRecord]] = field(default_factory=dict)
-    """What each control arm ran beside the trial's own phases."""
+    """Phases that each control arm ran for itself; it shares others with the trial."""
     control_ends: dict[str, PhaseRecord] = field(default_factory=dict)
-    """The last phase of each control arm, whoever ran it."""
+    """The last phase of each control arm, whether the arm or the trial itself ran it."""
 
     @property
     def trial(self) -> int:
@@ -39,15 +39,17 @@ class TrialSummary:
     def last(self) -> PhaseRecord | None:
         """The phase that is the trial's result: its last, unless it halted and went back."""
         if self.ended and self.ended.halted:
+            # It ran a cycle that was too much, and its result is the model of an earlier phase.
             return next(record for record in self.phases if record.key == self.ended.halted["kept"])
         return self.phases[-1] if self.phases else None
 
     @property
     def recovery(self) -> float | None:
-        """See `records.recovery`; None without a prune or a dense control."""
+        """Return `records.schema.recovery`; None without a prune or a dense control."""
         last, dense = self.last, self.control_ends.get("dense")
         if self.status != "COMPLETE" or last is None or dense is None:
             return None
+        # Up to the cycle of the result: a later prune, undone by halting, is not what was recovered from.
         pruned = _pruned_loss(self.phases, last.cycle)
         return None if pruned is None else recovery(pruned=pruned, learned=last.loss, dense=dense.loss)
 
@@ -63,6 +65,7 @@ class TrialSummary:
             "objective": ended.objective if ended else None,
             "objectives": ended.objectives if ended else {},
             "violations": ended.violations if ended else {},
+            # None, not False, where the trial did not complete: it was never measured as a whole.
             "feasible": objectives.feasible(ended.violations) if ended and self.status == "COMPLETE" else None,
             "perplexity": {label(record): record.perplexity for record in self.phases},
             "reused": [label(record) for record in self.phases if record.reused],
@@ -87,13 +90,15 @@ class TrialSummary:
 
 
 def label(record: PhaseRecord) -> str:
+    """Return the name of a phase within its trial: `prune`, and from the second cycle on `prune@2`."""
+    # The baseline has cycle 0, the phases of the first cycle have 1: neither needs a number.
     return record.phase if record.cycle <= 1 else f"{record.phase}@{record.cycle}"
 
 
 def _pruned_loss(phases: Sequence[PhaseRecord], cycle: int) -> float | None:
-    """Return the loss after the last prune up to a cycle; inside a continuous phase, the worst that a prune left.
+    """Return the loss after the last prune up to a cycle; of prunes inside a continuous phase, the highest.
 
-    See docs/cycles.md for what that makes of recovery.
+    docs/cycles.md says what recovery means then.
     """
     measured = [record.loss for record in phases if record.phase == "measure" and record.cycle <= cycle]
     events = [event for record in phases if record.cycle <= cycle for event in record.events or ()]
@@ -105,6 +110,7 @@ def summarise(
     proposals: Mapping[int, Proposal], ended: Mapping[int, TrialRecord], phases: Sequence[PhaseRecord]
 ) -> list[TrialSummary]:
     """Return a summary of every proposed trial, in order."""
+    # One pass over the phases: searching all of them for each trial would take the square of the time.
     by_trial: dict[int, list[PhaseRecord]] = {}
     for record in phases:
         by_trial.setdefault(record.trial, []).append(record)
@@ -114,6 +120,7 @@ def summarise(
 
 
 def _summary(proposal: Proposal, ended: TrialRecord | None, phases: list[PhaseRecord]) -> TrialSummary:
+    # A control arm names its phases by key: those that it shares with the trial were recorded once.
     by_key = {record.key: record for record in phases}
     arms = ended.controls if ended else {}
     return TrialSummary(
@@ -141,16 +148,17 @@ def _own_phases(ended: TrialRecord | None, phases: Sequence[PhaseRecord]) -> lis
 
 
 def _replicated(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialRecord]) -> bool:
-    """Whether points have been run on more seeds, and no replicate is still running."""
+    """Return whether points have been run on more seeds, and no replicate is still running."""
     replicates = [trial for trial, proposal in proposals.items() if proposal.proposer == "replicate"]
     return bool(replicates) and all(trial in ended for trial in replicates)
 
 
 def best_trials(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialRecord]) -> list[int]:
-    """Return the trials that no other one is better than, by their first objective; all keep to the constraints.
+    """Return the trials that no other trial dominates, in order of their first objective; all keep the constraints.
 
-    Once points have been replicated, each is judged by the mean over its seeds, and named by the trial that found it.
+    Once points have been replicated, their means over the seeds are compared; each is named by the trial that found it.
     """
+    # Not before the last replicate has ended: a mean over fewer seeds is noisier, and would win more often by luck.
     if _replicated(proposals, ended):
         return [point.trial for point in points.front(points.gather(proposals, ended))]
     return objectives.front(
@@ -159,13 +167,14 @@ def best_trials(proposals: Mapping[int, Proposal], ended: Mapping[int, TrialReco
             for trial, record in sorted(ended.items())
             if record.status == "COMPLETE"
             and objectives.feasible(record.violations)
-            and record.proposer not in ON_OTHER_SEEDS
+            and record.proposer not in ON_OTHER_SEEDS  # those measure a point again, and compete with none
         }
     )
 
 
 def sweep_state(folder: SweepFolder) -> dict[str, Any]:
     """Return a sweep as one JSON-able object: counts, table, best trials, points over seeds, work done."""
+    # No table shows the curves, which would have to be parsed: reading a line stops in front of them.
     job = folder.job().spec
     proposals, ended, phases = folder.proposals(), folder.trials(), folder.phases(stop="curve")
     summaries = summarise(proposals, ended, phases)
@@ -218,13 +227,13 @@ def trial_state(folder: SweepFolder, trial: int) -> dict[str, Any]:
 
 
 def is_finished(state: Mapping[str, Any]) -> bool:
-    """Whether every planned trial has ended."""
+    """Return whether every planned trial has ended."""
     ended = sum(count for status, count in state["counts"].items() if status != "UNFINISHED")
     return ended >= state["planned"]
 
 
 def next_commands(state: Mapping[str, Any]) -> list[str]:
-    """Return the commands that are useful now; `show` on the best trial, or where there is none on one that failed."""
+    """Return the useful commands: `show` for the best trial, or where there is none for the first that failed."""
     sweep = state["sweep"]
     commands = [] if is_finished(state) else [f"raysweep resume {sweep}"]
     failed = next((trial["trial"] for trial in state["trials"] if trial["error"]), None)
@@ -235,12 +244,13 @@ def next_commands(state: Mapping[str, Any]) -> list[str]:
 
 
 def _ways_on(state: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the commands that go beyond what was planned: failed trials again, more of them, the best one otherwise."""
+    """Yield commands that go beyond the plan: retry failed trials, extend the sweep, fork the best trial."""
     sweep, best = state["sweep"], state["best"]
     if "FAILED" in state["counts"]:
         yield f"raysweep retry {sweep} --failed"
     if state["planned"] > 1:
         yield f"raysweep extend {sweep} --trials +{state['planned']}"
     phases = next((list(trial["perplexity"]) for trial in state["trials"] if trial["trial"] == best), [])
+    # A fork continues after a phase, so there must be one behind it; after the last but one it changes the last alone.
     if len(phases) > 1:
         yield f"raysweep fork {sweep} {best} --after {phases[-2]} --set KEY=VALUE"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 
 def count(number: int, noun: str) -> str:
-    """Say how many there are of something."""
+    """Write a number with its noun: 1 trial, 2 trials."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """Say a duration as a person would."""
+    """Write a duration in the unit that a person would use."""
+    # The limits lie above 60 s and 60 min, since "75 s" says more than "1 min".
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -163,7 +163,7 @@ def _phase(line: Mapping[str, Any]) -> Phase:
 
 def _misstep(line: Mapping[str, Any]) -> str | None:
     """Compare the logged steps with those of an uninterrupted training: every tenth one and the last."""
-    # A worker that resumed from a wrong step, or lost points of its curve, shows here: a step is missing or stands twice.
+    # A worker that resumed from a wrong step, or lost points of its curve, leaves a step out or repeats one.
     steps = line["steps"] if line["phase"] in TRAINING_PHASES else 0
     expected = [*range(LOG_EVERY, steps, LOG_EVERY), *([steps] if steps else [])]
     logged = [int(point["step"]) for point in line["curve"]]

@@ -14,7 +14,8 @@ from raysweep.job.checks.sections import TRIAL_SECTIONS
 from raysweep.job.jobfile import Job, apply_values, check_job, parse_settings
 from raysweep.job.paths import get_path
 from raysweep.job.plan import Fingerprints, PhasePlan, TrialPlan
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.records.schema import Proposal, Status
 
 CHANGEABLE = (
@@ -90,16 +91,7 @@ def forked(
         known = ", ".join(map(str, sorted(proposals))) or "none yet"
         raise ArchiveError(f"sweep {folder.name!r} has no trial {trial}. Its trials: {known}.")
     parent = proposals[trial]
-    settings, faults = parse_settings(overrides)
-    faults += [
-        Fault(file="--set", key=key, value=value, message=f"is no part of a trial, as {', '.join(TRIAL_SECTIONS)} are.")
-        for key, value in settings.items()
-        if key.split(".")[0] not in TRIAL_SECTIONS
-    ]
-    if not settings and not faults:
-        faults.append(Fault(file="--set", key="", message="say what the fork does otherwise, as key=value."))
-    if faults:
-        raise SpecError(faults)
+    settings = _settings_of_fork(overrides)
     # attempt=0: the agenda counts one more when it runs the fork, as for every trial that it finds unfinished.
     whole = plan_of(job, parent, fingerprints)
     kept = _up_to(whole, after)
@@ -117,6 +109,25 @@ def forked(
         message = f"changes no phase after {after!r}: the fork would be trial {trial} itself."
         raise SpecError([Fault(file="--set", key=key, value=value, message=message)])
     return fork
+
+
+def _settings_of_fork(overrides: Sequence[str]) -> Values:
+    """Return what a fork changes.
+
+    Raises:
+        SpecError: nothing, or something that is no part of a trial.
+    """
+    settings, faults = parse_settings(overrides)
+    faults += [
+        Fault(file="--set", key=key, value=value, message=f"is no part of a trial, as {', '.join(TRIAL_SECTIONS)} are.")
+        for key, value in settings.items()
+        if key.split(".")[0] not in TRIAL_SECTIONS
+    ]
+    if not settings and not faults:
+        faults.append(Fault(file="--set", key="", message="say what the fork does otherwise, as key=value."))
+    if faults:
+        raise SpecError(faults)
+    return settings
 
 
 def _up_to(plan: TrialPlan, after: str) -> list[PhasePlan]:

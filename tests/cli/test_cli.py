@@ -32,9 +32,11 @@ from support.sweeps import (
 from raysweep import api
 from raysweep.cli import main
 from raysweep.cli.listing import STRATEGIES
+from raysweep.cluster import ownership
 from raysweep.cluster.doctor import Check
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
+from raysweep.job.shipped import shipped_files
 from raysweep.job.yamlfile import dump_mapping
 from raysweep.records import atomic_folders as entries
 from raysweep.records.folder import SweepFolder
@@ -44,8 +46,8 @@ from raysweep.trial.forecast.estimate import estimate
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
 COMMANDS = [
-    "run", "resume", "extend", "fork", "retry", "stop", "validate", "plan", "list", "status", "show", "tensorboard",
-    "export", "gc", "analyze", "simulate", "help", "schema", "doctor",
+    "run", "resume", "extend", "fork", "retry", "stop", "validate", "plan", "list", "copy", "status", "show",
+    "tensorboard", "export", "gc", "analyze", "simulate", "help", "schema", "doctor",
 ]  # fmt: skip
 
 
@@ -243,6 +245,34 @@ def test_list_prints_one_kind_or_all() -> None:
     ]
 
 
+def test_jobs_are_listed_with_what_can_be_done_with_them() -> None:
+    text = done("list", "jobs", "--results", "elsewhere")
+    assert "  jobs/quickstart.yaml" in text
+    assert text.endswith("next:  raysweep plan jobs/quickstart.yaml · raysweep copy jobs/quickstart.yaml\n")
+    assert {entry["name"] for entry in from_json("list", "jobs")["jobs"]} == set(shipped_files("jobs"))
+
+
+def test_a_copied_job_is_named_with_its_space_and_what_to_do_next() -> None:
+    assert done("copy", "jobs/quickstart.yaml", "--to", "my jobs").splitlines() == [
+        "wrote my jobs/jobs/quickstart.yaml",
+        "wrote my jobs/search_spaces/quickstart.yaml",
+        "next:  raysweep plan 'my jobs/jobs/quickstart.yaml' · raysweep run 'my jobs/jobs/quickstart.yaml'",
+    ]
+    assert done("copy", "search_spaces/heads.yaml").splitlines() == [
+        "wrote search_spaces/heads.yaml",
+        "next:  raysweep plan jobs/quickstart.yaml --set search.space=search_spaces/heads.yaml",
+    ]
+
+
+def test_a_copy_that_is_refused_is_one_error() -> None:
+    done("copy", "jobs/quickstart.yaml")
+    result = invoke("copy", "jobs/quickstart.yaml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: already here, and never overwritten: jobs/quickstart.yaml. Edit it, or copy with --to another folder.\n"
+    )
+
+
 def test_tensorboard_of_all_sweeps_leaves_out_those_that_never_began(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[list[str]] = []
 
@@ -317,7 +347,7 @@ def test_a_plan_is_counted_and_starts_nothing(workplace: Path) -> None:
 def test_a_plan_as_a_table_names_the_run_that_it_is_of() -> None:
     text = done("plan", write_job(), "--trials", "2", "--set", "seed=3")
     assert "2 on 1 lane of 1 worker" in text
-    assert "judged by a matrix product measured here" in text
+    assert "(from a matrix product measured here" in text
     assert text.endswith("next:  raysweep run job.yaml --set seed=3 --trials 2\n")
     assert not Path("results").exists()
 
@@ -331,6 +361,10 @@ def test_a_plan_is_judged_by_earlier_sweeps_of_the_same_work() -> None:
     assert found["seconds"] == pytest.approx(40 + 5 * 2.0)
     other = from_json("plan", job, "--set", "data.seq_len=64")
     assert "matrix product" in other["seconds_from"]
+
+
+def test_without_a_job_the_quickstart_that_ships_is_planned() -> None:
+    assert from_json("plan", "--trials", "2")["trials"] == 2
 
 
 # Running, with the sweep itself replaced.
@@ -483,7 +517,7 @@ def test_stopping_what_does_not_run_says_so(workplace: Path) -> None:
 def test_stop_names_the_driver_waits_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = interrupted(Path("results"))
     folder.add_session(Session(session="s", host="there", pid=7, started=1.0))
-    monkeypatch.setattr(api, "POLL_S", 0.01)
+    monkeypatch.setattr(ownership, "POLL_S", 0.01)
     driving = threading.Event()
 
     def drive() -> None:
@@ -536,7 +570,7 @@ def test_collecting_lists_first_and_then_says_what_was_freed(workplace: Path) ->
     assert [entry["trials"] for entry in freed["kept"]] == [[2]]
     assert not (folder.store / "learn-of-1" / "tensors.safetensors").exists()
     assert done("gc", "heads-1").splitlines() == [
-        "0.0 kB freed, 1.0 kB in 1 checkpoint stays.", "next:  raysweep status heads-1",
+        "Nothing to free: its only checkpoint (1.0 kB) is still needed.", "next:  raysweep status heads-1",
     ]  # fmt: skip
 
 

@@ -11,8 +11,9 @@ from raysweep.cli.listing import STRATEGIES, listing
 from raysweep.errors import UsageError
 from raysweep.job import registry
 from raysweep.job.registry import scratch_sizes
+from raysweep.job.shipped import shipped_files
 
-KINDS = [*STRATEGIES, "models", "data", "sweeps"]
+KINDS = [*STRATEGIES, "models", "data", "jobs", "sweeps"]
 
 
 def names(kind: str, results: Path) -> list[str]:
@@ -49,6 +50,32 @@ def test_data_are_the_embedded_corpus_and_those_of_the_hub(tmp_path: Path) -> No
 def test_a_line_about_a_strategy_is_the_first_of_its_file() -> None:
     first = "Fill the layers with the smallest present fraction first, until layers differ by one head at most."
     assert registry.first_line("grow", "balanced") == first
+
+
+def test_shipped_jobs_are_listed_with_a_whole_sentence_of_their_first_line(tmp_path: Path) -> None:
+    jobs = {entry["name"]: entry["about"] for entry in listing("jobs", tmp_path)["jobs"]}
+    assert list(jobs) == list(shipped_files("jobs"))
+    assert jobs["jobs/gpt2_heads.yaml"].startswith(
+        "Which pruning and regrowth strategy recovers GPT-2 best on WikiText-2?"
+    )
+    assert all(about[0].isupper() and about[-1] in ".?" for about in jobs.values())
+
+
+def test_jobs_here_come_first_and_take_the_place_of_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"quickstart": "#  my own\n", "z": "name: z\n", "folder": None}.items():
+        path = tmp_path / "jobs" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if text is None else path.write_text(text)
+    jobs = listing("jobs", tmp_path)["jobs"]
+    assert [tuple(entry.values()) for entry in jobs[:3]] == [
+        ("jobs/folder.yaml", "cannot be read: Is a directory"),
+        ("jobs/quickstart.yaml", "my own"),
+        ("jobs/z.yaml", "no comment on its first line says what it is for"),
+    ]
+    assert {entry["name"] for entry in jobs[3:]} == set(shipped_files("jobs")) - {"jobs/quickstart.yaml"}
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest(tmp_path: Path) -> None:

@@ -42,9 +42,11 @@ def test_packages_are_named_with_their_versions() -> None:
     assert "ray 2." in finding("packages").found
 
 
-def test_a_missing_package_is_bad_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("clone", "remedy"), [(True, "make install"), (False, "pip install raysweep")])
+def test_a_missing_package_is_bad_and_named(monkeypatch: pytest.MonkeyPatch, clone: bool, remedy: str) -> None:
+    monkeypatch.setattr(doctor, "is_clone", lambda: clone)
     monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "optuna" else package_version(name))
-    assert finding("packages") == Check("packages", "bad", "not installed: optuna. Run 'make install'.")
+    assert finding("packages") == Check("packages", "bad", f"not installed: optuna. Run '{remedy}'.")
 
 
 def test_a_package_that_cannot_be_imported_is_bad_and_the_rest_is_still_examined(

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.helpers import quick_job
+from support.jobs import quick_job
 from support.sweeps import finished_sweep, job_mapping
 
 from raysweep.cli import main
 from raysweep.job.yamlfile import dump_mapping
+
+pytestmark = pytest.mark.torch  # a job is checked against its model
 
 FAMILIES = "Known: bert, gpt2, gpt_neox, llama, mistral, opt, pnn, pnn_vision, qwen2, qwen3, roberta, vit"
 
@@ -78,11 +80,9 @@ def prune(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_missing_job_file() -> None:
-    assert refused("run", "jbos/x.yaml") == "jbos/x.yaml: no such file. Give the path of a YAML file."
-
-
-def test_the_quickstart_is_only_found_in_a_clone() -> None:
-    assert "Run this in a clone of raysweep, or name a job file." in refused("run")
+    assert refused("run", "jbos/x.yaml") == (
+        "jbos/x.yaml: no such file. Give the path of a YAML file, or a job of 'raysweep list jobs'."
+    )
 
 
 def test_a_folder_is_no_job() -> None:
@@ -399,7 +399,7 @@ def test_records_that_cannot_be_read_name_file_and_line() -> None:
 
 def test_an_unknown_kind_names_the_nearest() -> None:
     assert refused("list", "strategys").startswith(
-        "list: no 'strategys'. Known: analyses, data, exits, grow, init, models"
+        "list: no 'strategys'. Known: analyses, data, exits, grow, init, jobs, models"
     )
     assert "Did you mean 'samplers'?" in refused("list", "sampler")
 
@@ -511,7 +511,10 @@ def test_valid_jobs_are_counted_and_what_to_do_next_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "nowhere.yaml"], "error: nowhere.yaml: no such file. Give the path of a YAML file.\n"),
+        (
+            ["run", "nowhere.yaml"],
+            "error: nowhere.yaml: no such file. Give the path of a YAML file, or a job of 'raysweep list jobs'.\n",
+        ),
         (["status", "nothing"], "error: sweep in 'results': no 'nothing', nor any other sweep.\n"),
         (["run", "good.yaml", "--set", "model.name=gpt9"], "error: model.name = 'gpt9' is neither a folder here"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.helpers import REPOSITORY
+from support.jobs import REPOSITORY
 
 from raysweep.errors import Fault, SpecError, UsageError
 from raysweep.job import registry

@@ -58,8 +58,12 @@ def test_the_names_of_a_kind_are_its_files(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.available(kind)]
-)
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=[pytest.mark.torch] if kind in ("tasks", "analyses") else [])
+        for kind in registry.KINDS for name in registry.available(kind)
+    ],
+)  # fmt: skip
 def test_a_name_leads_to_the_class_in_its_own_file(kind: str, name: str) -> None:
     found = registry.load(kind, name)
     assert (found.__module__, found.__name__) == (f"raysweep.{registry.KINDS[kind][0]}.{name}", registry.KINDS[kind][1])

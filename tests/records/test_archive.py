@@ -22,7 +22,8 @@ from raysweep.errors import ArchiveError, DiskFullError, UsageError
 from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.job.spec import BudgetSpec
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.records.results import check_new_sweep, list_sweeps
 from raysweep.records.schema import PhaseRecord, Proposal, Session, TrialRecord
 

@@ -61,7 +61,7 @@ def test_it_starts_with_what_will_run_where(tmp_path: Path) -> None:
         progress.lane_started([11, 12])
     assert output.getvalue().splitlines() == [
         "heads-1   8 trials on 4 lanes of 2 workers   python-docs   gpt2-nano",
-        "workers ready: 2 processes",
+        "lane ready (2 workers)",
     ]
     assert progress.sweep == "heads-1"
 
@@ -132,8 +132,8 @@ def test_retries_and_resumed_phases_are_announced(tmp_path: Path) -> None:
         progress.trial_retried(3, 2)
         progress.phase_resumed(3, "learn", 200, 300)
     assert output.getvalue().splitlines()[1:] == [
-        "trial 3: its workers were lost; attempt 2 goes on from its last checkpoint",
-        "trial 3: learn goes on from step 200 of 300",
+        "trial 3: its workers were lost; attempt 2 resumes from its last checkpoint",
+        "trial 3: learn resumes at step 200 of 300",
     ]
 
 

@@ -78,7 +78,7 @@ def test_the_best_trial_is_marked(tmp_path: Path) -> None:
     assert text.count("*") == 1
     best = next(line for line in sweep_text(folder, terminal=True).splitlines() if "*2" in line)
     assert best.startswith("\x1b[1;32m")
-    assert "best trial 2: perplexity 41.25 with 6 of 8 heads. Best of 2 on one seed each: expect worse" in text
+    assert "best trial 2: perplexity 41.25 with 6 of 8 heads. The best of 2 single-seed trials is optimistic" in text
 
 
 def test_a_value_whose_condition_does_not_hold_is_a_dash(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_at_80_columns_every_trial_is_one_whole_line(tmp_path: Path) -> None:
     assert row(_plain(text), "1") == ["1", "taylor 30%", "gradient_sensitivity 25%", "4.123", "40.00 → 42.50", "6/8"]
     assert row(_plain(text), "3")[-2:] == ["40.00◇ → FAILED", "5/8"]
     assert "base → learned" in text
-    assert "left out here for want of width, but in --json: params, MFLOP/token, s" in text
+    assert "left out of this narrow table, but in --json: params, MFLOP/token, s" in text
 
 
 def test_columns_are_left_out_only_as_far_as_the_width_asks(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_the_front_of_several_objectives_is_marked_and_each_has_a_column(tmp_pat
     assert "↓ loss" in text and "↓ params" in text
     assert row(text, "*1")[5:7] == ["3", "3,000,000"] and row(text, "*2")[5:7] == ["2.125", "5,000,000"]
     assert row(text, "3")
-    assert "Pareto front of loss and params: trials 2, 1. Best of 3 on one seed each" in text
+    assert "Pareto front of loss and params: trials 2, 1. The best of 3 single-seed trials is optimistic" in text
 
 
 def test_of_very_many_trials_the_best_are_shown_and_those_still_open(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_of_very_many_trials_the_best_are_shown_and_those_still_open(tmp_path: P
     text = printed(print_sweep, state)
     numbers = [int(line.split()[0]) for line in text.splitlines() if "→" in line and line.split()[0].isdigit()]
     assert numbers == [*range(201, 301), 301]
-    assert "left out here for want of room, but in --json: 200 trials that are no better\n" in text
+    assert "left out of this table, but in --json: 200 trials that are no better\n" in text
     state["trials"] = state["trials"][:200]
     assert "for want of room" not in printed(print_sweep, state)
 
@@ -377,7 +377,7 @@ def test_replicates_stand_with_their_point(tmp_path: Path) -> None:
     with pytest.raises(StopIteration):
         row(text[:first], "3")
     assert row(text[first:], "1")[:4] == ["1", "2", "3.7389 ± 0.0151", "–"]
-    assert row(text[first:], "2")[3].startswith("+0.0104 ± 0.2") and row(text[first:], "2")[3].endswith(", t)")
+    assert row(text[first:], "2")[3].startswith("+0.0104 ± 0.2") and row(text[first:], "2")[3].endswith(", 2 pairs)")
 
 
 def test_what_a_win_is_worth_is_said(tmp_path: Path) -> None:

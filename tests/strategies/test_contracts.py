@@ -276,6 +276,7 @@ def fresh(name: str, role: Role, shape: tuple[int, ...], seed: int = 0, std: flo
     return weights
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", registry.available("init"))
 def test_an_initializer_fills_every_slice_in_place_and_from_its_own_generator(name: str) -> None:
     import torch
@@ -287,6 +288,7 @@ def test_an_initializer_fills_every_slice_in_place_and_from_its_own_generator(na
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", registry.available("init"))
 def test_a_new_head_is_not_dead(name: str) -> None:
     """Something before and after the product with the values must be alive, or no gradient ever arrives."""
@@ -294,6 +296,7 @@ def test_a_new_head_is_not_dead(name: str) -> None:
     assert alive >= {"query", "key", "value"} or alive >= {"query", "key", "output"}
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", registry.available("init"))
 def test_an_initializer_says_truly_which_gradient_is_alive_at_insertion(name: str) -> None:
     output_is_zero = bool((fresh(name, "output", (8, 8)) == 0).all())
@@ -301,6 +304,7 @@ def test_an_initializer_says_truly_which_gradient_is_alive_at_insertion(name: st
     assert set(forms) <= ({"output", "gradmax"} if output_is_zero else {"gate"}) and forms
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", [name for name in registry.available("init") if name != "split"])
 def test_new_weights_have_the_scale_of_the_model_and_new_biases_are_zero(name: str) -> None:
     for role in ROLES:
@@ -310,6 +314,7 @@ def test_new_weights_have_the_scale_of_the_model_and_new_biases_are_zero(name: s
         assert abs(float(weights.mean())) < 0.002 and not biases.any()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["gradmax", "small_random", "zero_output"])
 def test_heads_drawn_with_other_seeds_differ(name: str) -> None:
     assert not (fresh(name, "query", (4, 4), seed=1) == fresh(name, "query", (4, 4), seed=2)).any()
@@ -355,6 +360,7 @@ def test_a_size_belongs_to_one_family() -> None:
     assert len(names) == len(set(names)) and len(names) >= len(registry.available("models"))
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("name", "size"), SIZES)
 def test_a_size_is_built_with_the_vocabulary_and_window_asked_for(name: str, size: str) -> None:
     network = network_of(name, size, device="meta")
@@ -366,6 +372,7 @@ def test_a_size_is_built_with_the_vocabulary_and_window_asked_for(name: str, siz
         assert len(logits) == 2
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("name", "size"), SIZES)
 def test_a_family_finds_every_head_in_slices_that_exist_and_never_overlap(name: str, size: str) -> None:
     import torch
@@ -391,6 +398,7 @@ def test_a_family_finds_every_head_in_slices_that_exist_and_never_overlap(name: 
     assert len(claimed) % len(sites) == 0, "the same parameters in every layer"
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("name", "size"), SMALLEST)
 def test_closing_a_heads_columns_equals_zeroing_its_output_slices(name: str, size: str) -> None:
     import torch
@@ -416,6 +424,7 @@ def test_closing_a_heads_columns_equals_zeroing_its_output_slices(name: str, siz
     assert not torch.allclose(whole, closed) and torch.allclose(closed, zeroed, atol=1e-5)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("name", "size"), SMALLEST)
 @pytest.mark.parametrize("role", ["query", "key", "value"])
 def test_the_slices_of_a_role_feed_that_head_and_no_other(name: str, size: str, role: str) -> None:
@@ -442,6 +451,7 @@ def test_the_slices_of_a_role_feed_that_head_and_no_other(name: str, size: str, 
     assert changed == members and head in members
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("name", "size"), SMALLEST)
 def test_a_network_in_training_mode_drops_nothing_out(name: str, size: str) -> None:
     import torch
@@ -458,6 +468,7 @@ def test_a_network_in_training_mode_drops_nothing_out(name: str, size: str) -> N
 # tasks/
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", registry.available("tasks"))
 def test_a_task_says_what_it_reads_and_which_class_of_transformers_learns_it(name: str) -> None:
     import transformers

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from support.helpers import cpu, quick_job
+from support.helpers import cpu
+from support.jobs import quick_job
 
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import make_plan

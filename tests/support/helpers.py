@@ -1,4 +1,4 @@
-"""Builders that tests share: tiny models of every family, smaller ones built by hand, head maps and quick jobs."""
+"""Builders that tests share: tiny models of every family, smaller ones built by hand and head maps."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from raysweep.contracts import Batch, Facts, Task
 from raysweep.job import registry
-from raysweep.job.jobfile import check_job
-from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
+from raysweep.job.plan import TrialPlan
 from raysweep.networks.loading import network_class
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
@@ -40,7 +39,6 @@ from raysweep.trial.store.phase_store import PhaseStore
 
 torch.set_num_threads(1)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 VOCABULARY, POSITIONS, CLASSES = 48, 32, 5
 MASK_TOKEN = 47
 CAUSAL: Task = registry.build("tasks", "causal_lm")
@@ -363,38 +361,6 @@ def _replace_linear(attention: Any, name: str, weight: torch.Tensor, bias: torch
 
 
 # Trials.
-
-
-def quick_job(**changes: Any) -> dict[str, Any]:
-    """Return a job that runs in about a second; dotted changes as `cycle__learn__lr=1e-3`; None removes."""
-    job: dict[str, Any] = {
-        "name": "quick",
-        "model": {"name": "gpt2-nano"},
-        "data": {"seq_len": 32, "eval_tokens": 512, "probe_windows": 4},
-        "training": {"batch_size": 4},
-        "cycle": {
-            "cycles": 2,
-            "baseline": {"steps": 4, "lr": 3e-3},
-            "prune": {"strategy": "taylor", "level": 0.3},
-            "grow": {"strategy": "gradient_sensitivity", "ratio": 0.4},
-            "learn": {"steps": 4, "lr": 3e-3, "new_head_lr_multiplier": 3.0, "gate_warmup_steps": 2},
-        },
-    }
-    for path, value in changes.items():
-        *sections, last = path.split("__")
-        body = job
-        for section in sections:
-            body = body.setdefault(section, {})
-        if value is None:
-            del body[last]
-        else:
-            body[last] = value
-    return job
-
-
-def quick_plan(trial: int = 1, **changes: Any) -> TrialPlan:
-    spec = check_job(quick_job(**changes), "quick.yaml").spec
-    return make_plan(spec, {}, trial=trial, fingerprints=Fingerprints(model="model", data="data"))
 
 
 def cpu() -> Runtime:

@@ -6,12 +6,14 @@ import random
 from pathlib import Path
 from typing import Any
 
-from support.helpers import cpu, quick_job
+from support.helpers import cpu
+from support.jobs import quick_job
 
 from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records import objectives
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.records.points import is_search
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
 from raysweep.sweep.code import code_of

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.helpers import quick_job
 from support.inline import InlineDriver, new_sweep, search_job
+from support.jobs import quick_job
 from support.sweeps import contents
 
 from raysweep import api
+from raysweep.cluster import ownership
 from raysweep.errors import ArchiveError, SpecError, UsageError
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
@@ -272,7 +273,7 @@ def test_a_sweep_that_does_not_run_cannot_be_stopped(sweep: SweepFolder, results
 def test_stop_waits_until_the_driver_has_let_go(
     sweep: SweepFolder, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "POLL_S", 0.01)
+    monkeypatch.setattr(ownership, "POLL_S", 0.01)
     waited: list[float] = []
     driving = threading.Event()
 

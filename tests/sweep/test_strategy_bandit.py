@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from support.helpers import REPOSITORY, quick_job
+from support.jobs import REPOSITORY, quick_job
 
 from raysweep.contracts import Draw, Report
 from raysweep.errors import SpecError

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support.helpers import quick_job
+from support.jobs import quick_job
 
 from raysweep.contracts import Report
 from raysweep.errors import RunError, SpecError

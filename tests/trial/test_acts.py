@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from support.helpers import causal, cpu, quick_plan, run_all, some_tokens, tiny_model
+from support.helpers import causal, cpu, run_all, some_tokens, tiny_model
+from support.jobs import quick_plan
 
 from raysweep.contracts import HEAD_STATISTICS
 from raysweep.errors import TrialError

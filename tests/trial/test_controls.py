@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.helpers import cpu, quick_plan, run_all
+from support.helpers import cpu, run_all
+from support.jobs import quick_plan
 
 from raysweep.contracts.events import ControlFailed, Event
 from raysweep.job.plan import TrialPlan

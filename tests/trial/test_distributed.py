@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.helpers import CAUSAL, cpu, head_map_without, held_out_loss, quick_plan, run_all, some_tokens, tiny_model
+from support.helpers import CAUSAL, cpu, head_map_without, held_out_loss, run_all, some_tokens, tiny_model
+from support.jobs import quick_plan
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 

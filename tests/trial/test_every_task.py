@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.helpers import cpu, quick_plan, run_all
+from support.helpers import cpu, run_all
+from support.jobs import quick_plan
 
 from raysweep.job.plan import TrialPlan
 from raysweep.records.schema import PhaseRecord

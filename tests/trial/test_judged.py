@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.helpers import quick_plan, run_all
+from support.helpers import run_all
+from support.jobs import quick_plan
 
 from raysweep.contracts import GO, Decision, Interrupted, Report
 from raysweep.contracts.events import Event, PhaseClaimed, PhaseResumed, Question, Reported, StepLogged

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.helpers import cpu, quick_plan, run_all
+from support.helpers import cpu, run_all
+from support.jobs import quick_plan
 
 from raysweep.contracts.events import Event, Warned
 from raysweep.errors import DiskFullError

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.helpers import causal, cpu, quick_plan, some_tokens
+from support.helpers import causal, cpu, some_tokens
+from support.jobs import quick_plan
 
 from raysweep.contracts import HeadSlice
 from raysweep.job.plan import TrialPlan

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.helpers import cpu, quick_plan
+from support.helpers import cpu
+from support.jobs import quick_plan
 from support.sweeps import job_mapping
 
 from raysweep.contracts import GO, Decision, Interrupted

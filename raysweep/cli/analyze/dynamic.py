@@ -1,19 +1,13 @@
-"""The command that measures input-dependent head gates."""
+"""The command that measures head gates which depend on the token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from raysweep.cli.common import console, json_option, print_json
-
-NOTE = (
-    "FLOPs are counted: a closed head saves its query, its output and its attention products, not keys and values.\n"
-    "Here closed heads are computed and multiplied by zero, so nothing is faster: "
-)
 
 
 @click.command()
@@ -21,9 +15,9 @@ NOTE = (
 @click.option("--data", required=True, help="A text file, a folder of text files, a hub name, or python-docs.")
 @click.option(
     "--penalty", "penalties", multiple=True, type=click.FloatRange(min=0), default=(0.1, 0.3, 1.0, 3.0),
-    show_default=True, help="Nats that having all heads open costs; a point of the curve each; may be repeated.",
+    show_default=True, help="Cost of all heads being open, in nats; a point of the curve each. May be repeated.",
 )  # fmt: skip
-@click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1), help="Steps the routers learn.")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1), help="Steps that routers train.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Windows in a step.")
 @click.option("--seq-len", default=128, show_default=True, type=click.IntRange(min=8), help="Tokens in a window.")
 @click.option(
@@ -38,16 +32,19 @@ def dynamic(
 ) -> None:  # fmt: skip
     """Measure heads that open and close with each token.
 
-    MODEL is a hub name, a folder, or an export. A small router in each layer learns, the model itself is frozen; beside
-    each point stands static Taylor pruning at no more FLOPs.
+    MODEL is a hub name, a folder, or an export. A small router is trained in each layer, the model itself is frozen.
+    Each point is compared with static Taylor pruning at no more FLOPs.
     """
     from raysweep.errors import UsageError
     from raysweep.job.spec import DataSpec
     from raysweep.reports.plots.curve import draw_curve
+    from raysweep.reports.tables.dynamic import print_curve
     from raysweep.science.dynamic_heads import RouterOptions, dynamic_heads, here
 
+    # Checked before the routers are trained, which takes minutes.
     if plot is not None and not plot.resolve().parent.is_dir():
         raise UsageError(f"--plot {str(plot)!r}: its folder does not exist. Make it first.")
+    # Held-out tokens are cut into windows, of which there must be one.
     if eval_tokens < seq_len:
         raise UsageError(f"--eval-tokens {eval_tokens} is less than one window of --seq-len {seq_len}.")
     question = RouterOptions(penalties=tuple(penalties), steps=steps, batch_size=batch_size, seed=seed)
@@ -58,23 +55,4 @@ def dynamic(
     if as_json:
         print_json(content)
     else:
-        _print(content)
-
-
-def _print(content: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    full, seconds = content["full"], content["seconds_per_token"]
-    table = Table("penalty", "open", "FLOPs", "loss", "static FLOPs", "static heads", "static loss", box=None)
-    table.add_row("(as it is)", "100%", "100%", f"{full['loss']:.4f}", "", str(full["heads"]), "")
-    for point in content["points"]:
-        static = point["static"]
-        beside = ("", "", "") if static is None else (
-            f"{static['flops_per_token'] / full['flops_per_token']:.1%}", str(static["heads"]), f"{static['loss']:.4f}"
-        )  # fmt: skip
-        table.add_row(
-            f"{point['penalty']:g}", f"{point['open_share']:.1%}",
-            f"{point['flops_per_token'] / full['flops_per_token']:.1%}", f"{point['loss']:.4f}", *beside,
-        )  # fmt: skip
-    console().print(table)
-    click.echo(NOTE + f"{seconds['gated'] * 1e6:.3g} us a token, against {seconds['plain'] * 1e6:.3g} without gates.")
+        print_curve(content, console())

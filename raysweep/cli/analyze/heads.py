@@ -1,4 +1,4 @@
-"""Commands that look into a model: analyze heads here, the others in files of their own."""
+"""The group `raysweep analyze`, and its command `heads`; the other commands have files of their own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from raysweep.errors import UsageError
 
 
 class _Slots(click.ParamType[Any]):
-    """Heads as LAYER.HEAD, with commas between."""
+    """Heads as LAYER.HEAD, separated by commas."""
 
     name = "heads"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> list[tuple[int, int]]:
+        # click also converts what it has converted before.
         if not isinstance(value, str):
             return value
         slots = []
@@ -33,7 +34,7 @@ class _Slots(click.ParamType[Any]):
 
 
 class _Announced:
-    """Says on stderr how long forward passes will take, and at each tenth how long still."""
+    """Prints to stderr how long the remaining forward passes take: after the second one, then at each tenth."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -41,8 +42,10 @@ class _Announced:
     def __call__(self, done: int, total: int) -> None:
         from raysweep.reports.wording import duration
 
-        if self._began is None:  # the first pass is slower than the others
+        # The clock starts after the first pass, which is slower than the others: hence done - 1 below.
+        if self._began is None:
             self._began = time.monotonic()
+        # The integer part of the tenths differs from that of the pass before: a tenth was completed by this one.
         elif done == 2 or (done < total and done * 10 // total > (done - 1) * 10 // total):
             left = (time.monotonic() - self._began) / (done - 1) * (total - done)
             click.echo(f"heads left out one by one: {done} of {total} passes, about {duration(left)} more", err=True)
@@ -66,7 +69,7 @@ def analyze() -> None:
     type=_Slots(),
     multiple=True,
     metavar="0.3,5.1",
-    help="Silence these heads, as layer.head; may be repeated.",
+    help="Mask these heads, as layer.head; may be repeated.",
 )
 @click.option("--contribution", is_flag=True, help="Measure the loss without each head: one forward pass a head.")
 @click.option(
@@ -87,14 +90,15 @@ def heads(
 ) -> None:
     """Score every attention head of MODEL on a text.
 
-    MODEL is a hub name, a folder with weights or an export. Printed are its loss and perplexity on the first windows of
-    the text, and what each strategy's score says of its heads, in fp32 (docs/scores.md defines each).
+    MODEL is a hub name, a folder with weights or an export. Prints its loss and perplexity on the first windows of the
+    text, and the score of every head by every strategy, in fp32 (docs/scores.md defines each).
     """
     from raysweep.reports.plots.heat_map import save_heat_maps
     from raysweep.reports.tables.heads import print_heads
     from raysweep.reports.wording import count
     from raysweep.science.heads import analyze_heads
 
+    # --mask may be repeated, and each may name several heads.
     masked = [slot for part in mask for slot in part]
     found = analyze_heads(
         model, data, tokenizer=tokenizer, seq_len=seq_len, windows=windows, masked=masked, contribution=contribution,
@@ -103,6 +107,7 @@ def heads(
     content = {"model": model, "data": str(data), **found.to_dict()}
     title = f"{model}, {count(windows, 'window')} of {seq_len}: loss {found.loss:.4f}"
 
+    # The heads that were masked are crossed out in the picture; the JSON names them as `mask`.
     def draw(content: Mapping[str, Any], path: Path) -> None:
         save_heat_maps(path, content["scores"], found.masked, title)
 

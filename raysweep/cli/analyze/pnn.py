@@ -41,21 +41,23 @@ def pnn(
     """Analyse a Plastic Neural Network.
 
     MODEL is a folder that `raysweep export` or save_pretrained wrote. Every analysis measures on the same held-out text
-    with the same masks, tests against a null model, and computes its verdict from the data.
+    with the same masks, tests against a null model, and computes its conclusion from the data.
     """
     from raysweep.errors import UsageError
     from raysweep.science.pnn.run import chosen, run_analyses
     from raysweep.science.pnn.subject import held_out_data, load_subject
 
-    names = chosen(experiments)
+    names = chosen(experiments)  # a misspelt name is an error before the model is loaded
     spec = held_out_data(model, data, tokenizer=tokenizer, seq_len=seq_len, eval_tokens=eval_tokens)
     folder = out or (None if as_json else Path("pnn-analysis"))
+    # Made before the analyses, which may take minutes.
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {str(folder)!r} cannot be made: {error.strerror}.") from error
     subject = load_subject(model, spec, seed=seed, compared=compared)
+    # Where analyses were named, one that does not apply to this model is an error; of all, it is only reported.
     found = run_analyses(
         subject, names, lambda line: click.echo(line, err=True), insist=bool(experiments)
     )  # fmt: skip
@@ -72,7 +74,7 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
 
     path = folder / content["experiment"]
     path.with_suffix(".json").write_text(json.dumps(strict(content), indent=2) + "\n", encoding="utf-8")
-    if "panels" in content:
+    if "panels" in content:  # an analysis that is not applicable to this model has none
         draw_finding(content, path.with_suffix(".png"))
 
 

@@ -39,6 +39,7 @@ def preservation(
         model, other, data, tokenizer=tokenizer, seq_len=seq_len, windows=windows,
         say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
+    # What was measured, and on what, stands beside the result: the JSON can be read without the command.
     about = {"model": model, "other": other, "data": str(data), "tokenizer": tokenizer, "seq_len": seq_len}
     content = {**about, **found.to_dict()}
     report_drawn(

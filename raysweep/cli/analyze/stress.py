@@ -1,14 +1,18 @@
-"""The command that puts a model under stress."""
+"""The command that measures a model under stress."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raysweep.cli.common import NewFile, json_option, report_drawn
-from raysweep.science.stress.protocols import PROTOCOLS
+from raysweep.science.stress.protocols import PROTOCOLS  # names alone: the protocols load torch, their list does not
+
+if TYPE_CHECKING:
+    from raysweep.science.stress.subject import StressSubject
 
 
 @click.command()
@@ -19,7 +23,7 @@ from raysweep.science.stress.protocols import PROTOCOLS
 @click.option("--other", required=True, metavar="B", help="Text B: as --data.")
 @click.option(
     "--protocol", "protocols", multiple=True, type=click.Choice(PROTOCOLS),
-    help="Tasks by turns, targeted damage, or pruning for either text; may be repeated. Default: all.",
+    help="Training on A and B in turns, targeted damage, or pruning for either text; may be repeated. Default: all.",
 )  # fmt: skip
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(min=1), help="Training steps of a round.")
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(min=2), help="Rounds, on A, B, A, B, ...")
@@ -34,7 +38,7 @@ from raysweep.science.stress.protocols import PROTOCOLS
 @click.option("--draws", default=3, show_default=True, type=click.IntRange(min=3), help="Draws of heads at random.")
 @click.option(
     "--baseline", default=0, show_default=True, type=click.IntRange(min=0),
-    help="Steps on both texts, mixed, before all else; a from-scratch size needs them.",
+    help="Training steps on both texts, mixed, before the protocols; a from-scratch size needs them.",
 )  # fmt: skip
 @click.option("--lr", default=5e-4, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Windows in a step.")
@@ -67,30 +71,39 @@ def stress(
     from raysweep.errors import SpecError
     from raysweep.job.jobfile import parse_settings
     from raysweep.job.spec import DataSpec
-    from raysweep.reports.tables.stress import draw_stress, print_stress
     from raysweep.science.dynamic_heads import here
     from raysweep.science.stress.load import load_subject
-    from raysweep.science.stress.run import run, stress_of, work_of
     from raysweep.science.stress.subject import StressOptions
 
     values, faults = parse_settings(options)
     if faults:
         raise SpecError(faults)
+    # load_subject checks whether the strategy exists and takes these options, before it loads anything.
     question = StressOptions(
         steps=steps, rounds=rounds, level=level, strategy=strategy, options=values, draws=draws, lr=lr,
         batch_size=batch_size, baseline=baseline, seed=seed,
     )  # fmt: skip
+    # Both texts are cut alike: their losses stand side by side.
     a, b = (
         DataSpec(name=name, seq_len=seq_len, eval_tokens=eval_tokens, probe_windows=probe_windows)
         for name in (data, other)
     )
-    subject = load_subject(model, a, b, question, here())
-    found = stress_of(subject, protocols or PROTOCOLS)
+    about = {"model": model, "seq_len": seq_len, "eval_tokens": eval_tokens, "probe_windows": probe_windows}
+    _measure(load_subject(model, a, b, question, here()), protocols or PROTOCOLS, about, out, as_json)
+
+
+def _measure(
+    subject: StressSubject, protocols: Sequence[str], about: Mapping[str, Any], out: Path | None, as_json: bool
+) -> None:
+    """Carry out the protocols, and report what was measured, even where that was interrupted."""
+    from raysweep.reports.tables.stress import draw_stress, print_stress
+    from raysweep.science.stress.run import run, stress_of, work_of
+
+    found = stress_of(subject, protocols)
     work = work_of(subject, found.unfinished)
     click.echo(
         f"{work.steps:,} training steps and {work.evaluations} evaluations: about {work.seconds:.0f} s", err=True
     )  # fmt: skip
-    about = {"model": model, "seq_len": seq_len, "eval_tokens": eval_tokens, "probe_windows": probe_windows}
     try:
         run(subject, found, lambda line: click.echo(line, err=True))
     except KeyboardInterrupt:
@@ -98,5 +111,6 @@ def stress(
         click.echo(f"to go on with what is not finished, give the same command with {rest}", err=True)
         raise
     finally:
+        # Protocols take minutes each: those that are finished are not lost with the one that was interrupted.
         content = {**about, **found.to_dict()}
         report_drawn(content, out, as_json, default="stress.png", draw=draw_stress, show=print_stress)

@@ -1,1 +1,1 @@
-"""The rows and the progress line of a running sweep."""
+"""Progress of a running sweep on stderr."""

@@ -1,4 +1,4 @@
-"""News of a running sweep on stderr: one line per finished trial; on a terminal, a live table of those that run."""
+"""Report the progress of a sweep on stderr: a line for each finished trial, on a terminal a live table of the rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raysweep.reports.wording import count, duration
 
 
 class Silent:
-    """Watches nothing."""
+    """An observer that ignores every event."""
 
     def code_changed(self, changes: Sequence[str]) -> None: ...
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None: ...
@@ -44,7 +44,7 @@ class Silent:
 
 
 class Progress(Silent):
-    """Prints to a console on stderr; use as a context manager around the run."""
+    """An observer that prints to a console. Used as a context manager, it ends its live table with the run."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.sweep: str | None = None
@@ -55,13 +55,13 @@ class Progress(Silent):
         self._metric = ""
         self._remaining = self._lanes = 0
         self._best: tuple[float, int] | None = None
-        """Lowest objective so far, and its trial."""
+        """The lowest objective so far, and its trial."""
         self._rows: dict[int, Row] = {}
-        """Trials that have begun and not ended."""
+        """Trials that have begun and not ended, by number."""
         self._finished: list[float] = []
-        """What each finished trial took."""
+        """Seconds that each finished trial took."""
         self._flops: dict[tuple[int, str], float] = {}
-        """Training FLOPs by trial and phase that were executed, in earlier sessions too."""
+        """Training FLOPs by trial and phase key that were executed, in earlier sessions too."""
         self._began = self._seconds_before = 0.0
 
     def __enter__(self) -> Progress:
@@ -77,8 +77,10 @@ class Progress(Silent):
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None:
         spec = self._spec = job.spec
         self.sweep = folder.name
+        # Of several objectives the first stands for a trial, as in TensorBoard's table.
         self._metric = objectives.names(spec.search)[0]
         self._remaining, self._lanes = remaining, min(spec.scale.lanes, max(1, remaining))
+        # A resumed sweep goes on with the best trial, the FLOPs and the time of its earlier sessions.
         earlier = folder.trials()
         for record in earlier.values():
             self._keep_best(record)
@@ -86,27 +88,29 @@ class Progress(Silent):
             self._count_flops(phase)
         self._seconds_before = sum(session.seconds for session in folder.sessions())
         self._began = self._clock()
+        # What its space does to sharing, said before hours go into it.
         for text in job.warnings:
             self._print(f"note: {text}")
         trials = count(remaining, "trial") + (" left" if earlier else "")
         lanes, workers = count(self._lanes, "lane"), count(spec.scale.workers, "worker")
         self._print(f"{folder.name}   {trials} on {lanes} of {workers}   {spec.data.name}   {spec.model.name}")
+        # Where stderr is a file, the lines of finished trials are all that is worth keeping.
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._table, transient=True)
             self._live.start()
 
     def lane_started(self, pids: list[int]) -> None:
-        self._print(f"workers ready: {len(pids)} processes")
+        self._print(f"lane ready ({count(len(pids), 'worker')})")
 
     def trial_started(self, plan: TrialPlan) -> None:
-        if plan.trial in self._rows:  # it was paused
+        if plan.trial in self._rows:  # it was paused, and keeps the phases that it has done
             self._rows[plan.trial].go_on()
         else:
             self._rows[plan.trial] = Row.of(plan)
 
     def trial_retried(self, trial: int, attempt: int) -> None:
         self._row(trial).lose_workers(attempt)
-        self._print(f"trial {trial}: its workers were lost; attempt {attempt} goes on from its last checkpoint")
+        self._print(f"trial {trial}: its workers were lost; attempt {attempt} resumes from its last checkpoint")
 
     def trial_waiting(self, trial: int, phase: str, cycle: int) -> None:
         self._row(trial).wait(phase, cycle)
@@ -127,7 +131,7 @@ class Progress(Silent):
         self._print(f"stopping: {reason}")
 
     def phase_resumed(self, trial: int, phase: str, step: int, steps: int) -> None:
-        self._print(f"trial {trial}: {phase} goes on from step {step} of {steps}")
+        self._print(f"trial {trial}: {phase} resumes at step {step} of {steps}")
 
     def warned(self, trial: int, text: str) -> None:
         self._print(f"trial {trial}: {text}")
@@ -140,12 +144,14 @@ class Progress(Silent):
 
     def phase_finished(self, record: PhaseRecord) -> None:
         row = self._row(record.trial)
-        if record.cycle or self._finished:  # the baseline of the first trials is what later ones reuse
+        # Left out is the baseline of the first trials, which later ones reuse: it would make the rest look longer.
+        if record.cycle or self._finished:
             row.seconds += record.seconds
         self._count_flops(record)
         row.finish(record)
 
     def trial_finished(self, record: TrialRecord) -> None:
+        # A trial that ended before any of its events came through has no row yet.
         row = self._rows.pop(record.trial, Row(trial=record.trial))
         self._finished.append(row.seconds)
         self._keep_best(record)
@@ -163,11 +169,13 @@ class Progress(Silent):
         return self._rows.setdefault(trial, Row(trial=trial))
 
     def _count_flops(self, record: PhaseRecord) -> None:
-        if not record.reused:  # told again by a later attempt, it is still the same work
+        # Set, not added: a later attempt reports its finished phases again, and they are still the same work.
+        if not record.reused:
             self._flops[record.trial, record.key] = record.training_flops
 
     def _keep_best(self, record: TrialRecord) -> None:
         if record.status == "COMPLETE" and record.objective is not None and objectives.feasible(record.violations):
+            # As a pair: of equal objectives the first trial stays the best.
             found = (record.objective, record.trial)
             self._best = min(self._best or found, found)
 
@@ -175,6 +183,7 @@ class Progress(Silent):
         if record.status == "COMPLETE":
             missed = "" if objectives.feasible(record.violations) else " (misses a constraint)"
             return f"{self._metric} {record.objective:.4f}{missed}"
+        # The last line of a traceback is the exception; `raysweep show` prints all of it.
         why = record.error.strip().splitlines()[-1] if record.error else record.stopped
         return f"{record.status}: {why}" if why else record.status
 
@@ -182,21 +191,24 @@ class Progress(Silent):
         return f"best {self._best[0]:.4f} (trial {self._best[1]})" if self._best else ""
 
     def _time_left(self) -> str:
-        """Say how long the rest will take, from what the finished trials took."""
+        """Estimate how long the rest takes from the trials that have finished."""
         if not self._finished or len(self._finished) >= self._remaining:
             return ""
+        # The median: a trial that stopped early or waited for another one says little about the rest.
         seconds = median(self._finished) * (self._remaining - len(self._finished)) / self._lanes
         return f"about {duration(seconds)} left"
 
     def _table(self) -> RenderableType:
-        """Draw what runs now; called by another thread, whenever the screen is due."""
+        """Draw the running trials; Rich calls it from a thread of its own, a few times a second."""
+        # Until the first trial begins, Ray starts the workers and these load torch.
         begun = self._rows or self._finished
         ended = f"{len(self._finished)} of {count(self._remaining, 'trial')} ended" if begun else "starting workers"
         summary = [ended, self._best_so_far(), self._cost(), self._time_left()]
+        # A copy of the rows: the thread of the sweep may add one in the meantime.
         return live_table(list(self._rows.values()), summary, self._console.height)
 
     def _cost(self) -> str:
-        """Say what the sweep has used, all sessions together, and of what budget."""
+        """Say how much time and FLOPs all sessions of the sweep have used, and of which budget."""
         assert self._spec is not None
         budget, seconds = self._spec.budget, self._seconds_before + self._clock() - self._began
         of_hours = f" of {budget.hours:g} h" if budget.hours else ""
@@ -204,4 +216,5 @@ class Progress(Silent):
         return f"{duration(seconds)}{of_hours}, {sum(list(self._flops.values())):.3g}{of_flops} training FLOPs"
 
     def _print(self, text: str) -> None:
+        # As Text: an error message may hold brackets, which Rich would read as markup.
         self._console.print(Text(text), soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Pictures as PNG files."""
+"""Draw pictures as PNG."""

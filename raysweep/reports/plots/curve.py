@@ -1,4 +1,4 @@
-"""A loss-against-FLOPs curve as a picture."""
+"""Loss against FLOPs, with per-token gates and with static pruning, as a picture."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raysweep.reports.plots.canvas import Line, draw_lines
+
 
 def draw_curve(content: Mapping[str, Any], path: Path) -> None:
     """Draw per-token gates beside static pruning as PNG.
 
     Args:
-        content: an `experiments.dynamic_heads.Curve` as plain data.
+        content: a `science.dynamic_heads.Curve` as plain data.
+
+    Raises:
+        UsageError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    # A point that is cheaper than any pruned model has no static one beside it.
     points = content["points"]
-    _plot(axes, points, "o-", "per-token gates")
-    _plot(axes, [point["static"] for point in points if point["static"]], "s--", "static Taylor pruning")
-    _plot(axes, [content["full"]], "k*", "as it is")
-    axes.set_xlabel("counted forward FLOPs per token, routers included")
-    axes.set_ylabel("held-out loss, nats per token")
-    axes.set_title(f"{content['model']} on {content['data']}")
-    axes.legend()
-    figure.savefig(path)
+    draw_lines(
+        [
+            _line("per-token gates", "o-", points),
+            _line("static Taylor pruning", "s--", [point["static"] for point in points if point["static"]]),
+            _line("as it is", "k*", [content["full"]]),
+        ],
+        path,
+        title=f"{content['model']} on {content['data']}",
+        x_label="counted forward FLOPs per token, routers included",
+        y_label="held-out loss, nats per token",
+    )
 
 
-def _plot(axes: Any, points: list[Any], style: str, label: str) -> None:
-    ordered = sorted(points, key=lambda point: point["flops_per_token"])
-    axes.plot([p["flops_per_token"] for p in ordered], [p["loss"] for p in ordered], style, label=label)
+def _line(label: str, style: str, points: list[Any]) -> Line:
+    return Line(label=label, style=style, points=[(point["flops_per_token"], point["loss"]) for point in points])

@@ -6,31 +6,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raysweep.reports.plots.canvas import Line, draw_lines
+
 
 def draw_exit_curves(content: Mapping[str, Any], path: Path) -> None:
     """Draw fixed depths, exits over their thresholds, and exits by chance after as many steps, as PNG.
 
     Args:
-        content: an `experiments.pnn_exits.ExitCurves` as plain data.
+        content: a `science.pnn.exit_curves.ExitCurves` as plain data.
+
+    Raises:
+        UsageError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    points = content["points"]
+    points, lines = content["points"], []
     for name in dict.fromkeys(point["exit"] for point in points):
+        # `none` is no exit at all: all tokens run as many steps, which makes the curve of fixed depths.
         measured = [point["reported"] for point in points if point["exit"] == name]
-        _plot(axes, measured, "ks-" if name == "none" else "o-", "fixed depth" if name == "none" else name)
-    _plot(axes, [point["control"] for point in points if point["control"]], "x", "by chance")
-    axes.set_xlabel("MFLOP per token, run")
-    axes.set_ylabel("accuracy on held-out labels")
-    axes.set_title(f"trained at {content['trained_steps']} steps")
-    axes.legend()
-    figure.savefig(path)
+        lines.append(_line("fixed depth", "ks-", measured) if name == "none" else _line(name, "o-", measured))
+    lines.append(_line("by chance", "x", [point["control"] for point in points if point["control"]]))
+    draw_lines(
+        lines,
+        path,
+        title=f"trained at {content['trained_steps']} steps",
+        x_label="MFLOP per token, run",
+        y_label="accuracy on held-out labels",
+    )
 
 
-def _plot(axes: Any, measured: Sequence[Mapping[str, float]], style: str, label: str) -> None:
-    ordered = sorted(measured, key=lambda numbers: numbers["flops_per_token"])
-    axes.plot([n["flops_per_token"] / 1e6 for n in ordered], [n["accuracy"] for n in ordered], style, label=label)
+def _line(label: str, style: str, measured: Sequence[Mapping[str, float]]) -> Line:
+    points = [(numbers["flops_per_token"] / 1e6, numbers["accuracy"]) for numbers in measured]
+    return Line(label=label, style=style, points=points)

@@ -1,4 +1,4 @@
-"""A head map as a picture: which heads are there, and when each was grown."""
+"""Draw a head map: which heads are present, and in which cycle each was grown."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ LEGEND = (
 
 @lru_cache(maxsize=64)
 def head_map_png(head_map: tuple[tuple[int, ...], ...]) -> tuple[bytes, int, int]:
-    """Return the map as a picture, its height and its width; most phases leave the map as it was."""
+    """Return a head map as PNG with its height and width; cached, since most phases do not change the map."""
     cycles = np.array(head_map)
     colours = np.array([ABSENT, ORIGINAL, *GROWN], np.uint8)
+    # Colours in order: absent (-1), original (0), then four for cycles of growth (1, 2, ...) that repeat in turn.
     which = np.where(cycles <= 0, cycles + 1, 2 + (cycles - 1) % len(GROWN))
     return png(Image.fromarray(squares(colours[which])))
 
 
 def squares(colours: Any) -> Any:
-    """Return RGB pixels (height, width, 3): one bordered square per head, of its colour in (layers, heads, 3)."""
+    """Return RGB pixels (height, width, 3): a bordered square for each head of `colours` (layers, heads, 3)."""
     pixels = colours.repeat(CELL, axis=0).repeat(CELL, axis=1)
+    # Every cell brings both of its edges, so that the line between two heads is two pixels wide.
     for edge in (0, CELL - 1):
         pixels[edge::CELL] = BORDER
         pixels[:, edge::CELL] = BORDER
@@ -37,7 +39,7 @@ def squares(colours: Any) -> Any:
 
 
 def png(picture: Image.Image) -> tuple[bytes, int, int]:
-    """Return a picture as a file, its height and its width."""
+    """Return a picture as PNG with its height and width."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=3)  # for squares of one colour, the fastest
     return buffer.getvalue(), picture.height, picture.width

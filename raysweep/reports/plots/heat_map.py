@@ -1,4 +1,4 @@
-"""Scores of heads as a picture: one heat map a score, layers downwards, heads across."""
+"""Draw the scores of heads: a heat map for each score, layers downwards, heads across."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from raysweep.contracts import Slot
-from raysweep.errors import UsageError
+from raysweep.reports.plots.canvas import save
 
 Rows = Sequence[Sequence["float | None"]]
 COLUMNS = 5
 
 
 def save_heat_maps(path: Path, scores: Mapping[str, Rows], masked: Sequence[Slot], title: str) -> None:
-    """Write a PNG with one heat map a score; silenced heads are crossed out.
+    """Write a PNG with a heat map for each score; masked heads are crossed out.
 
     Args:
-        scores: [layer][head] of each; None is left blank.
+        scores: score -> [layer][head]; None is left blank.
 
     Raises:
         UsageError: the file cannot be written.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     first = np.array(next(iter(scores.values())), dtype=float)
     columns = min(COLUMNS, len(scores))
     rows = ceil(len(scores) / columns)
     layers, heads = first.shape
-    figure = Figure(figsize=(columns * (1.6 + 0.16 * heads), rows * (1.2 + 0.14 * layers)), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is
+    # A panel grows with its heads and layers, so that the cells of large models stay as large as those of small ones.
+    size = (columns * (1.6 + 0.16 * heads), rows * (1.2 + 0.14 * layers))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (name, values) in zip(panels, scores.items(), strict=False):
@@ -44,9 +44,7 @@ def save_heat_maps(path: Path, scores: Mapping[str, Rows], masked: Sequence[Slot
         for layer, head in masked:
             panel.text(head, layer, "x", color="white", ha="center", va="center")
         figure.colorbar(image, ax=panel)
+    # The last row of panels may have more places than scores are left.
     for panel in panels[len(scores) :]:
         panel.set_visible(False)
-    try:
-        figure.savefig(path, format="png", dpi=100)
-    except OSError as error:
-        raise UsageError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
+    save(figure, path)

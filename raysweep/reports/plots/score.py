@@ -1,4 +1,4 @@
-"""A score of every head as a picture: a heat map with its name and its scale above, drawn in milliseconds."""
+"""Draw a score of every head: a heat map below its name and its scale. Without matplotlib, in milliseconds."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ LEGEND = (
 
 
 def score_png(name: str, scores: Any) -> tuple[bytes, int, int]:
-    """Return a score as a picture, its height and its width.
+    """Return a score as PNG with its height and width.
 
     Args:
-        scores: (layers, heads), NaN where there is no head; at least one is there.
+        scores: (layers, heads), NaN where a head is absent; at least one is present.
     """
     low, high = np.nanmin(scores), np.nanmax(scores)
     pixels = squares(_colours(scores, low, high))
     title = f"{name}  {low:.3g} .. {high:.3g}"
     height, width = pixels.shape[:2]
     font = _font()
+    # A model with few heads is narrower than the title of its picture.
     picture = Image.new("RGB", (max(width, ceil(font.getlength(title)) + 4), TITLE + height), BORDER)
     ImageDraw.Draw(picture).text((2, 2), title, fill=(0, 0, 0), font=font)
     picture.paste(Image.fromarray(pixels), (0, TITLE))
@@ -45,7 +46,8 @@ def _font() -> Any:
 
 
 def _colours(scores: Any, low: float, high: float) -> Any:
-    """Return RGB (layers, heads, 3); where all scores are equal, the middle of the scale."""
+    """Return RGB (layers, heads, 3); equal scores all get the middle of the scale."""
+    # Equal scores have no scale to divide by; NaN stays NaN, and becomes grey below.
     share = (scores - low) / (high - low) if high > low else np.where(np.isnan(scores), np.nan, 0.5)
     marks = np.linspace(0, 1, len(VIRIDIS))
     colours = np.stack([np.interp(share, marks, channel) for channel in VIRIDIS.T], axis=-1)

@@ -1,4 +1,4 @@
-"""What a network costs beside its baselines, as tables."""
+"""Print what a network costs beside its baselines."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from raysweep.reports.tables.parts import empty_table, print_line
 
 EQUAL_IN = {"training_flops": "training FLOPs", "trunk": "parameters of the trunk"}
 
 
 def print_efficiency(content: Mapping[str, Any], console: Console) -> None:
-    """Print one line a network, then which baselines cost as much as the first."""
+    """Print a line for each network, then the baselines that cost as much as the first one."""
     console.print(_costs(content["rows"]))
-    console.print(Text("the nearest that a baseline comes to the cost of this model:"), soft_wrap=True)
+    print_line(console, "the nearest that a baseline comes to the cost of this model:")
     console.print(_matches(content["matches"]))
 
 
 def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    # Its row is named after its number of layers, too.
     reference = rows[next(name for name in rows if name.startswith("BERT"))]
     numbers = (
         "parameters",
@@ -30,7 +32,8 @@ def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         "parameters / BERT",
         "training / BERT",
     )
-    table = _table("", *numbers)
+    table = empty_table(["", *numbers], right=numbers)
+    # MFLOP for each token: forward passes at inference, and all of a training step.
     for name, cost in rows.items():
         table.add_row(
             name,
@@ -42,15 +45,9 @@ def _costs(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _matches(matches: list[Mapping[str, Any]]) -> Table:
-    table = _table("equal in", "baseline", "steps", "feed-forward width", "off by")
+    numbers = ("steps", "feed-forward width", "off by")
+    table = empty_table(["equal in", "baseline", *numbers], right=numbers)
     for match in matches:
         shape = (f"{match['num_steps']}", f"{match['intermediate_size']:,}", f"{match['off']:+.1%}")
         table.add_row(EQUAL_IN[match["equal_in"]], match["baseline"], *shape)
-    return table
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("", "equal in", "baseline") else "right")
     return table

@@ -1,4 +1,4 @@
-"""What a job would do and take, for people: a table, and the phases that its trials share as a tree."""
+"""Print what a job would do and take: a table, and the phases that its trials share as a tree."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from raysweep.reports.tables.parts import show_value
+from raysweep.reports.tables.parts import print_line, show_value
 from raysweep.reports.wording import count, duration
 
 BRANCHES = (5, 3, 3)
-"""Branches shown of a stage, by its depth; the others are counted."""
+"""How many branches of a stage are printed, by its depth; the others are counted."""
 
 
 def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console: Console) -> None:
@@ -37,19 +37,19 @@ def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console:
     }
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in rows.items():
-        if text:
+        if text:  # a job without a budget, or of a single trial, leaves its row empty
             table.add_row(name, Text(text))
     console.print(table)
     if estimate["trials"] > 1:
+        # The first stages have no common parent, so the root of the tree is only a holder and is not drawn.
         forest = Tree("", guide_style="dim", hide_root=True)
         _grow(forest, estimate["stages"], BRANCHES)
         console.print(forest)
-        note = "sharing is counted on values drawn at random; the sampler may draw others."
-        console.print(Text(note), soft_wrap=True)
+        print_line(console, "estimate: how much is shared depends on the values that the sampler will pick.")
 
 
 def _follow_ups(job: Mapping[str, Any], trials: int) -> str:
-    """Say which of the trials are no points of the search."""
+    """Say how many trials are not part of the search itself."""
     searched = job.get("search", {}).get("trials", 1)
     if trials == searched:
         return ""
@@ -58,11 +58,12 @@ def _follow_ups(job: Mapping[str, Any], trials: int) -> str:
 
 def _time(estimate: Mapping[str, Any]) -> str:
     seconds, source = estimate["seconds"], estimate["seconds_from"]
-    return f"unknown ({source})" if seconds is None else f"about {duration(seconds)} (judged by {source})"
+    return f"unknown ({source})" if seconds is None else f"about {duration(seconds)} (from {source})"
 
 
 def _budget(budget: Mapping[str, float], estimate: Mapping[str, Any]) -> str:
-    """Say what the job allows, and whether the estimate is above it."""
+    """Write the limits of the job, and which of them the estimate exceeds."""
+    # budget.flops is not estimated: it is printed without a verdict.
     needed = {
         "hours": None if estimate["seconds"] is None else estimate["seconds"] / 3600,
         "disk_gb": estimate["disk_bytes"] / 1e9,
@@ -79,17 +80,19 @@ def _by_kind(estimate: Mapping[str, Any]) -> str:
 
 
 def _grow(tree: Tree, stages: Sequence[Mapping[str, Any]], limits: Sequence[int]) -> None:
-    """Add the stages that trials share, as many as the first limit says; of the others, how many there are."""
+    """Add the stages that several trials share, up to the first limit, and count the others."""
     shared = [stage for stage in stages if stage["trials"] > 1]
     alone = len(stages) - len(shared)
     shown = shared[: limits[0]] if limits else []
     for stage in shown:
         chain, after = _straight(stage)
+        # Each level of the tree is a limit further on: where none is left, nothing but counts is added.
         if any(further["trials"] > 1 for further in after):
             _grow(tree.add(_line(chain)), after, limits[1:])
         else:
             tree.add(_line(chain, "each alone from here" if after else ""))
     if left_out := shared[len(shown) :]:
+        # `count` adds an s, which "branch" does not take.
         branches = "1 more branch" if len(left_out) == 1 else f"{len(left_out)} more branches"
         trials = sum(stage["trials"] for stage in left_out)
         tree.add(Text(f"{branches} of {count(trials, 'trial')}", style="dim"))
@@ -98,7 +101,7 @@ def _grow(tree: Tree, stages: Sequence[Mapping[str, Any]], limits: Sequence[int]
 
 
 def _straight(stage: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Return a stage and those that all its trials go through next, and what branches off after them."""
+    """Return a stage with the stages that all its trials run next, and the branches after those."""
     chain = [stage]
     while len(chain[-1]["next"]) == 1 and chain[-1]["next"][0]["trials"] == stage["trials"]:
         chain.append(chain[-1]["next"][0])
@@ -106,8 +109,9 @@ def _straight(stage: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], Sequen
 
 
 def _line(chain: Sequence[Mapping[str, Any]], remark: str = "") -> Text:
-    """Write stages that follow one another: their names, what sets them apart, their steps and their trials."""
+    """Write a chain of stages in one line: names, the settings that set it apart, steps and trials."""
     names = " → ".join(stage["phase"] for stage in chain)
+    # Only the first stage differs from its siblings: the others of the chain have none.
     apart = ", ".join(f"{name} {show_value(value)}" for name, value in chain[0]["settings"].items())
     steps = sum(stage["steps"] for stage in chain)
     about = [apart, f"{steps:,} steps" if steps else "", count(chain[0]["trials"], "trial"), remark]

@@ -1,4 +1,4 @@
-"""How a network bears stress, as tables and a picture."""
+"""Print and draw what stress protocols measured of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from raysweep.errors import UsageError
+from raysweep.reports.plots.canvas import save
+from raysweep.reports.tables.parts import print_line
 
 NOTHING = "–"
 RANKED_FOR = {"none": "(as it is)", "a": "pruned for A", "b": "pruned for B", "both": "by the sum of ranks"}
@@ -20,26 +21,30 @@ def print_stress(content: Mapping[str, Any], console: Console) -> None:
     """Print what was measured, a table for each protocol.
 
     Args:
-        content: an `experiments.stress.run.Stress` as plain data, with the model's name.
+        content: a `science.stress.run.Stress` as plain data, with the model's name.
     """
-    lines = [f"{content['model']}, {content['heads']} heads   A: {content['a']}   B: {content['b']}"]
-    print_line(console, lines)
+    print_line(console, f"{content['model']}, {content['heads']} heads   A: {content['a']}   B: {content['b']}")
+    # A protocol that was not asked for, or was interrupted before it had a result, has no entry.
     if content["alternation"]:
         console.print(_alternation(content["alternation"]))
     if content["damage"]:
         question = content["question"]
-        print_line(console, [f"\ndamage on A, {question['strategy']}, {question['level']:.0%} of the heads, then "
-                       f"{question['steps']} steps"])  # fmt: skip
+        print_line(
+            console,
+            f"\ndamage on A, {question['strategy']}, {question['level']:.0%} of the heads, then "
+            f"{question['steps']} steps",
+        )
         console.print(_damage(content["damage"]))
     if content["conflict"]:
-        print_line(console, ["", *_conflict_lines(content["conflict"])])
+        for line in ("", *_conflict_lines(content["conflict"])):
+            print_line(console, line)
         console.print(_conflict(content["conflict"]["pruned"]))
 
 
 def _alternation(turns: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("turn", "trained", "loss A", "loss B", "forgotten of the other", "learned again", box=None)
     for turn in turns:
-        if turn["error"]:
+        if turn["error"]:  # training diverged: there is no loss to show
             table.add_row(str(turn["turn"]), turn["trained"].upper(), turn["error"])
             continue
         table.add_row(
@@ -78,12 +83,11 @@ def _conflict(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def draw_stress(content: Mapping[str, Any], path: Path) -> None:
-    """Draw what was measured as PNG: losses over turns, loss at once and after learning of each arm, losses on both.
+    """Draw what was measured as PNG, a panel for each protocol.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels: dict[str, Callable[[Any, Any], None]] = {
@@ -91,18 +95,15 @@ def draw_stress(content: Mapping[str, Any], path: Path) -> None:
         "damage": _draw_arms,
         "conflict": _draw_conflict,
     }
+    # At least one panel is drawn: an interrupted run without any result still writes the picture it was asked for.
     drawn = [name for name in panels if content[name]]
     figure = Figure(figsize=(5.5 * max(1, len(drawn)), 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is
     figure.suptitle(f"{content['model']}   A: {content['a']}   B: {content['b']}")
     for axes, name in zip(figure.subplots(1, max(1, len(drawn)), squeeze=False)[0], drawn, strict=False):
         panels[name](axes, content[name])
         axes.set(title=name, ylabel="held-out loss, nats")
         axes.legend()
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise UsageError(f"--out {str(path)!r} cannot be written: {error.strerror}.") from error
+    save(figure, path)
 
 
 def _draw_turns(axes: Any, turns: Sequence[Mapping[str, Any]]) -> None:
@@ -126,6 +127,7 @@ def _draw_conflict(axes: Any, conflict: Mapping[str, Any]) -> None:
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
+    # None, of an arm that failed, becomes NaN: matplotlib leaves that point out.
     return np.array([row[name] for row in rows], dtype=float)
 
 
@@ -145,8 +147,3 @@ def _share(share: float | None) -> str:
 
 def _number(number: float | None) -> str:
     return NOTHING if number is None else f"{number:.2f}"
-
-
-def print_line(console: Console, lines: Sequence[str]) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,7 +1,7 @@
-"""TensorBoard's HParams table: a column for each parameter, a line for each trial.
+"""Fill TensorBoard's HParams table: a column for each parameter, a row for each trial.
 
-Its page knows only the columns of one experiment summary, so that names every parameter of the space before the first
-trial starts.
+The page shows the columns of a single experiment summary. So that one must name every parameter of the space, before
+the first trial starts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METRICS = (
 
 
 def write_experiment(folder: Path, space: Space | None) -> None:
-    """Declare every column of the HParams table, before the first trial; again when a sweep is extended."""
+    """Declare every column of the HParams table: before the first trial, and again when a sweep is extended."""
     write_columns(
         folder,
         api_pb2.Experiment(
@@ -38,12 +38,13 @@ def write_experiment(folder: Path, space: Space | None) -> None:
 
 
 def _column(parameter: Parameter) -> Any:
-    """Declare a parameter; one that may not apply is text, because a number cannot be "n/a"."""
+    """Declare the column of a parameter. One with conditions holds text, because a number cannot be "n/a"."""
     column = api_pb2.HParamInfo(name=parameter.path, type=_column_type(parameter))
     if parameter.form == "choice":
         shown: list[Scalar] = [_shown(parameter, choice) for choice in parameter.choices]
         for value in [*shown, NOT_APPLICABLE] if parameter.conditions else shown:
             _set(column.domain_discrete.values.add(), value)
+    # A column of text takes no interval.
     elif not parameter.conditions:
         column.domain_interval.min_value = parameter.low
         column.domain_interval.max_value = parameter.high
@@ -51,19 +52,21 @@ def _column(parameter: Parameter) -> Any:
 
 
 def _column_type(parameter: Parameter) -> Any:
+    """Return the type of a column: TensorBoard knows numbers, booleans and text, and one type for each column."""
     if parameter.conditions:
         return api_pb2.DATA_TYPE_STRING
     if parameter.form != "choice":
         return api_pb2.DATA_TYPE_FLOAT64
     if all(isinstance(choice, bool) for choice in parameter.choices):
         return api_pb2.DATA_TYPE_BOOL
+    # A bool is an int to Python: choices that mix both are shown as text.
     if all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in parameter.choices):
         return api_pb2.DATA_TYPE_FLOAT64
     return api_pb2.DATA_TYPE_STRING
 
 
 def _shown(parameter: Parameter, value: Scalar) -> Scalar:
-    """Return a value as its column holds it."""
+    """Return a value in the type of its column."""
     if _column_type(parameter) != api_pb2.DATA_TYPE_STRING or isinstance(value, str):
         return value
     if value is None or isinstance(value, bool):
@@ -81,8 +84,9 @@ def _set(field: Any, value: Scalar) -> None:
 
 
 def session_start(values: Mapping[str, Scalar], space: Space | None) -> Any:
-    """Return the line that a trial begins; parameters that it lacks are shown as "n/a"."""
+    """Return the start of a trial's row; parameters that the trial lacks are shown as "n/a"."""
     start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    # Every parameter of the space: where a trial has no value for one, the cell says so and does not stay blank.
     for parameter in space.parameters if space else ():
         known = parameter.path in values
         _set(start.hparams[parameter.path], _shown(parameter, values[parameter.path]) if known else NOT_APPLICABLE)
@@ -90,7 +94,7 @@ def session_start(values: Mapping[str, Scalar], space: Space | None) -> Any:
 
 
 def session_end(status: Status) -> Any:
-    """Return the end of a trial's line."""
+    """Return the end of a trial's row. TensorBoard knows success and failure; the tag trial/status says more."""
     ended_well = status in ("COMPLETE", "STOPPED")
     end = plugin_data_pb2.SessionEndInfo(
         status=api_pb2.STATUS_SUCCESS if ended_well else api_pb2.STATUS_FAILURE, end_time_secs=time.time()
@@ -114,17 +118,19 @@ def read_experiments(folder: Path) -> Iterator[Any]:
 
 
 def merged(experiments: Sequence[Any]) -> Any:
-    """Return one experiment with the columns of all."""
+    """Return an experiment with the columns of all of them."""
     columns: dict[str, Any] = {}
     for column in (column for experiment in experiments for column in experiment.hparam_infos):
         _widen(columns.setdefault(column.name, column), column)
+    # The metrics are METRICS in all of them.
     return api_pb2.Experiment(hparam_infos=columns.values(), metric_infos=experiments[0].metric_infos)
 
 
 def _widen(column: Any, other: Any) -> None:
-    """Make a column hold another sweep's values of the parameter, too."""
+    """Make a column hold the values of another sweep, too."""
     domain = column.WhichOneof("domain")
     if column.type != other.type or domain != other.WhichOneof("domain"):
+        # A parameter that is a number here and a choice there: the column has no domain, which fits any value.
         column.type = column.type if column.type == other.type else api_pb2.DATA_TYPE_STRING
         column.ClearField("domain_discrete")
         column.ClearField("domain_interval")

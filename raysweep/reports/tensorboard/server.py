@@ -16,10 +16,10 @@ from raysweep.reports.tensorboard.hparams import merged, read_experiments, write
 
 @contextmanager
 def serve_folder(sweeps: Mapping[str, Path]) -> Iterator[Path]:
-    """Make, for as long as it is needed, a folder in which TensorBoard finds exactly these sweeps.
+    """Make a temporary folder in which TensorBoard finds exactly these sweeps.
 
     Args:
-        sweeps: tensorboard folder of each sweep, by name; runs appear as <name>/<trial>.
+        sweeps: sweep name -> its tensorboard folder; runs appear as <name>/<trial>.
 
     Raises:
         ArchiveError: a sweep has no such folder.
@@ -31,20 +31,25 @@ def serve_folder(sweeps: Mapping[str, Path]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="raysweep-tensorboard-") as path:
         logdir = Path(path)
         for name, folder in sweeps.items():
+            # Links, not copies: TensorBoard follows the event files as a running sweep writes them.
             (logdir / name).symlink_to(folder.resolve(), target_is_directory=True)
+        # TensorBoard would take the columns of one sweep for all. Merged ones in the top folder come before them.
         if any(experiment != experiments[0] for experiment in experiments):
             write_columns(logdir, merged(experiments))
         yield logdir
 
 
 def serve(logdir: Path, port: int = 6006) -> subprocess.Popen[bytes]:
-    """Start TensorBoard for this machine only, at http://127.0.0.1:<port>, keeping 1,000 images and texts of a tag."""
+    """Start TensorBoard at http://127.0.0.1:<port>, for this machine only."""
+    # -P: a file of the working folder must not stand in for a module. TensorBoard keeps 10 images of a tag unless it is
+    # told otherwise: of a trial with many cycles, it would drop most head maps.
     command = [
         sys.executable, "-P", "-m", "tensorboard.main",
         "--logdir", str(logdir), "--host", "127.0.0.1", "--port", str(port),
         "--samples_per_plugin", "scalars=10000,images=1000,text=1000",
     ]  # fmt: skip
     if any(logdir.glob(EVENT_FILES)):
-        # Of several experiment summaries the Rust server takes a random one, the Python server that of the top folder.
+        # Of several experiment summaries, the fast server, in Rust, takes a random one; the one in Python takes that of
+        # the top folder.
         command += ["--load_fast", "false"]
     return subprocess.Popen(command)

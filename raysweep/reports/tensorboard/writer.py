@@ -1,7 +1,7 @@
-"""TensorBoard runs, one per trial, from records alone; and the server that shows them.
+"""Write a TensorBoard run for each trial, from its records alone.
 
-Its default (Rust) data server keeps the last of several points at one step, so no two phases may share one: a phase
-that trains no step takes one step of the axis.
+TensorBoard's default data server, in Rust, keeps only the last of several points at one step. So no two phases may
+share a step: a phase that trains nothing takes one step of the axis.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from raysweep.reports.plots.score import LEGEND as SCORE_LEGEND
 from raysweep.reports.plots.score import score_png
 from raysweep.reports.tensorboard.event_files import EventFile, histogram, image, scalar, text
 from raysweep.reports.tensorboard.hparams import session_end, session_start
+from raysweep.reports.wording import count
 
 POINT_TAGS = {
     "loss": "train/loss",
@@ -31,7 +32,7 @@ POINT_TAGS = {
 
 
 class NoWriter:
-    """Writes nothing, where nobody will look."""
+    """A writer that writes nothing, for sweeps in virtual time."""
 
     def progress(self, phase: str, cycle: int, point: Mapping[str, float]) -> None: ...
     def phase(self, record: PhaseRecord) -> None: ...
@@ -40,43 +41,49 @@ class NoWriter:
 
 
 class TrialWriter:
-    """One TensorBoard run of one trial, under <folder>/<trial>, written from scratch when the trial (re)starts."""
+    """The TensorBoard run of a trial, in <folder>/<trial>; written from scratch when the trial starts or is retried."""
 
     def __init__(self, folder: Path, trial: int, values: Mapping[str, Scalar], space: Space | None) -> None:
-        """Drop what an earlier attempt left, and write the trial's line of the HParams table.
+        """Remove what an earlier attempt wrote, and start the trial's row of the HParams table.
 
         Args:
             folder: the sweep's tensorboard folder.
             values: the trial's point of the space; parameters that it lacks are shown as "n/a".
         """
         self._events = EventFile(folder / str(trial))
-        self._ends: dict[tuple[str, int], int] = {}  # where each phase ended on the step axis
-        self._start = 0  # where the running phase begins on the step axis
-        self._trained = 0  # the last of its training steps that was written
+        # Phases follow one another on a single step axis.
+        self._ends: dict[tuple[str, int], int] = {}  # (phase, cycle) -> the step at which it ended
+        self._start = 0  # the step at which the running phase began
+        self._trained = 0  # the last training step of the running phase that was written
         self._events.add(0, session_start(values, space))
         self._events.flush()
 
     def progress(self, phase: str, cycle: int, point: Mapping[str, float]) -> None:
-        """Write a training point of the running phase; one that a restarted worker repeats is left out."""
+        """Write a training point of the running phase, unless a restarted worker only repeats it."""
         self._add_point(phase, cycle, point)
         self._events.flush()
 
     def phase(self, record: PhaseRecord) -> None:
-        """Write the end of a phase, and those points of its curve that were not written live."""
+        """Write the end of a phase, and the points of its curve that were not written while it ran."""
         if record.arm != "main":
             self._control(record)
             return
+        # A later attempt reports the finished phases again.
         if (record.phase, record.cycle) in self._ends:
             return
+        # A phase that was reused, or resumed, has a curve of which nothing or a part was written.
         for point in record.curve:
             self._add_point(record.phase, record.cycle, point)
         self._write_events(record)
-        ends = {record.steps, *(event["step"] for event in record.events or ())}  # of the phase and of events
+        # At these steps the end of the phase, or of an event, writes eval/loss itself: a second point would replace it.
+        ends = {record.steps, *(event["step"] for event in record.events or ())}
         for point in record.evaluations:
             if point["step"] not in ends:
                 self._events.add(self._start + int(point["step"]), scalar("eval/loss", point["loss"]))
+        # Trajectories are not written live: only the finished record holds them.
         for looked in record.trajectory:
             self._events.add(self._start + looked["step"], *_new_head_values(looked["heads"]))
+        # A phase without steps takes one: see the top of this file.
         self._start += max(record.steps, 1)
         self._trained = 0
         self._events.add(self._start, *_phase_values(record, index=len(self._ends)), *_score_values(vars(record)))
@@ -84,9 +91,9 @@ class TrialWriter:
         self._ends[(record.phase, record.cycle)] = self._start
 
     def _write_events(self, record: PhaseRecord) -> None:
-        """Write the scores that each act of an event measured, and how the last of them left the model.
+        """Write the scores that each event inside a phase measured, and the model that the last one at a step left.
 
-        An event before the first step stands at that step: where the phase begins the one before it ends.
+        Events before the first step are written at step 1: the step before it belongs to the end of the previous phase.
         """
         events = record.events or ()
         for event in events:
@@ -95,7 +102,8 @@ class TrialWriter:
             self._events.add(self._start + max(step, 1), *_measures(last))
 
     def _control(self, record: PhaseRecord) -> None:
-        """Write the end of a control arm's phase where the trial's own ended, or its cycle if it has no such phase."""
+        """Write the end of a control arm's phase at the step where the trial's own phase ended, or else its cycle."""
+        # The trial itself may lack a phase of that name: a continuous one has no cycles of prune and grow.
         cycle = [end for (_, number), end in self._ends.items() if number == record.cycle]
         at = self._ends.get((record.phase, record.cycle), max(cycle, default=self._start))
         self._events.add(
@@ -106,8 +114,9 @@ class TrialWriter:
         self._events.flush()
 
     def finish(self, status: Status, objectives: Mapping[str, float]) -> None:
-        """Write how the trial ended, and close. The other metrics are those of its last phase."""
+        """Write how the trial ended, and close. The other metrics of its row are those of its last phase."""
         values = [session_end(status), text("trial/status", status)]
+        # The first objective is the column of the table; with several, all have a curve of their own.
         values += [scalar("hparam/objective", value) for value in list(objectives.values())[:1]]
         if len(objectives) > 1:
             values += [scalar(f"objective/{name}", value) for name, value in objectives.items()]
@@ -121,6 +130,7 @@ class TrialWriter:
         step = int(point["step"])
         if (phase, cycle) in self._ends or step <= self._trained:
             return
+        # A worker that restarted repeats the steps since its last checkpoint.
         self._trained = step
         self._events.add(
             self._start + step, *(scalar(tag, point[key]) for key, tag in POINT_TAGS.items() if key in point)
@@ -142,7 +152,7 @@ def _phase_values(record: PhaseRecord, index: int) -> Iterator[Any]:
 
 
 def _measures(measured: Mapping[str, Any]) -> Iterator[Any]:
-    """Return what both a phase record and an event inside one hold."""
+    """Yield what a phase record and an event inside a phase both hold."""
     yield scalar("eval/loss", measured["loss"])
     yield scalar("eval/perplexity", measured["perplexity"])
     yield scalar("heads/active", measured["active_heads"])
@@ -151,7 +161,7 @@ def _measures(measured: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _new_head_values(heads: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """Return where each new head stands at one point of its trajectory."""
+    """Yield the gate, update and other values of each new head at a point of its trajectory."""
     for head in heads:
         layer, index = head["slot"]
         for name, value in head.items():
@@ -160,15 +170,16 @@ def _new_head_values(heads: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
 
 
 def _score_values(measured: Mapping[str, Any]) -> Iterator[Any]:
-    """Return every score of every head, and how far scores agree with the heads' contributions, of what measured them.
+    """Yield every score of every head, and how far each score agrees with the heads' contributions.
 
     Args:
         measured: a phase record, or an event inside one.
     """
     for name, rows in (measured.get("statistics") or {}).items():
         scores = np.array(rows, dtype=float)
+        # None, of an absent head, becomes NaN.
         present = scores[np.isfinite(scores)]
-        if present.size:  # else no head is left
+        if present.size:  # a layer may lose all of its heads, and so may a model
             yield image(f"scores/{name}", *score_png(name, scores), SCORE_LEGEND)
             yield histogram(f"scores/{name}/distribution", present)
     for name, agreement in (measured.get("agreement") or {}).items():
@@ -182,22 +193,18 @@ def _phase_mark(record: PhaseRecord) -> str:
     name = f"{record.phase} cycle {record.cycle}" if record.cycle else record.phase
     if record.decision is not None:
         verb = "removed" if record.phase == "prune" else "grew"
-        did = f"{record.decision['strategy']} {verb} {_count(len(record.decision['heads']), 'head')}"
+        did = f"{record.decision['strategy']} {verb} {count(len(record.decision['heads']), 'head')}"
     elif record.steps:
-        did = f"trained {_count(record.steps, 'step')}"
+        did = f"trained {count(record.steps, 'step')}"
     elif record.mean_steps is not None:
         did = f"tokens left after {record.mean_steps:.2f} steps on average"
     else:
-        did = f"measured {_count(record.active_heads, 'head')}"
+        did = f"measured {count(record.active_heads, 'head')}"
     return f"{name}: {did}" + (" (outcome shared with another trial)" if record.reused else "")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _samples_markdown(samples: Iterable[Mapping[str, Any]]) -> str:
-    """Show each sample as code blocks, so that nothing in it is read as markup."""
+    """Write each sample as code blocks, so that nothing in it is read as Markdown."""
     parts = []
     for number, sample in enumerate(samples, 1):
         parts.append(f"**{number}** · repetition {sample['repetition']:.2f} · prompt:\n\n{_indented(sample['prompt'])}")
@@ -206,4 +213,5 @@ def _samples_markdown(samples: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _indented(text: str) -> str:
+    # Four blanks make a code block; an empty text still needs one line.
     return "\n".join(f"    {line}" for line in text.splitlines() or [""])

@@ -20,7 +20,8 @@ from raysweep.contracts.events import (
 )
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, derived_seed
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.admission import has_room
 from raysweep.sweep.agenda import Agenda

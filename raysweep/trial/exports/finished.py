@@ -10,7 +10,8 @@ from raysweep.contracts import Batch, Family
 from raysweep.errors import ArchiveError
 from raysweep.job import registry
 from raysweep.job.plan import Fingerprints, TrialPlan
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.data.examples import Dataset
 from raysweep.trial.data.trial_data import trial_data, trial_task

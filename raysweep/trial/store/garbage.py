@@ -14,7 +14,8 @@ from pathlib import Path
 from raysweep.job.plan import TRAINING_PHASES, Fingerprints
 from raysweep.records import atomic_folders as entries
 from raysweep.records import disk, objectives, points
-from raysweep.records.folder import SweepFolder, plan_of
+from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
 from raysweep.records.schema import PhaseRecord, TrialRecord
 from raysweep.trial.store.phase_store import TENSORS
 
@@ -156,7 +157,7 @@ class _Known:
         # A phase without steps has no tensors of its own, so it is no checkpoint to count.
         for trial in self._ended:
             trained = [record for record in self.own[trial] if record.phase in TRAINING_PHASES and record.steps]
-            for record in trained[len(trained) - keep.trial_latest :] if keep.trial_latest else []:
+            for record in trained[-keep.trial_latest :] if keep.trial_latest else []:
                 yield self._place(trial, record.key), f"the latest of trial {trial}"
             for record in sorted(trained, key=lambda record: record.loss)[: keep.trial_best]:
                 yield self._place(trial, record.key), f"the best of trial {trial}"

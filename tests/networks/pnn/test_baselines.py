@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.helpers import quick_plan, run_all
+from support.helpers import run_all
+from support.jobs import quick_plan
 
 from raysweep.job.spec import ModelSpec
 from raysweep.science.pnn.efficiency import cost

@@ -20,13 +20,13 @@ from support.helpers import (
     head_places,
     label_loss,
     parts_of,
-    quick_plan,
     run_all,
     slots_in,
     some_batch,
     tiny_model,
     weights_of,
 )
+from support.jobs import quick_plan
 
 from raysweep.contracts import Batch
 from raysweep.errors import ModelError

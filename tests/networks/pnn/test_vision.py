@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.helpers import REPOSITORY, cpu, quick_plan, run_all, some_batch, tiny_model
+from support.helpers import cpu, run_all, some_batch, tiny_model
+from support.jobs import REPOSITORY, quick_plan
 
 from raysweep.job.jobfile import check_job
 from raysweep.networks.plasticity.objective import logits_of

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.helpers import quick_plan, run_all
+from support.helpers import run_all
+from support.jobs import quick_plan
 
 from raysweep.contracts import Batch, Examples, Facts
 from raysweep.errors import DataError

@@ -29,14 +29,15 @@ from raysweep.sweep.simulation.run import WITHOUT_GROUND, Findings, simulate
 from raysweep.sweep.simulation.simulation import Adversity
 
 CALM = Adversity(kill=0.0, stragglers=0.0, seed=1)
-MODELLED = Modelled()
+MODELLED, CONVERGING = Modelled(), Modelled(diverging=0.0)
 ROUGH = Adversity(kill=0.3, stragglers=0.25, seed=1)
 
 
-def job_of(trials: int = 24, lanes: int = 4, **search: Any) -> Job:
+def job_of(trials: int = 24, lanes: int = 4, attempts: int = 100, **search: Any) -> Job:
+    """Return a job whose trials have so many attempts that kills drawn at random never use them up."""
     raw = job_mapping(trials=trials, sampler={"name": "random"}, **search)
     raw["training"] = {"evaluate_every": 10}
-    raw["scale"] = {"lanes": lanes, "max_attempts": 8, "checkpoint_every_steps": 15}
+    raw["scale"] = {"lanes": lanes, "max_attempts": attempts, "checkpoint_every_steps": 15}
     return check_job(raw, "job.yaml")
 
 
@@ -77,7 +78,7 @@ def test_kills_and_slow_lanes_cost_steps_and_time_but_change_no_result(tmp_path:
 
 
 def test_what_trials_share_is_run_once(tmp_path: Path) -> None:
-    found, folder = run(tmp_path, job_of(), curves=Modelled(diverging=0.0))  # a phase that diverges ends half-way
+    found, folder = run(tmp_path, job_of(), curves=CONVERGING)  # a phase that diverges ends half-way
     run_ones = [record for record in folder.phases() if not record.reused]
     assert len({record.key for record in run_ones}) == len(run_ones) == found.phases["run"]
     assert found.steps == 100 + 40 * sum(record.phase == "learn" for record in run_ones)
@@ -85,7 +86,7 @@ def test_what_trials_share_is_run_once(tmp_path: Path) -> None:
 
 
 def test_a_trial_whose_every_attempt_is_killed_fails_with_as_many_as_are_allowed(tmp_path: Path) -> None:
-    found, folder = run(tmp_path, job_of(trials=3), dataclasses.replace(CALM, kill=1.0))
+    found, folder = run(tmp_path, job_of(trials=3, attempts=8), dataclasses.replace(CALM, kill=1.0))
     assert found.trials == {"FAILED": 3} and found.broken == []
     assert [record.attempts for record in folder.trials().values()] == [8, 8, 8]
     assert found.kills == 24
@@ -119,20 +120,20 @@ def test_cycles_and_control_arms_and_events_inside_training_are_simulated(tmp_pa
     raw = job_mapping(trials=12, controls=["dense", "no_regrow", "random_random", "from_scratch_small"])
     raw["cycle"] |= {"cycles": 2, "level_escalation": 0.05}
     raw["search"]["space"] = {"cycle.prune.level": {"uniform": [0.1, 0.3], "step": 0.1}}
-    raw["scale"] = {"lanes": 4, "max_attempts": 20}
-    found, folder = run(tmp_path / "cycles", check_job(raw, "job.yaml"), ROUGH)
-    assert found.broken == [] and found.trials.get("COMPLETE", 0) > 6
+    raw["scale"] = {"lanes": 4, "max_attempts": 100}
+    found, folder = run(tmp_path / "cycles", check_job(raw, "job.yaml"), ROUGH, CONVERGING)
+    assert found.broken == [] and found.trials == {"COMPLETE": 12}
     assert {"dense", "no_regrow", "random_random", "from_scratch_small"} <= {record.arm for record in folder.phases()}
     raw = job_mapping(trials=6)
     raw["cycle"]["continuous"] = {"every": 10, "remove": 2, "grow": 1}
     raw["search"]["space"] = {"cycle.learn.lr": {"log_uniform": [1e-4, 1e-2]}}
-    found, folder = run(tmp_path / "continuous", check_job(raw, "job.yaml"), ROUGH)
+    found, folder = run(tmp_path / "continuous", check_job(raw, "job.yaml"), ROUGH, CONVERGING)
     assert found.broken == []
     assert {len(record.events or ()) for record in folder.phases() if record.phase == "learn"} == {4 * 3}
 
 
 def test_replicates_and_the_winners_confirmation_are_run(tmp_path: Path) -> None:
-    found, folder = run(tmp_path, job_of(trials=10, seeds=2, top=3), ROUGH)
+    found, folder = run(tmp_path, job_of(trials=10, seeds=2, top=3), ROUGH, CONVERGING)
     proposers = [proposal.proposer for proposal in folder.proposals().values()]
     assert found.broken == []
     assert (proposers.count("random"), proposers.count("replicate"), proposers.count("confirmation")) == (10, 3, 2)
@@ -141,7 +142,7 @@ def test_replicates_and_the_winners_confirmation_are_run(tmp_path: Path) -> None
 def test_a_cohort_does_not_wait_for_trials_that_a_used_up_grid_never_proposes(tmp_path: Path) -> None:
     raw = job_of(trials=20, stopping={"name": "successive_halving"}, seeds=2).spec.resolved()
     raw["search"] |= {"sampler": {"name": "grid"}, "space": {"cycle.prune.level": {"choice": [0.1, 0.2, 0.3, 0.4]}}}
-    found, folder = run(tmp_path, check_job(raw, "job.yaml"))
+    found, folder = run(tmp_path, check_job(raw, "job.yaml"), curves=CONVERGING)
     assert found.broken == []
     of_search = [trial for trial, proposal in folder.proposals().items() if proposal.proposer == "grid"]
     assert of_search == [1, 2, 3, 4]
@@ -168,7 +169,7 @@ def test_a_phase_that_two_lanes_run_at_once_is_found(tmp_path: Path, monkeypatch
 
 
 def test_a_trial_that_is_tried_too_often_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = job_of(trials=4)
+    job = job_of(trials=4, attempts=8)
     patient = Dispatcher.__init__
     monkeypatch.setattr(
         Dispatcher, "__init__", lambda self, max_attempts, rule: patient(self, max_attempts=max_attempts + 1, rule=rule)
@@ -186,7 +187,7 @@ def test_a_rule_that_pauses_for_ever_is_found(tmp_path: Path, monkeypatch: pytes
 
 def test_a_worker_that_loses_its_checkpoints_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raysweep.sweep.simulation.worker.Trace.copy", lambda self: type(self)())
-    found, _ = run(tmp_path, job_of(), ROUGH)
+    found, _ = run(tmp_path, job_of(), dataclasses.replace(ROUGH, kill=0.7))  # many after a checkpoint, surely
     assert found.invariants["a lost worker costs at most a checkpoint interval"]
 
 
@@ -257,7 +258,8 @@ def test_the_command_answers_in_json_and_exits_with_1_where_an_invariant_is_brok
 ) -> None:
     done = invoke("simulate", jobfile, "--trials", 5, "--json")
     found = json.loads(done.stdout)
-    assert done.exit_code == 0 and found["trials"] == {"COMPLETE": 5} and found["kills"] == 0
+    assert done.exit_code == 0 and found["kills"] == 0
+    assert sum(found["trials"].values()) == 5 and found["trials"].keys() <= {"COMPLETE", "DIVERGED"}
     assert not any(found["invariants"].values())
     monkeypatch.setattr(Rule, "report", lambda self, report: Decision(action="pause", reason="for ever"))
     broken = invoke("simulate", jobfile, "--trials", 5)

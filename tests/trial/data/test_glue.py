@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr
 from sklearn import metrics
 from support.finished import finished_sweep
-from support.helpers import REPOSITORY, cpu, parts_of, quick_plan, recorded, rows_of, run_all, some_batch, tiny_model
+from support.helpers import cpu, parts_of, recorded, rows_of, run_all, some_batch, tiny_model
+from support.jobs import REPOSITORY, quick_plan
 
 from raysweep.contracts import Facts
 from raysweep.errors import DataError, ModelError

@@ -178,7 +178,9 @@ TASKS: dict[str, dict[str, Any]] = {
         *(pytest.param(what, "dense", marks=pytest.mark.slow) for what in ("causal", "own")),
     ],
 )
-def test_the_code_of_the_card_runs_as_it_stands(what: str, form: Any, tmp_path: Path) -> None:
+def test_the_code_of_the_card_runs_as_it_stands(
+    what: str, form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = dict(TASKS[what])
     if changes["model"].get("task"):
         changes["data__name"] = table_of_sentences(tmp_path, pairs=what == "pairs")
@@ -187,11 +189,17 @@ def test_the_code_of_the_card_runs_as_it_stands(what: str, form: Any, tmp_path: 
     text = (tmp_path / "out" / "README.md").read_text()
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert ("tokenizer" in code) == (tmp_path / "out" / "tokenizer.json").is_file()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(raysweep.__file__).parents[1]), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    if what == "causal":  # one in a process of its own, where nothing else is imported
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path / "out", capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(raysweep.__file__).parents[1]), "HF_HUB_OFFLINE": "1"},
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    else:
+        monkeypatch.chdir(tmp_path / "out")
+        exec(code, {})
+        assert capsys.readouterr().out.strip()
     classifier = what not in ("causal", "masked")
     assert ("| loss | perplexity | heads |" in text) != classifier
     assert ("| loss | accuracy | matthews | f1 | heads |" in text) == classifier

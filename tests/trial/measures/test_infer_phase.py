@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from support.helpers import cpu, quick_job, quick_plan, run_all
+from support.helpers import cpu, run_all
 from support.inline import InlineDriver, new_sweep
+from support.jobs import quick_job, quick_plan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raysweep.cli import main

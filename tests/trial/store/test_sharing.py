@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.helpers import quick_plan, run_all
+from support.helpers import run_all
+from support.jobs import quick_plan
 
 from raysweep.job.plan import TrialPlan
 from raysweep.trial.store.phase_store import PhaseStore

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.helpers import cpu, quick_plan, run_all
+from support.helpers import cpu, run_all
+from support.jobs import quick_plan
+from support.planted import oldest_and_newest, one_grown_each_time
 
 from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.optimizer import SliceAdamW
@@ -139,6 +141,7 @@ def test_every_head_keeps_its_clock_whatever_later_events_do(tmp_path: Path, mon
         gates.append([None if gate.values is None else gate.values.tolist() for gate in self.state.model.gates])
         return accumulate(self, wrapped, number)
 
+    monkeypatch.setattr("raysweep.strategies.prune.random.Pruner.__call__", one_grown_each_time())
     plan = continuous(**OFTEN, cycle__prune__grace_cycles=0, cycle__prune__strategy="random")
     baseline = plan.phases[0].steps
     monkeypatch.setattr(SliceAdamW, "step", stepping)
@@ -189,7 +192,8 @@ def test_by_default_a_look_is_at_most_a_quarter_of_the_steps_to_the_next_event_a
     assert [point["step"] for point in run_all(plan, tmp_path)[-1].trajectory] == expected
 
 
-def test_each_growth_says_when_its_slots_had_gone(tmp_path: Path) -> None:
+def test_each_growth_says_when_its_slots_had_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysweep.strategies.grow.random.Grower.__call__", oldest_and_newest())
     plan = continuous(**OFTEN, cycle__grow__strategy="random", cycle__grow__init="rewind")
     gone: dict[tuple[int, ...], int] = {}
     waited = set()

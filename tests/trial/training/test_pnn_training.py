@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.helpers import cpu, quick_plan, run_all
+from support.helpers import cpu, run_all
+from support.jobs import quick_plan
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional

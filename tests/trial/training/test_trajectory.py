@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.helpers import CAUSAL, cpu, quick_plan, run_all
+from support.helpers import CAUSAL, cpu, run_all
+from support.jobs import quick_plan
+from support.planted import oldest_and_newest
 
 from raysweep.job.plan import TrialPlan
 from raysweep.networks.plasticity.probe import probe
@@ -171,7 +173,10 @@ def test_a_point_comes_before_the_next_step_and_after_a_checkpoint_of_the_same_s
     assert seen == [("step", 0), *between, ("step", 4)]
 
 
-def test_a_regrown_slot_says_when_it_went_and_when_and_how_it_came_back(tmp_path: Path) -> None:
+def test_a_regrown_slot_says_when_it_went_and_when_and_how_it_came_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysweep.strategies.grow.random.Grower.__call__", oldest_and_newest())
     plan = quick_plan(
         cycle__cycles=3, cycle__prune__strategy="random", cycle__grow__strategy="random", cycle__prune__grace_cycles=0,
         cycle__grow__init="rewind", cycle__learn=None, cycle__baseline=None,

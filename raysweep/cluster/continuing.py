@@ -1,0 +1,59 @@
+"""Run on a sweep that has begun, after its job, its trials and its code were checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raysweep.cluster.ownership import driving
+from raysweep.job.jobfile import Job, check_job
+from raysweep.job.plan import Fingerprints
+from raysweep.records.folder import SweepFolder
+from raysweep.reports.live.progress import Silent
+from raysweep.sweep.code import check_code, code_of, record_code
+from raysweep.sweep.observer import Observer
+
+
+def go_on(
+    folder: SweepFolder,
+    *,
+    address: str | None,
+    observer: Observer | None = None,
+    accept_new_code: bool,
+    change: Callable[[Job], Job] = lambda job: job,
+    prepare: Callable[[Job, Fingerprints], None] = lambda job, fingerprints: None,
+) -> SweepFolder:
+    """Change the limits of a sweep's job, prepare its trials, and run those that are left.
+
+    Raises:
+        UsageError: a change is refused, or the code changed and that is not accepted; the sweep stays as it was.
+    """
+    from raysweep.cluster.connection import check_local_room
+    from raysweep.cluster.driver import run_sweep
+    from raysweep.trial.forecast.preflight import check_unchanged
+
+    # From here on no other process can run or change the sweep: what is checked below still holds when it is run.
+    with driving(folder):
+        stored, about = folder.job(), folder.environment()
+        # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
+        before = check_job(stored.spec.resolved(), stored.source)
+        job = change(before)
+        if address is None:
+            check_local_room(job)
+        fingerprints = check_unchanged(job, about, folder.name)
+        # Nothing is written before every check has passed.
+        changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
+        prepare(job, fingerprints)
+        if job is not before:
+            folder.replace_job(job)
+        # Once more, since a fork may have brought strategies along.
+        record_code(folder, _code_here(folder, job), changed=bool(changed))
+        watching = observer or Silent()
+        if changed:
+            watching.code_changed(changed)
+        # With or without sharing, as it began: its records must count the same work throughout.
+        run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=watching)
+    return folder
+
+
+def _code_here(folder: SweepFolder, job: Job) -> dict[str, str]:
+    return code_of(job, (proposal.values for proposal in folder.proposals().values()))

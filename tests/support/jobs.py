@@ -1,0 +1,43 @@
+"""Jobs and plans that tests share; nothing here imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raysweep.job.jobfile import check_job
+from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def quick_job(**changes: Any) -> dict[str, Any]:
+    """Return a job that runs in about a second; dotted changes as `cycle__learn__lr=1e-3`; None removes."""
+    job: dict[str, Any] = {
+        "name": "quick",
+        "model": {"name": "gpt2-nano"},
+        "data": {"seq_len": 32, "eval_tokens": 512, "probe_windows": 4},
+        "training": {"batch_size": 4},
+        "cycle": {
+            "cycles": 2,
+            "baseline": {"steps": 4, "lr": 3e-3},
+            "prune": {"strategy": "taylor", "level": 0.3},
+            "grow": {"strategy": "gradient_sensitivity", "ratio": 0.4},
+            "learn": {"steps": 4, "lr": 3e-3, "new_head_lr_multiplier": 3.0, "gate_warmup_steps": 2},
+        },
+    }
+    for path, value in changes.items():
+        *sections, last = path.split("__")
+        body = job
+        for section in sections:
+            body = body.setdefault(section, {})
+        if value is None:
+            del body[last]
+        else:
+            body[last] = value
+    return job
+
+
+def quick_plan(trial: int = 1, **changes: Any) -> TrialPlan:
+    spec = check_job(quick_job(**changes), "quick.yaml").spec
+    return make_plan(spec, {}, trial=trial, fingerprints=Fingerprints(model="model", data="data"))
