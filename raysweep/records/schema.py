@@ -81,8 +81,8 @@ class PhaseRecord:
     """New heads in the course of learn: step, and heads with slot, gate, weight_norm, update (norm of the change since
     the previous point, None at the head's birth), entropy and output_norm."""
     statistics: dict[str, list[list[float | None]]] | None = None
-    """Head statistics as `[layer][head]`, None where there is no head. From prune, of the heads before it; from measure,
-    of those that are left."""
+    """Head statistics as `[layer][head]`, None where there is no head. From prune, of the heads before it; from
+    measure, of those that are left."""
     agreement: dict[str, dict[str, float | None]] | None = None
     """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`; from the
     same phases, where the job measures contributions."""
