@@ -35,7 +35,7 @@ class PhaseRecord:
     perplexity: float
     active_heads: int
     head_map: list[list[int]]
-    """[layer][head]: -1 absent, otherwise the cycle in which the head was grown (0: original)."""
+    """`[layer][head]`: -1 absent, otherwise the cycle in which the head was grown (0: original)."""
     params: int
     """Parameters of the model without its absent heads."""
     flops_per_token: float
@@ -81,8 +81,8 @@ class PhaseRecord:
     """New heads in the course of learn: step, and heads with slot, gate, weight_norm, update (norm of the change since
     the previous point, None at the head's birth), entropy and output_norm."""
     statistics: dict[str, list[list[float | None]]] | None = None
-    """Head statistics as [layer][head], None where there is no head. From prune, of the heads before it; from measure,
-    of those that are left."""
+    """Head statistics as `[layer][head]`, None where there is no head. From prune, of the heads before it; from
+    measure, of those that are left."""
     agreement: dict[str, dict[str, float | None]] | None = None
     """Spearman correlation of each statistic with the heads' true contribution, `global` and `layer_centred`; from the
     same phases, where the job measures contributions."""

@@ -103,7 +103,6 @@ def forked(
     except SpecError as error:
         raise SpecError([replace(f, file="--set" if f.key in settings else f.file) for f in error.faults]) from None
     _check_kept(job, parent, fingerprints, kept, settings, plan)
-    # Equal keys are equal outcomes, so such a fork would only repeat its parent.
     if [phase.key for phase in plan.phases] == [phase.key for phase in whole.phases]:
         key, value = list(settings.items())[-1]
         message = f"changes no phase after {after!r}: the fork would be trial {trial} itself."

@@ -73,7 +73,7 @@ class Family(contracts.Family):
     type_vocab_size: Annotated[int, Field(ge=0)] = 0
     """Number of segments to which a token can belong; 0 for no segments."""
     step_head_mask: list[list[float]] | None = None
-    """Factor on the output of each head as [step][head]; later steps use the last row. Default: 1 everywhere."""
+    """Factor on the output of each head as `[step][head]`; later steps use the last row. Default: 1 everywhere."""
 
     def __post_init__(self) -> None:
         fault = conflict(self.trunk, self.gate, self.init, self.random_depth)
