@@ -43,7 +43,8 @@ def counted(path: Path) -> SourceFile:
     strings = [node for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
     documented = {line for node in strings for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    comments, code = set(), set()
+    comments: set[int] = set()
+    code: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             if not any(word in token.string for word in DIRECTIVES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -54,7 +55,7 @@ def measure(size: str) -> Figure:
     )  # fmt: skip
 
 
-def seconds(call, repeats: int) -> float:  # type: ignore[no-untyped-def]
+def seconds(call: Callable[[], object], repeats: int) -> float:
     started = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
 
 from benchmarks.reference import Figure, figure, write
-from raysweep.contracts import Facts
+from raysweep.contracts import Facts, Family
 from raysweep.job.spec import ModelSpec
 from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.head_map import HeadMap
@@ -67,11 +68,11 @@ def network_with_gradients(size: str) -> torch.nn.Module:
     return network
 
 
-def family_of(size: str):  # type: ignore[no-untyped-def]
+def family_of(size: str) -> Family:
     return build_network(ModelSpec(name=size), Facts(vocab_size=1024), seq_len=128, seed=0)[1]
 
 
-def seconds(step) -> float:  # type: ignore[no-untyped-def]
+def seconds(step: Callable[[], object]) -> float:
     started = time.perf_counter()
     step()
     return time.perf_counter() - started

@@ -100,7 +100,7 @@ def seconds_of(training: Training, device: torch.device) -> list[float]:
 
 def training_of(device: torch.device, size: str, batch_size: int, parts: int, compile: bool) -> Training:
     facts = Facts(vocab_size=VOCABULARY, mask_token=MASK, special_tokens=tuple(range(MASK + 1)), masking="mask")
-    spec = ModelSpec(name=size, dropout=DROPOUT)
+    spec = ModelSpec.model_validate({"name": size, "dropout": DROPOUT})
     built, family = build_network(spec, facts, seq_len=SEQ_LEN, seed=0)
     built.to(device)
     model = PlasticModel(built, family.sites(built))

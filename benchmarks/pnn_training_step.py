@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.reference import Figure, figure, write
 from raysweep.contracts import Batch, Examples, Facts, Task
@@ -28,6 +29,7 @@ from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.optimizer import SliceAdamW
+from raysweep.networks.tasks.masked_lm import Task as MaskedLm
 from raysweep.trial.data.tokens import BatchOrder
 from raysweep.trial.runtime import Runtime
 from raysweep.trial.state import TrialState
@@ -48,7 +50,7 @@ def steps(size: str, vocabulary: int, pairs: int) -> list[Figure]:
     task = masked_lm(vocabulary)
     pnn = training_of(ModelSpec(name=size), task, vocabulary)
     bert = training_of(ModelSpec(name=size, **BERT), task, vocabulary)
-    everywhere = replace(pnn, task=Everywhere(task))
+    everywhere = replace(pnn, task=Everywhere(facts=task.facts))
     apart = difference(gradients(pnn), gradients(everywhere))
     seconds = [[timed(each) for each in (pnn, everywhere, bert)] for _ in range(pairs + 1)][1:]
     return [
@@ -73,7 +75,7 @@ def steps(size: str, vocabulary: int, pairs: int) -> list[Figure]:
 def ranks(size: str, vocabulary: int) -> Figure:
     """Compare the gradients of one step on one rank and on two, with accumulation and unequally many labels."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(rank_main, args=(folder, size, vocabulary), nprocs=RANKS)
+        spawn(rank_main, args=(folder, size, vocabulary), nprocs=RANKS)
         together = torch.load(Path(folder) / "gradients.pt")
     apart = difference(gradients(accumulating(size, vocabulary)), together)
     return figure(
@@ -92,14 +94,11 @@ def rank_main(rank: int, folder: str, size: str, vocabulary: int) -> None:
     distributed.destroy_process_group()
 
 
-class Everywhere:
+class Everywhere(MaskedLm):
     """The task with logits at all positions: the same labels, without their positions."""
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.even = task, task.even
-
     def batch(self, examples: Examples, seeds: Sequence[int]) -> Batch:
-        return replace(self.task.batch(examples, seeds), labelled=None)
+        return replace(super().batch(examples, seeds), labelled=None)
 
 
 def masked_lm(vocabulary: int) -> Task:

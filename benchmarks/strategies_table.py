@@ -21,7 +21,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Row:
 def _rows() -> list[Row]:
     high, low = {"direction": "high"}, {"direction": "low"}
     free = {**high, "sink_free": True}
-    both = [
+    both: list[tuple[str, str, dict[str, Any], tuple[float, ...], tuple[float, ...]]] = [
         ("taylor", "taylor", {}, (28.9, 36.0, 46.9, 180), (30.7, 41.5, 56.8, 141)),
         ("random", "random", {}, (), ()),
         ("fisher", "fisher", {}, (), ()),
@@ -211,9 +211,9 @@ def page(figures: Sequence[Figure]) -> str:
         ]
         trusted = []
         for row in _rows():
-            cells = [found.get(f"{name}, {row.name}, {level:.0%} removed") for level in LEVELS]
-            chance = [found.get(f"{name}, random, {_budget(row)}, {level:.0%} removed") for level in LEVELS]
-            if any(one is None for one in (*cells, *chance)):
+            cells = _measured(found, f"{name}, {row.name}")
+            chance = _measured(found, f"{name}, random, {_budget(row)}")
+            if not len(cells) == len(chance) == len(LEVELS):
                 continue
             beats = [one.measured < draws.runs["min"] for one, draws in zip(cells, chance, strict=True)]
             if all(beats):
@@ -224,6 +224,11 @@ def page(figures: Sequence[Figure]) -> str:
         everywhere = [name for name in everywhere if name in trusted]
     text += ["## Which to trust\n", f"On both models, at every level: {'; '.join(everywhere) or 'none'}.\n"]
     return "\n".join(text)
+
+
+def _measured(found: Mapping[str, Figure], row: str) -> list[Figure]:
+    """Return the figures of a row by level, of those levels that were measured."""
+    return [found[name] for name in (f"{row}, {level:.0%} removed" for level in LEVELS) if name in found]
 
 
 def _budget(row: Row) -> str:

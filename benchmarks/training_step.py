@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 def main() -> None:
     receiving, sending = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(rank_main, args=(folder, sending), nprocs=WORLD)
+        spawn(rank_main, args=(folder, sending), nprocs=WORLD)
     dense, plastic = receiving.recv()
     baseline = "hand-written torch DDP loop, transformers model, fused AdamW, clipping, cosine schedule"
     write(

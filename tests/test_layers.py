@@ -214,9 +214,11 @@ def _imports_in(node: ast.AST, package: Path, *, runs: bool) -> Iterator[tuple[s
         yield from ((name, runs) for name in _names_from(node, package))
     elif isinstance(node, ast.Call) and _imported_by_call(node):
         yield _imported_by_call(node), runs
-    types_only = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    for_types: list[ast.stmt] = []
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        for_types = node.body
     for child in ast.iter_child_nodes(node):
-        yield from _imports_in(child, package, runs=runs and not (types_only and child in node.body))
+        yield from _imports_in(child, package, runs=runs and child not in for_types)
 
 
 def _names_from(node: ast.ImportFrom, package: Path) -> list[str]:

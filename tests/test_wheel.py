@@ -21,11 +21,11 @@ SETUPTOOLS = 77
 """The major version that pyproject.toml builds with."""
 
 
-def run(*command: str | Path, **how: Path) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command that sees no clone: neither as its folder nor on its path."""
     hidden = {"PYTHONPATH", "RAYSWEEP_RESULTS", "RAY_ADDRESS"}
     variables = {name: value for name, value in os.environ.items() if name not in hidden}
-    return subprocess.run([*map(str, command)], env=variables, capture_output=True, text=True, timeout=280, **how)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([*map(str, command)], env=variables, capture_output=True, text=True, timeout=280, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

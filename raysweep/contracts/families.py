@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 class Family(Protocol):
@@ -33,7 +34,7 @@ class Family(Protocol):
         return 0
 
     @abstractmethod
-    def sites(self, network: nn.Module) -> list[AttentionSite]:
+    def sites(self, network: PreTrainedModel) -> list[AttentionSite]:
         """Return one site per layer, parameter names as in `network.named_parameters()`."""
 
     @abstractmethod

@@ -161,7 +161,8 @@ def _dotted(node: ast.expr) -> str | None:
 def _value(node: ast.expr, lookup: Lookup) -> str | float:
     """Return the value of one side; not a number where its arithmetic has no result."""
     if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else float(node.value)  # type: ignore[arg-type]
+        assert isinstance(node.value, str | int | float)  # `parse` lets no other constant pass
+        return node.value if isinstance(node.value, str) else float(node.value)
     if isinstance(node, ast.BinOp):
         left, right = _number(node.left, lookup), _number(node.right, lookup)
         try:

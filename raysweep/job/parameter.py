@@ -71,8 +71,9 @@ class Parameter:
 
     def value(self, index: int) -> Scalar:
         """Return the value of a quantised parameter at an index, the lowest value first."""
-        if self.form == "choice":
-            return self.choices[index]
+        return self.choices[index] if self.form == "choice" else self._number(index)
+
+    def _number(self, index: int) -> float | int:
         assert self.step is not None and self.count is not None
         # The ends are returned as they were written: computed, they could lie just outside the range.
         if index in (0, self.count - 1):
@@ -110,7 +111,7 @@ class Parameter:
     def nearest(self, value: float) -> float | int:
         """Return the value of the range that is nearest to a number, which may lie outside."""
         value = min(max(value, self.low), self.high)
-        return value if self.step is None else self.value(self._index(value))  # type: ignore[return-value]
+        return value if self.step is None else self._number(self._index(value))
 
     def has(self, value: Any) -> bool:
         """Return whether the parameter can have a value."""

@@ -190,7 +190,7 @@ class _Sums:
 
     def _add_states(self, layer: int, real: torch.Tensor, states: torch.Tensor) -> None:
         """Add the states (2, batch, tokens, width) of both networks after one layer."""
-        self.cosines[layer] += float(torch.cosine_similarity(*states, dim=-1)[real].sum())
+        self.cosines[layer] += float(torch.cosine_similarity(states[0], states[1], dim=-1)[real].sum())
         for window, row in enumerate(real):
             if int(row.sum()) >= FEWEST_TOKENS:
                 # Windows are weighted by their tokens, like all other means.

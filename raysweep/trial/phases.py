@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +27,7 @@ from raysweep.trial.training.continuous import Events
 from raysweep.trial.training.phase_training import PhaseTraining
 
 
-def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Iterator[PhaseRecord]:
+def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Generator[PhaseRecord, None, None]:
     """Yield the record of each phase, run now or taken from the store; the same on every rank.
 
     The order is that of `steps.run_in_order`.

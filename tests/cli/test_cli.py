@@ -40,7 +40,7 @@ from raysweep.job.shipped import shipped_files
 from raysweep.job.yamlfile import dump_mapping
 from raysweep.records import atomic_folders as entries
 from raysweep.records.folder import SweepFolder
-from raysweep.records.schema import Session
+from raysweep.records.schema import Session, Status
 from raysweep.sweep.limits import ASKED
 from raysweep.trial.forecast.estimate import estimate
 
@@ -373,7 +373,7 @@ def test_without_a_job_the_quickstart_that_ships_is_planned() -> None:
 class FakeSweep:
     """Stands for `api.run` and `api.resume`: tells of one trial, and leaves its record."""
 
-    def __init__(self, status: str = "COMPLETE", interrupt: bool = False) -> None:
+    def __init__(self, status: Status = "COMPLETE", interrupt: bool = False) -> None:
         self.status, self.interrupt = status, interrupt
         self.asked: dict[str, Any] = {}
 

@@ -57,7 +57,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-@pytest.fixture(params=FAULTS.values(), ids=FAULTS.keys())
+@pytest.fixture(params=list(FAULTS.values()), ids=list(FAULTS))
 def faulty(request: pytest.FixtureRequest) -> tuple[SweepFolder, str]:
     settings, said = request.param
     return stored(settings), said

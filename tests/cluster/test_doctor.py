@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import shutil
 import socket
 import sys
 from collections import namedtuple
@@ -14,6 +15,7 @@ import pytest
 
 from raysweep.cluster import doctor
 from raysweep.cluster.doctor import Check, examine
+from raysweep.records.environment import package_version
 
 CHECKS = ["python", "packages", "processors", "gpus", "memory", "cache", "disk", "loopback", "hub"]
 Disk = namedtuple("Disk", ("total", "used", "free"))
@@ -43,8 +45,7 @@ def test_packages_are_named_with_their_versions() -> None:
 @pytest.mark.parametrize(("clone", "remedy"), [(True, "make install"), (False, "pip install raysweep")])
 def test_a_missing_package_is_bad_and_named(monkeypatch: pytest.MonkeyPatch, clone: bool, remedy: str) -> None:
     monkeypatch.setattr(doctor, "is_clone", lambda: clone)
-    installed = doctor.package_version
-    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "optuna" else installed(name))
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "optuna" else package_version(name))
     assert finding("packages") == Check("packages", "bad", f"not installed: optuna. Run '{remedy}'.")
 
 
@@ -92,7 +93,7 @@ def test_a_cache_that_cannot_be_made_is_bad_with_the_way_out(monkeypatch: pytest
 
 
 def test_little_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Disk(10**10, 9 * 10**9, 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(10**10, 9 * 10**9, 10**9))
     assert finding("disk") == Check("disk", "note", "1 GiB free here")
 
 

@@ -157,7 +157,7 @@ async def test_ranks_that_wait_before_there_is_a_trial_get_the_same_one(mailbox:
     await settle()
     assert not any(task.done() for task in asked)
     await submit(mailbox, 1, 2)
-    assert [task.result().trial for task in asked if await task] == [1, 1, 1]
+    assert [given.trial for task in asked if (given := await task)] == [1, 1, 1]
 
 
 @on_a_loop
@@ -254,7 +254,7 @@ async def test_a_finished_trial_is_not_given_again_to_a_restarted_group(mailbox:
     await settle()
     assert not any(task.done() for task in new)
     await submit(mailbox, 2)
-    assert [task.result().trial for task in new if await task] == [2, 2]
+    assert [given.trial for task in new if (given := await task)] == [2, 2]
     assert attempt(mailbox, 2) == 1
 
 
@@ -270,7 +270,7 @@ async def test_those_who_wait_for_a_dead_group_take_no_trial(mailbox: Mailbox) -
     new = [Group(mailbox, "g2").asking() for _ in range(2)]
     await settle()
     await submit(mailbox, 2)
-    assert [task.result().trial for task in new if await task] == [2, 2]
+    assert [given.trial for task in new if (given := await task)] == [2, 2]
     assert attempt(mailbox, 2) == 1
     assert await asyncio.gather(*orphans) == [None, None]
     assert await retries(mailbox) == []
@@ -355,7 +355,7 @@ async def test_lanes_get_distinct_trials(mailbox: Mailbox) -> None:
     asked = [a.asking(), a.asking(), b.asking(), b.asking()]
     await settle()
     await submit(mailbox, 1, 2, 3)
-    given = [task.result() for task in asked if await task]
+    given = [assignment for task in asked if (assignment := await task)]
     assert [assignment.trial for assignment in given] == [1, 1, 2, 2]
     await a.finish(given[0])
     assert (await a.take()).trial == 3

@@ -392,6 +392,7 @@ def test_a_trial_that_always_kills_its_workers_fails_and_the_sweep_goes_on(clust
             assert (record.status, record.attempts, record.objective) == ("FAILED", 2, None)
             assert record.error is not None and "gave up after 2 attempts" in record.error
         if asked[trial] == "deadly.raises":
+            assert record.error is not None
             assert "RuntimeError: a fault of the strategy" in record.error, "says what the strategy raised"
     assert sorted(folder.trials()) == [1, 2, 3, 4, 5]
 

@@ -729,7 +729,9 @@ def test_a_resolved_job_checks_to_an_equal_job(tmp_path: Path) -> None:
     second = load_job(copied)
     assert first.space is not None and second.space is not None
     assert second.spec == first.spec and second.space.parameters == first.space.parameters
-    assert len(second.space.parameters) == 4 and second.spec.search.sampler.options == {"startup_trials": 3}
+    assert len(second.space.parameters) == 4
+    search = second.spec.search
+    assert search is not None and search.sampler.options == {"startup_trials": 3}
 
 
 def test_a_resolved_job_holds_every_default() -> None:
@@ -799,9 +801,10 @@ def test_values_that_break_a_rule_of_the_job_are_refused() -> None:
 
 
 def test_a_job_cannot_be_changed_after_its_check() -> None:
-    spec = check_job(BASE, "job.yaml").spec
+    prune = check_job(BASE, "job.yaml").spec.cycle.prune
+    assert prune is not None
     with pytest.raises(ValueError, match="frozen"):
-        spec.cycle.prune.level = 0.9  # type: ignore[union-attr,misc]
+        prune.level = 0.9
 
 
 # The files of the repository
@@ -830,7 +833,10 @@ def test_every_search_space_of_the_repository_is_good_in_the_jobs_that_name_it(p
 @pytest.mark.parametrize("kind", ["prune", "grow"])
 def test_every_strategy_can_be_named_in_a_job(kind: str) -> None:
     for name in registry.available(kind):
-        examples = {"entropy": {"direction": "high"}, "combined": {"weights": {"taylor": 1.0}}}
+        examples: dict[str, dict[str, Any]] = {
+            "entropy": {"direction": "high"},
+            "combined": {"weights": {"taylor": 1.0}},
+        }
         needed = examples[name] if registry.option_faults(kind, name, {}) else {}
         raw = job_with({f"cycle.{kind}": {**BASE["cycle"][kind], "strategy": name, **needed}})
         section = getattr(check_job(raw, "job.yaml").spec.cycle, kind)

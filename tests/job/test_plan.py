@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version as real_version
 from typing import Any
 
 import pydantic
@@ -18,7 +19,6 @@ from raysweep.job.paths import set_path
 from raysweep.job.plan import Fingerprints, PhasePlan, TrialPlan, content_key, derived_seed, make_plan
 from raysweep.job.spec import JobSpec
 
-real_version = plan_module.version
 MARKS = Fingerprints(model="model", data="data")
 JOB: dict[str, Any] = {
     "name": "demo",

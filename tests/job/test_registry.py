@@ -67,7 +67,7 @@ def test_the_names_of_a_kind_are_its_files(kind: str) -> None:
 def test_a_name_leads_to_the_class_in_its_own_file(kind: str, name: str) -> None:
     found = registry.load(kind, name)
     assert (found.__module__, found.__name__) == (f"raysweep.{registry.KINDS[kind][0]}.{name}", registry.KINDS[kind][1])
-    assert dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen
+    assert found.__dataclass_params__.frozen and dataclasses.is_dataclass(found)
 
 
 def test_a_new_file_is_a_new_name_and_nothing_else_has_to_change(

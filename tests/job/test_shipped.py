@@ -56,9 +56,9 @@ def test_what_is_shipped_is_found_by_its_name(name: str) -> None:
 
 
 def test_a_shipped_job_is_valid_in_an_empty_folder_with_the_space_that_it_names() -> None:
-    job = load_job(QUICKSTART)
-    assert job.source == str(find_shipped(QUICKSTART))
-    assert job.space is not None and job.space.source == str(find_shipped(QUICKSTART).parents[1] / SPACE)  # type: ignore[union-attr]
+    job, found = load_job(QUICKSTART), find_shipped(QUICKSTART)
+    assert found is not None and job.source == str(found)
+    assert job.space is not None and job.space.source == str(found.parents[1] / SPACE)
 
 
 def test_the_file_here_comes_before_the_shipped_one() -> None:
@@ -154,7 +154,8 @@ def test_an_edited_space_is_in_the_way_and_then_nothing_is_written() -> None:
 def test_what_a_job_names_is_copied_as_shipped_whatever_lies_here() -> None:
     written(HEADS, "cycle.prune.level: 0.5\n")
     copy_shipped("jobs/gpt2_heads.yaml", Path("new"))
-    assert Path("new", HEADS).read_bytes() == find_shipped(HEADS).read_bytes()  # type: ignore[union-attr]
+    found = find_shipped(HEADS)
+    assert found is not None and Path("new", HEADS).read_bytes() == found.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["jobs/quikstart.yaml", "quickstart", "../jobs/quickstart.yaml"])

@@ -218,11 +218,12 @@ def test_a_space_without_parameters_is_refused() -> None:
 
 
 def test_a_parameter_exists_exactly_when_its_conditions_hold() -> None:
-    for values in draws(parse_space(HEADS, "space.yaml"), 1000):
+    drawn: list[dict[str, Any]] = draws(parse_space(HEADS, "space.yaml"), 1000)
+    for values in drawn:
         assert ("prune.direction" in values) == (values["prune.strategy"] == "entropy")
-        assert ("learn.multiplier" in values) == (0 < values["grow.ratio"] < 1)  # type: ignore[operator]
+        assert ("learn.multiplier" in values) == (0 < values["grow.ratio"] < 1)
         assert ("learn.decay" in values) == (
-            "learn.multiplier" in values and values["learn.multiplier"] > 2  # type: ignore[operator]
+            "learn.multiplier" in values and values["learn.multiplier"] > 2
             and values["prune.strategy"] in ("entropy", "random")
         )  # fmt: skip
 
@@ -381,8 +382,9 @@ def test_the_corners_of_a_stepped_range_are_its_ends_and_its_first_step(
 @pytest.mark.parametrize("body", [{"uniform": [50, 100]}, {"log_uniform": [1, 1000]}])
 def test_the_corners_of_a_continuous_range_are_its_ends_and_a_broken_number_inside(body: dict[str, Any]) -> None:
     [ends] = body.values()
-    low, inside, high = only(body).corners()
-    assert [low, high] == ends and low < inside < high and inside != int(inside)  # type: ignore[operator,arg-type]
+    corners: tuple[Any, ...] = only(body).corners()
+    low, inside, high = corners
+    assert [low, high] == ends and low < inside < high and inside != int(inside)
 
 
 def test_corner_assignments_visit_every_corner_of_every_parameter_with_its_conditions_true() -> None:
@@ -446,6 +448,7 @@ def test_a_rule_that_hardly_any_point_meets_ends_in_an_error_and_not_in_a_point_
 
 def test_corner_assignments_meet_the_rules_and_leave_out_corners_that_cannot() -> None:
     space = parse_space({"a": {"integer": [0, 9]}, "b": {"integer": [0, 9]}, "require": ["a + b >= 9", "a != 1"]}, "s")
+    visited: list[tuple[str, dict[str, Any]]]
     visited = [(parameter.path, values) for parameter, values in space.corner_assignments({})]
     assert all(values["a"] + values["b"] >= 9 and values["a"] != 1 for _, values in visited)
     assert {(path, values[path]) for path, values in visited} == {("a", 0), ("a", 9), ("b", 0), ("b", 1), ("b", 9)}
@@ -537,8 +540,8 @@ def test_every_value_of_a_quantised_parameter_has_an_equal_share_of_the_way(body
 def test_a_share_of_the_way_leads_back_to_its_value(body: dict[str, Any]) -> None:
     parameter = only(body)
     for share in (0.0, 0.1, 0.37, 0.5, 0.99):
-        value = parameter.at(share)
-        assert parameter.at(parameter.share(value)) == pytest.approx(value)  # type: ignore[arg-type]
+        value: Any = parameter.at(share)
+        assert parameter.at(parameter.share(value)) == pytest.approx(value)
         assert parameter.has(value)
 
 

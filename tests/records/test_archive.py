@@ -93,7 +93,8 @@ def test_a_sweep_holds_its_job_and_environment(tmp_path: Path) -> None:
     assert opened.name == "mine" and opened.path == created.path == (tmp_path / "mine").resolve()
     assert opened.environment() == {"commit": "é", "cores": 2, "none": None}
     assert opened.job().spec == a_job().spec
-    assert opened.job().space.parameters == a_job().space.parameters  # type: ignore[union-attr]
+    space, expected = opened.job().space, a_job().space
+    assert space is not None and expected is not None and space.parameters == expected.parameters
     assert opened.store == opened.path / "checkpoints"
 
 
@@ -199,8 +200,8 @@ def test_sweeps_are_listed_oldest_first(tmp_path: Path) -> None:
 def test_records_read_back_as_they_were_added(sweep: SweepFolder) -> None:
     proposals = [proposal(1, level=0.3), proposal(2, tokenizer=None)]
     phases = [phase(1, "k1"), phase(1, "k2"), phase(2, "k1")]
-    for record in proposals:
-        sweep.add_proposal(record)
+    for proposed in proposals:
+        sweep.add_proposal(proposed)
     for record in phases:
         sweep.add_phase(record)
     sweep.add_trial(ended(1))

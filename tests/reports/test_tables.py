@@ -28,9 +28,12 @@ from support.sweeps import (
 )
 
 from raysweep.cluster.doctor import Check
+from raysweep.records.schema import Status
+from raysweep.reports.conclusions import show_perplexity
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.reports.tables.listing import print_examination, print_listing
-from raysweep.reports.tables.sweep import last_cycle, print_sweep, show_perplexity, show_value
+from raysweep.reports.tables.parts import show_value
+from raysweep.reports.tables.sweep import last_cycle, print_sweep
 from raysweep.reports.tables.trial import print_trial
 
 
@@ -91,7 +94,7 @@ def test_a_trial_that_did_not_complete_shows_how_far_it_came_and_why(tmp_path: P
 
 
 @pytest.mark.parametrize("status", ["STOPPED", "DIVERGED", "CANCELLED", None])
-def test_a_sweep_without_a_completed_trial_says_so(tmp_path: Path, status: str | None) -> None:
+def test_a_sweep_without_a_completed_trial_says_so(tmp_path: Path, status: Status | None) -> None:
     folder = make_sweep(tmp_path)
     add_trial(folder, 1, perplexities={"baseline": 40.0}, status=status)
     text = sweep_text(folder)
@@ -234,7 +237,7 @@ def test_one_trial_shows_values_phases_decisions_heads_and_samples(tmp_path: Pat
 def test_one_trial_shows_how_far_scores_agree_with_contributions_the_best_first(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path)
     add_trial(folder, 1, perplexities={"baseline": 40.0})
-    agreement = {
+    agreement: dict[str, dict[str, float | None]] = {
         "entropy": {"global": None, "layer_centred": None},
         "taylor": {"global": 0.734, "layer_centred": -0.5},
         "signed_taylor": {"global": -0.25, "layer_centred": None},

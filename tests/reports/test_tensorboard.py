@@ -27,7 +27,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.util.tensor_util import make_ndarray
 
 from raysweep.errors import ArchiveError
-from raysweep.job.space import parse_space
+from raysweep.job.space import Values, parse_space
 from raysweep.records.schema import PhaseRecord, perplexity
 from raysweep.reports.plots.head_map import ABSENT, CELL
 from raysweep.reports.plots.score import TITLE, VIRIDIS
@@ -48,7 +48,7 @@ SPACE = parse_space(
     },
     "space.yaml",
 )
-VALUES = {
+VALUES: Values = {
     "cycle.prune.strategy": "taylor",
     "cycle.prune.level": 0.3,
     "cycle.grow.ratio": 0.5,
@@ -373,7 +373,8 @@ def test_the_distribution_of_a_score_counts_every_present_head_once(tmp_path: Pa
 
 def test_scores_and_agreement_stand_at_the_step_of_their_cycle(tmp_path: Path) -> None:
     agreement = {"taylor": {"global": 0.5, "layer_centred": -0.25}, "entropy": {"global": None, "layer_centred": None}}
-    plain, asked = {"statistics": {"taylor": TAYLOR}}, {"statistics": {"taylor": TAYLOR}, "agreement": agreement}
+    plain: dict[str, Any] = {"statistics": {"taylor": TAYLOR}}
+    asked: dict[str, Any] = {**plain, "agreement": agreement}
     writer = TrialWriter(tmp_path, 0, {}, None)
     writer.phase(record("baseline", steps=30))
     writer.phase(record("prune", 1))

@@ -106,7 +106,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dynamic")
     sweep = finished_sweep(folder, "small", model__name="llama-nano")
     for form in ("compact", "dense"):
-        export(sweep, 1, folder / form, form)  # type: ignore[arg-type]
+        export(sweep, 1, folder / form, form)
     return {form: folder / form for form in ("compact", "dense")}
 
 

@@ -68,7 +68,7 @@ def test_a_network_preserves_its_own_function_exactly(kind: str) -> None:
 def biased(logits: torch.Tensor) -> PlasticModel:
     """Return a BERT whose logits are the same everywhere."""
     model = tiny_model("bert", dtype=torch.float32)
-    head: Any = model.network.cls.predictions  # type: ignore[union-attr]
+    head: Any = model.network.cls.predictions
     with torch.no_grad():
         head.transform.LayerNorm.weight.zero_()
         head.transform.LayerNorm.bias.zero_()
@@ -156,7 +156,8 @@ def test_a_head_that_looks_elsewhere_is_found_where_it_is(kind: str) -> None:
         expected = jensen_shannon(ours.maps[layer], theirs.maps[layer])[:, :, 1:].mean((0, 2))
         assert row == pytest.approx(expected.tolist(), abs=1e-6)
     before = [*found.divergence[0], *(value for head, value in enumerate(found.divergence[1]) if head != 2)]
-    assert set(before) == {0.0} and found.divergence[1][2] > 0.01  # type: ignore[operator]
+    there = found.divergence[1][2]
+    assert set(before) == {0.0} and there is not None and there > 0.01
     assert min(value for value in found.divergence[2] if value is not None) > 0
     for layer, (a, b) in enumerate(zip(ours.states, theirs.states, strict=True)):
         assert found.layers[layer].cosine == pytest.approx(
@@ -194,10 +195,10 @@ def test_hidden_keys_are_not_looked_at_however_they_are_hidden() -> None:
     later = torch.ones(70, 70, dtype=torch.bool).tril()
     added = torch.zeros(70, 70).masked_fill(~later, torch.finfo(torch.float32).min)
     p, q = (x.double().masked_fill(~later, -math.inf).softmax(-1) for x in (scores, others))
-    ways = [{"causal": True}, {"mask": later[None, None]}, {"mask": added[None, None]}]
+    ways: list[dict[str, Any]] = [{"causal": True}, {"mask": later[None, None]}, {"mask": added[None, None]}]
     for one in ways:
         for other in ways:
-            found, visible = attention_divergence(looking_at(scores, **one), looking_at(others, **other))  # type: ignore[arg-type]
+            found, visible = attention_divergence(looking_at(scores, **one), looking_at(others, **other))
             torch.testing.assert_close(found[0, 0], jensen_shannon(p, q), atol=1e-9, rtol=0)
             assert visible[0, 0].tolist() == list(range(1, 71))
 
@@ -244,7 +245,7 @@ def test_absent_heads_keep_their_places_and_have_no_divergence() -> None:
 
 def test_a_loss_that_is_no_number_is_an_error() -> None:
     one, other = tiny_model("gpt2", dtype=torch.float32), tiny_model("gpt2", dtype=torch.float32)
-    other.network.transformer.ln_f.bias.data[0] = math.nan  # type: ignore[union-attr]
+    other.network.transformer.ln_f.bias.data[0] = math.nan
     with pytest.raises(DivergedError, match="the losses are .* and nan"):
         compared(one, other, causal(some_tokens()))
 
@@ -274,7 +275,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("llama", "llama", 0, TEXT), ("bert", "bert", 0, TEXT), ("pnn", "pnn", 0, TEXT),
     ):  # fmt: skip
         model = tiny_model(kind, dtype=torch.float32, seed=seed)
-        model.network.save_pretrained(path / name)  # type: ignore[operator]
+        model.network.save_pretrained(path / name)
         tokenizer_of(words).save_pretrained(path / name)
     shallow = AutoModelForCausalLM.from_pretrained(path / "model")
     shallow.transformer.h, shallow.config.n_layer = shallow.transformer.h[:2], 2
@@ -344,7 +345,7 @@ def test_another_vocabulary_is_refused_whatever_tokenizer_is_named(folder: Path)
 def test_both_formats_of_an_export_are_one_function(tmp_path: Path) -> None:
     sweep = finished_sweep(tmp_path, "small", model__name="llama-nano")
     for form in ("compact", "dense"):
-        export(sweep, 1, tmp_path / form, form)  # type: ignore[arg-type]
+        export(sweep, 1, tmp_path / form, form)
     (tmp_path / "text.txt").write_text(TEXT * 4, encoding="utf-8")
     content = json.loads(asked(tmp_path, "compact", "dense", "--json").stdout)
     absent = [

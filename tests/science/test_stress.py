@@ -91,23 +91,27 @@ def test_a_task_that_equals_the_other_forgets_nothing() -> None:
     assert [turn.trained for turn in turns] == [None, "a", "b", "a", "b"]
     for before, turn in zip(turns, turns[1:], strict=False):
         assert turn.loss_a == turn.loss_b and turn.forgotten is not None
-        assert turn.forgotten.mean == pytest.approx(turn.loss_a - before.loss_a)  # type: ignore[operator]
+        assert turn.loss_a is not None and before.loss_a is not None
+        assert turn.forgotten.mean == pytest.approx(turn.loss_a - before.loss_a)
         assert turn.forgotten.high < 0 and turn.relearned is None
 
 
 def test_another_task_is_forgotten_and_learned_again() -> None:
     turns = list(alternation(subject_of(steps=20)))
     assert turns[0].forgotten is None and turns[0].relearned is None and turns[1].relearned is None
-    losses = [{"a": turn.loss_a, "b": turn.loss_b} for turn in turns]
+    # Any: a loss is None after training that diverged, and the arithmetic below would then fail.
+    losses: list[dict[str, Any]] = [{"a": turn.loss_a, "b": turn.loss_b} for turn in turns]
     for at in (1, 2, 3, 4):
         own, other = ("a", "b") if at % 2 else ("b", "a")
-        risen = losses[at][other] - losses[at - 1][other]  # type: ignore[operator]
+        risen = losses[at][other] - losses[at - 1][other]
         found = turns[at].forgotten
         assert found is not None and found.mean == pytest.approx(risen, abs=1e-9)
         if at > 1:
             assert found.low > 0.05, "counting by another number contradicts what was learned"
         if at > 2:
-            back = (losses[at - 1][own] - losses[at][own]) / turns[at - 1].forgotten.mean  # type: ignore[operator, union-attr]
+            lost = turns[at - 1].forgotten
+            assert lost is not None
+            back = (losses[at - 1][own] - losses[at][own]) / lost.mean
             assert turns[at].relearned == pytest.approx(back) and back > 0.1
 
 
@@ -164,14 +168,17 @@ def test_the_planted_head_goes_first_and_hurts_exactly() -> None:
     whole = loss_without(network, [], 1)
     for arm in arms.values():
         assert arm.damaged == pytest.approx(loss_without(network, arm.heads, 1), abs=1e-6)
-        assert arm.harm is not None and arm.harm.mean == pytest.approx(arm.damaged - whole, abs=1e-6)
+        assert arm.damaged is not None and arm.harm is not None
+        assert arm.harm.mean == pytest.approx(arm.damaged - whole, abs=1e-6)
     assert arms["lowest"].harm == Interval(mean=0.0, low=0.0, high=0.0)
-    assert abs(arms["highest"].harm.mean) > 1e-3  # type: ignore[union-attr]
+    harm = arms["highest"].harm
+    assert harm is not None and abs(harm.mean) > 1e-3
     assert arms["lowest"].learned == pytest.approx(arms["dense"].learned, abs=0.2)
     dense = arms["dense"].learned
     assert dense is not None and dense < whole and arms["dense"].heads == []
     for arm in arms.values():
-        expected = recovery(pruned=arm.damaged, learned=arm.learned, dense=dense)  # type: ignore[arg-type]
+        assert arm.damaged is not None and arm.learned is not None
+        expected = recovery(pruned=arm.damaged, learned=arm.learned, dense=dense)
         assert arm.recovery == (None if arm.arm == "dense" else expected)
 
 
@@ -213,7 +220,7 @@ def test_one_broken_arm_breaks_no_other() -> None:
                 next(state.model.parameters()).data.fill_(math.nan)
             return state
 
-    asked = {"strategy": "magnitude", "level": 1 / 9, "steps": 2, "draws": 3}
+    asked: dict[str, Any] = {"strategy": "magnitude", "level": 1 / 9, "steps": 2, "draws": 3}
     arms, whole = (
         {arm.arm: arm for arm in damage(subject_of(planted_network(), maker=maker, **asked))}
         for maker in (Breaking, StressSubject)
@@ -255,7 +262,7 @@ def test_the_conflict_set_of_planted_scores() -> None:
     for row in rows.values():
         assert row.loss_a == pytest.approx(loss_without(network, row.heads, 1), abs=1e-6)
         assert row.loss_b == pytest.approx(loss_without(network, row.heads, 3), abs=1e-6)
-        assert row.harm_b is not None
+        assert row.harm_b is not None and row.loss_b is not None
         assert row.harm_b.mean == pytest.approx(row.loss_b - loss_without(network, [], 3), abs=1e-6)
     assert rows["none"].heads == [] and rows["none"].harm_a == Interval(mean=0.0, low=0.0, high=0.0)
 
@@ -326,7 +333,7 @@ def test_absent_heads_stay_absent_and_are_never_removed_again() -> None:
     assert all((0, 0) not in arm.heads and len(arm.heads) == 2 for arm in arms[1:])
     state = subject.state()
     subject.train(state, subject.a.train, "test")
-    assert not state.model.network.transformer.h[0].attn.c_proj.weight.data[:5].any()  # type: ignore[union-attr]
+    assert not state.model.network.transformer.h[0].attn.c_proj.weight.data[:5].any()
 
 
 def test_hidden_tokens_can_be_learned_by_turns_too() -> None:
@@ -357,9 +364,9 @@ def asked(model: str, other: Path | str, *options: str) -> Result:
 
 
 def test_both_texts_are_read_with_the_tokenizer_of_a(text: Path) -> None:
-    specs = [DataSpec(name=name, seq_len=16, eval_tokens=64, probe_windows=2) for name in ("python-docs", str(text))]
-    subject = load_subject("gpt2-nano", *specs, StressOptions(baseline=1, batch_size=2), cpu())
-    back = load_subject("gpt2-nano", *reversed(specs), StressOptions(baseline=1, batch_size=2), cpu())
+    a, b = (DataSpec(name=name, seq_len=16, eval_tokens=64, probe_windows=2) for name in ("python-docs", str(text)))
+    subject = load_subject("gpt2-nano", a, b, StressOptions(baseline=1, batch_size=2), cpu())
+    back = load_subject("gpt2-nano", b, a, StressOptions(baseline=1, batch_size=2), cpu())
     assert subject.network.config.vocab_size != back.network.config.vocab_size
     assert int(subject.b.train.max()) < subject.network.config.vocab_size
     assert not np.array_equal(subject.b.train[:4], back.a.train[:4])
@@ -378,7 +385,7 @@ def test_an_export_is_stressed_with_the_heads_it_has(text: Path, tmp_path: Path)
     sweep = finished_sweep(tmp_path, "small", model__name="llama-nano")
     contents = []
     for form in ("compact", "dense"):
-        export(sweep, 1, tmp_path / form, form)  # type: ignore[arg-type]
+        export(sweep, 1, tmp_path / form, form)
         done = asked(str(tmp_path / form), text, "--json", "--protocol", "conflict", "--set", "form=ov",
                      "--strategy", "magnitude", "--baseline", "0")  # fmt: skip
         assert done.exit_code == 0, done.output

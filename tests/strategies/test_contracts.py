@@ -22,6 +22,7 @@ from raysweep.contracts import (
     Facts,
     HeadStatistics,
     Report,
+    Role,
     Slot,
     StoppingRule,
 )
@@ -194,9 +195,10 @@ def test_balanced_growth_goes_to_the_emptiest_layer_first() -> None:
 
 def test_sensitive_growth_takes_the_slots_that_the_loss_feels_most() -> None:
     given = statistics()
-    assert given.sensitivity is not None
+    sensitivity = given.sensitivity
+    assert sensitivity is not None
     chosen = registry.build("grow", "gradient_sensitivity")(given, 3, np.random.default_rng(0))
-    assert chosen == sorted(ABSENT, key=lambda slot: -given.sensitivity[slot])[:3]  # type: ignore[index]
+    assert chosen == sorted(ABSENT, key=lambda slot: -sensitivity[slot])[:3]
 
 
 def test_sensitive_growth_breaks_ties_by_place_and_overlooks_noise_in_the_last_digits() -> None:
@@ -253,10 +255,10 @@ def test_entropy_gap_growth_takes_a_slot_without_history_last() -> None:
 
 # init/
 
-ROLES = ("query", "key", "value", "output")
+ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
 
 
-def fresh(name: str, role: str, shape: tuple[int, ...], seed: int = 0, std: float = 0.02) -> Any:
+def fresh(name: str, role: Role, shape: tuple[int, ...], seed: int = 0, std: float = 0.02) -> Any:
     """Return what an initializer makes of a slice, given other weights of the model's scale where it needs any."""
     import torch
 
@@ -266,7 +268,7 @@ def fresh(name: str, role: str, shape: tuple[int, ...], seed: int = 0, std: floa
     given = torch.randn(shape, generator=torch.Generator().manual_seed(99)) * (std if len(shape) == 2 else 0.0)
     directed = initializer.needs == "directions" and not (role == "value" and len(shape) == 2)
     new = NewSlice(
-        role=role, weights=weights, std=std, generator=torch.Generator().manual_seed(seed),  # type: ignore[arg-type]
+        role=role, weights=weights, std=std, generator=torch.Generator().manual_seed(seed),
         given=None if initializer.needs == "nothing" or directed else given,
     )  # fmt: skip
     with torch.no_grad():
@@ -495,7 +497,11 @@ class Sweep:
     said: list[tuple[Decision | None, dict[int, Decision]]] = dataclasses.field(default_factory=list)
 
     def tell(self, news: Report | int) -> tuple[Decision | None, dict[int, Decision]]:
-        answer = self.rule.ended(news) if isinstance(news, int) else self.rule.report(news)
+        answer: Decision | None = None
+        if isinstance(news, int):
+            self.rule.ended(news)
+        else:
+            answer = self.rule.report(news)
         self.told.append(news)
         self.said.append((answer, self.rule.decided()))
         return self.said[-1]

@@ -11,14 +11,14 @@ from support.jobs import quick_job
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import make_plan
 from raysweep.records.folder import SweepFolder
-from raysweep.records.schema import Proposal, TrialRecord
+from raysweep.records.schema import Proposal, Status, TrialRecord
 from raysweep.trial.forecast.preflight import preflight
 from raysweep.trial.phases import run_trial
 from raysweep.trial.store.phase_store import PhaseStore
 
 
 def finished_sweep(
-    results: Path, name: str, *, status: str = "COMPLETE", phases: int | None = None, **changes: Any
+    results: Path, name: str, *, status: Status = "COMPLETE", phases: int | None = None, **changes: Any
 ) -> SweepFolder:
     """Run one trial, or the first phases of it, and leave its sweep's folder."""
     job = check_job(quick_job(**changes), "quick.yaml")
@@ -32,6 +32,6 @@ def finished_sweep(
         TrialRecord(
             trial=1, status=status, values={}, seed=0, proposer="job", objective=None, attempts=1,
             phases=[phase.key for phase in plan.phases], seconds=1.0, error="it broke" if status == "FAILED" else None,
-        )  # type: ignore[arg-type]
+        )
     )  # fmt: skip
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +365,22 @@ def _replace_linear(attention: Any, name: str, weight: torch.Tensor, bias: torch
 
 def cpu() -> Runtime:
     return Runtime(device=torch.device("cpu"))
+
+
+def recorded(sent: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the sum over ranks as a rank that is alone sees it, which notes what is sent."""
+
+    def add_up(tensor: torch.Tensor) -> torch.Tensor:
+        sent.append(tensor.clone())
+        return tensor
+
+    return add_up
+
+
+def replied(totals: Iterable[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a sum over ranks that answers with these totals in turn."""
+    replies = iter(totals)
+    return lambda _: next(replies)
 
 
 def run_all(plan: TrialPlan, folder: Path, runtime: Runtime | None = None) -> list[PhaseRecord]:

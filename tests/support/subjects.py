@@ -22,8 +22,10 @@ FACTS = Facts(vocab_size=VOCABULARY, mask_token=40, pad_token=39, special_tokens
 
 def tiny_pnn(seed: int = 0, scale: float = 0.3, **options: Any) -> Any:
     """Return a network in fp64 whose every parameter is random and clearly non-zero."""
-    shape = {"hidden_size": WIDTH, "num_attention_heads": 3, "intermediate_size": 22, "vocab_size": VOCABULARY,
-             "max_position_embeddings": LENGTH, "block_widths": (7, 9), "num_steps": 3}  # fmt: skip
+    shape: dict[str, Any] = {
+        "hidden_size": WIDTH, "num_attention_heads": 3, "intermediate_size": 22, "vocab_size": VOCABULARY,
+        "max_position_embeddings": LENGTH, "block_widths": (7, 9), "num_steps": 3,
+    }  # fmt: skip
     network = PnnForMaskedLM(PnnConfig(**(shape | options))).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

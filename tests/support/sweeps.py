@@ -11,7 +11,7 @@ from typing import Any
 
 from raysweep.job.jobfile import check_job
 from raysweep.records.folder import SweepFolder
-from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
+from raysweep.records.schema import PhaseRecord, Proposal, Status, TrialRecord
 
 SPACE = {
     "cycle.prune.strategy": {"choice": ["taylor", "entropy", "magnitude", "random"]},
@@ -79,7 +79,7 @@ def add_trial(
     values: Mapping[str, Any] = TAYLOR,
     perplexities: Mapping[str, float] = WHOLE,
     *,
-    status: str | None = "COMPLETE",
+    status: Status | None = "COMPLETE",
     reused: Sequence[str] = (),
     attempts: int = 1,
     error: str | None = None,
@@ -110,7 +110,7 @@ def phase_record(trial: int, label: str, perplexity: float, reused: bool = False
 
 def trial_record(
     trial: int,
-    status: str = "COMPLETE",
+    status: Status = "COMPLETE",
     phases: Sequence[PhaseRecord] = (),
     *,
     values: Mapping[str, Any] = TAYLOR,
@@ -123,7 +123,7 @@ def trial_record(
     if status == "COMPLETE" and objective is None and phases:
         objective = phases[-1].loss
     return TrialRecord(
-        trial=trial, status=status, values=dict(values), seed=0, proposer="tpe", objective=objective,  # type: ignore[arg-type]
+        trial=trial, status=status, values=dict(values), seed=0, proposer="tpe", objective=objective,
         objectives={} if objective is None else {"loss": objective},
         attempts=attempts, phases=[phase.key for phase in phases], seconds=seconds, error=error,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def trial_record(
 
 def add_on_seed(
     folder: SweepFolder, trial: int, values: Mapping[str, Any], learned: float, *, seed: int = 0,
-    proposer: str = "tpe", of: int | None = None, dense: float | None = None, status: str = "COMPLETE",
+    proposer: str = "tpe", of: int | None = None, dense: float | None = None, status: Status = "COMPLETE",
 ) -> None:  # fmt: skip
     """Add a trial that ends with this perplexity on a seed, and where asked with a dense control arm."""
     folder.add_proposal(Proposal(trial=trial, values=dict(values), proposer=proposer, seed=seed, attempt=1, of=of))

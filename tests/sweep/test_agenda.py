@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from raysweep.job.jobfile import Job, check_job
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Proposal, TrialRecord
 from raysweep.sweep.agenda import Agenda
+from raysweep.sweep.study import Study
 
 LEVELS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55]
 Key = tuple[int, str, int, int | None]
 """(trial, proposer, seed, of)"""
 
 
-class FakeStudy:
+class FakeStudy(Study):
     """Proposes what follows from all that it was told, so that any difference in that shows."""
 
     def __init__(self, proposals: Sequence[float] | None = None) -> None:
@@ -38,7 +39,7 @@ class FakeStudy:
         mark = hashlib.sha256(json.dumps([trial, self.told]).encode()).digest()
         return {"cycle.prune.level": LEVELS[mark[0] % len(LEVELS)], "cycle.grow.ratio": mark[1] % 5 / 4}
 
-    def adopt(self, trial: int, values: dict[str, Any]) -> None:
+    def adopt(self, trial: int, values: Mapping[str, Any]) -> None:
         assert values
         self.adopted.append(trial)
 
@@ -55,7 +56,7 @@ def memory_is_disk_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def job_of(search: str) -> Job:
-    job = {
+    job: dict[str, Any] = {
         "name": "demo",
         "seed": 7,
         "model": {"name": "gpt2-nano"},
@@ -63,7 +64,7 @@ def job_of(search: str) -> Job:
         "search": {"space": {"cycle.prune.level": {"choice": LEVELS}, "cycle.grow.ratio": {"choice": [0, 0.5, 1]}}}
         | {"trials": 4, "sampler": {"name": "random"}},
     }
-    job["search"].update(json.loads(search))  # type: ignore[attr-defined]
+    job["search"].update(json.loads(search))
     return check_job(job, "demo.yaml")
 
 

@@ -21,7 +21,7 @@ from support.sweeps import DECISIONS, ENTROPY, TAYLOR, job_mapping, make_sweep, 
 from raysweep.job.plan import LOG_EVERY
 from raysweep.records import atomic_folders as entries
 from raysweep.records.folder import SweepFolder
-from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, TrialRecord
+from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, Status, TrialRecord
 from raysweep.sweep.invariants import INVARIANTS, check, examine
 
 STATES = {"COMPLETE": 1, "STOPPED": 2, "DIVERGED": 3, "FAILED": 3}
@@ -51,9 +51,9 @@ def tell(folder: SweepFolder, trial: int | None, state: int) -> None:
         journal.write(json.dumps(line) + "\n")
 
 
-def end(folder: SweepFolder, trial: int, phases: list[PhaseRecord], status: str = "COMPLETE", **about: Any) -> None:
-    for record in phases:
-        folder.add_phase(record)
+def end(folder: SweepFolder, trial: int, phases: list[PhaseRecord], status: Status = "COMPLETE", **about: Any) -> None:
+    for phase in phases:
+        folder.add_phase(phase)
     record = trial_record(trial, status, phases, **about)
     goals = {} if record.objective is None else {"loss": record.objective}
     folder.add_trial(replace(record, objectives=goals))

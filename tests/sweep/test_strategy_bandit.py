@@ -127,8 +127,8 @@ def test_it_finds_the_planted_pair_and_stays_with_it_where_uniform_choice_does_n
 
 
 def test_settings_are_drawn_near_their_optimum_too() -> None:
-    late = points_of(Study(job_of(), None), 50, planted)[20:]
-    near = sum(abs(float(values[LEVEL]) - 0.3) < 0.08 for values in late)  # type: ignore[arg-type]
+    late: list[dict[str, Any]] = points_of(Study(job_of(), None), 50, planted)[20:]
+    near = sum(abs(float(values[LEVEL]) - 0.3) < 0.08 for values in late)
     assert near > 15  # three of eleven levels
 
 
@@ -152,9 +152,9 @@ def test_one_point_in_ten_is_drawn_as_random_would_for_ever() -> None:
     study = Study(job_of(leader=1.0), None)
     for trial in range(1, 61):
         pruner, grower = PRUNERS[trial % 4], GROWERS[trial % 3]
-        values = {PRUNE: pruner, GROW: grower, LEVEL: 0.3, "cycle.learn.lr": 1e-3}
+        values: Values = {PRUNE: pruner, GROW: grower, LEVEL: 0.3, "cycle.learn.lr": 1e-3}
         study.tell(record_of(trial, values, 10.0 * (pruner != "fisher") + 10.0 * (grower != "balanced")), [])
-    drawn = []
+    drawn: list[Values] = []
     for _ in range(1000):
         drawn.append(study._draw(61, len(drawn)) or {})
     pairs = Counter(map(pair_of, drawn))

@@ -218,7 +218,8 @@ def test_a_stopped_trial_teaches_by_its_reports_and_a_failed_one_nothing() -> No
 
 def test_a_grid_proposes_every_point_once_and_ends() -> None:
     job = some_job("grid")
-    study, found = Study(job, None), []
+    study = Study(job, None)
+    found: list[Values] = []
     while (values := study.ask(len(found) + 1)) is not None:
         found.append(values)
     assert job.space is not None and found == list(job.space.points(job.spec.resolved()))
@@ -251,7 +252,7 @@ def test_quasi_random_points_are_spread_more_evenly_than_random_ones_under_condi
         "cycle.learn.lr": {"log_uniform": [1e-4, 1e-2]},
     }
     study = Study(some_job("quasi_random", space, {"sequence": sequence}), None)
-    points = [study.ask(trial) or {} for trial in range(1, 65)]
+    points: list[dict[str, Any]] = [study.ask(trial) or {} for trial in range(1, 65)]
     lows = [values.get("cycle.prune.direction") for values in points]
     assert abs(lows.count("low") - 16) <= 1 and abs(lows.count("high") - 16) <= 1
     rates = sorted((math.log10(values["cycle.learn.lr"]) + 4) / 2 for values in points)
@@ -270,9 +271,9 @@ def test_every_proposed_point_meets_the_rules_and_is_the_same_after_a_resume(sam
     for number in range(1, min(12, TRIALS[sampler]) + 1):
         sweep.end()
         resumed = sweep.resumed().ask(number)
-        values = sweep.start()
+        values: dict[str, Any] | None = sweep.start()
         assert values == resumed and values is not None
-        assert values["cycle.prune.level"] * 10 >= values["cycle.learn.new_head_lr_multiplier"]  # type: ignore[operator]
+        assert values["cycle.prune.level"] * 10 >= values["cycle.learn.new_head_lr_multiplier"]
 
 
 def test_a_point_that_breaks_a_rule_between_keys_of_the_job_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,8 +297,8 @@ def test_where_a_sampler_insists_on_refused_points_an_allowed_one_is_drawn_at_ra
     job = some_job("random", {"cycle.learn.lr": {"log_uniform": [1e-4, 1e-2]}, "require": ["cycle.learn.lr >= 9e-3"]})
     monkeypatch.setattr(study_module, "REDRAWS", 1)
     study = Study(job, None)
-    points = [study.ask(trial) or {} for trial in range(1, 6)]
-    assert all(values["cycle.learn.lr"] >= 9e-3 for values in points)  # type: ignore[operator]
+    points: list[dict[str, Any]] = [study.ask(trial) or {} for trial in range(1, 6)]
+    assert all(values["cycle.learn.lr"] >= 9e-3 for values in points)
     assert points == [Study(job, None).ask(trial) for trial in range(1, 6)]
     assert "the job's rules refused 1 points; one is drawn at random" in caplog.text
 
@@ -332,9 +333,9 @@ def test_points_that_keep_a_constraint_are_preferred_to_better_ones_that_do_not(
         rules = ["perplexity <= 3"] if constrained else []
         study, levels = Study(some_job(sampler, space, few, constraints=rules), None), []
         for trial in range(1, trials + 1):
-            values = study.ask(trial)
+            values: dict[str, Any] | None = study.ask(trial)
             assert values is not None
-            level = float(values["cycle.prune.level"])  # type: ignore[arg-type]
+            level = float(values["cycle.prune.level"])
             miss = {"perplexity <= 3": math.inf if level > 0.55 else level - 0.35} if constrained else {}
             study.tell(record_of(trial, values, loss=-level, violations=miss), [])
             levels.append(level)

@@ -74,7 +74,8 @@ def test_contribution_in_as_many_rounds_as_heads_is_greedy() -> None:
         costs = contributions(state.model, batches, left).mean(0)
         free = [slot for slot in np.argwhere(left.present).tolist() if left.present[slot[0]].sum() > 1]
         expected.append(min(free, key=lambda slot: costs[tuple(slot)]))
-        left = left.without([tuple(expected[-1])])
+        layer, head = expected[-1]
+        left = left.without([(layer, head)])
     assert decision["heads"] == expected
     assert state.head_map.to_lists() == left.to_lists()
 

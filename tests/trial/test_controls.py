@@ -22,7 +22,7 @@ ARMS = ["dense", "no_regrow", "random_random", "from_scratch_small"]
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialPlan, Path, list[PhaseRecord]]:
-    plan, folder = quick_plan(**{"cycle__cycles": 2, "search": {"controls": ARMS}}), tmp_path_factory.mktemp("controls")
+    plan, folder = quick_plan(cycle__cycles=2, search={"controls": ARMS}), tmp_path_factory.mktemp("controls")
     return plan, folder, run_all(plan, folder)
 
 
@@ -81,7 +81,7 @@ def test_all_arms_see_the_same_data_in_the_same_order(monkeypatch: pytest.Monkey
         return original(self, wrapped, step)
 
     monkeypatch.setattr(training.Training, "_accumulate", spy)
-    run_all(quick_plan(**{"cycle__cycles": 1, "cycle__learn__steps": 7, "search": {"controls": ARMS[:3]}}), tmp_path)
+    run_all(quick_plan(cycle__cycles=1, cycle__learn__steps=7, search={"controls": ARMS[:3]}), tmp_path)
     assert len(seen) == 7 and all(len(batches) == 4 for batches in seen.values())
     assert all(batch == batches[0] for batches in seen.values() for batch in batches)
 
@@ -92,18 +92,18 @@ def test_a_finished_trial_with_controls_is_found_whole_in_the_store(trial: Trial
 
 
 def test_a_halted_trial_takes_its_controls_no_further_than_its_result(tmp_path: Path) -> None:
-    strict = {
+    strict: dict[str, Any] = {
         "cycle__regression": {"ratio": 1.0, "margin": 0.0},
         "cycle__learn__lr": 3.0,
         "search": {"controls": ["dense"]},
     }
-    records = run_all(quick_plan(**{"cycle__cycles": 3, "cycle__learn__steps": 5, **strict}), tmp_path)
+    records = run_all(quick_plan(cycle__cycles=3, cycle__learn__steps=5, **strict), tmp_path)
     assert [record.phase for record in records] == ["baseline", "prune", "measure", "grow", "learn"]
 
 
 def test_a_plateau_is_compared_with_as_many_dense_cycles(tmp_path: Path) -> None:
-    rules = {"cycle__plateau": {"patience": 1, "min_gain": 0.9}, "search": {"controls": ["dense"]}}
-    records = run_all(quick_plan(**{"cycle__cycles": 3, **rules}), tmp_path)
+    rules: dict[str, Any] = {"cycle__plateau": {"patience": 1, "min_gain": 0.9}, "search": {"controls": ["dense"]}}
+    records = run_all(quick_plan(cycle__cycles=3, **rules), tmp_path)
     assert max(record.cycle for record in records) == 1
     assert [(record.arm, record.phase) for record in records[-1:]] == [("dense", "learn")]
 
@@ -123,7 +123,7 @@ def test_an_arm_that_cannot_be_carried_out_ends_no_trial(tmp_path: Path) -> None
     """Three cycles of 40% without regrowth would need more heads than there are."""
     told: list[Event] = []
     runtime = Runtime(device=torch.device("cpu"), emit=told.append)
-    changes = {
+    changes: dict[str, Any] = {
         "cycle__cycles": 3,
         "cycle__prune__level": 0.4,
         "cycle__grow__ratio": 1.0,

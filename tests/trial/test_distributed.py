@@ -15,7 +15,8 @@ import pytest
 import torch
 from support.helpers import CAUSAL, cpu, head_map_without, held_out_loss, run_all, some_tokens, tiny_model
 from support.jobs import quick_plan
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from raysweep.errors import DivergedError
 from raysweep.job.plan import TrialPlan
@@ -194,7 +195,7 @@ ACTIONS: dict[str, Callable[[Path], Any]] = {
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     trial_data(plan_of())  # cached before both ask for it
-    multiprocessing.spawn(in_two_processes, args=(folder,), nprocs=RANKS)
+    spawn(in_two_processes, args=(folder,), nprocs=RANKS)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
 

@@ -215,6 +215,7 @@ def test_recorded_losses_are_those_of_the_stored_models_on_the_held_out_tokens(q
 def test_training_phases_have_curves_and_measured_ones_have_statistics_and_samples(quick: Quick) -> None:
     plan, _, records = quick
     data = trial_data(plan)
+    assert data.tokenizer is not None
     prompts = [data.tokenizer().decode(window[:16].tolist()) for window in data.evaluation[:3]]
     for number, record in enumerate(records):
         trained = record.phase in ("baseline", "learn")
@@ -230,7 +231,7 @@ def test_training_phases_have_curves_and_measured_ones_have_statistics_and_sampl
             present = np.array(heads_of.head_map) >= 0
             for rows in record.statistics.values():
                 assert [[value is not None for value in row] for row in rows] == present.tolist()
-            assert all(np.shape(rows) == (4, 8) for rows in record.statistics.values())
+            assert all(np.array(rows).shape == (4, 8) for rows in record.statistics.values())
         if record.samples:
             assert [sample["prompt"] for sample in record.samples] == prompts
             assert all(sample["text"] for sample in record.samples)
@@ -459,8 +460,8 @@ def test_an_init_that_leaves_heads_dead_fails_the_trial(tmp_path: Path, planted_
 
 
 def test_the_form_asked_for_is_the_form_that_ranks(tmp_path: Path) -> None:
-    grown = [run_all(quick_plan(cycle__cycles=1, cycle__learn=None, **form), tmp_path)[3]
-             for form in ({}, {"cycle__grow__form": "output"}, {"cycle__grow__form": "gradmax"})]  # fmt: skip
+    forms: list[dict[str, Any]] = [{}, {"cycle__grow__form": "output"}, {"cycle__grow__form": "gradmax"}]
+    grown = [run_all(quick_plan(cycle__cycles=1, cycle__learn=None, **form), tmp_path)[3] for form in forms]
     default, output, gradmax = (record.decision for record in grown)
     assert default is not None and output is not None and gradmax is not None
     assert [d["form"] for d in (default, output, gradmax)] == ["output", "output", "gradmax"]

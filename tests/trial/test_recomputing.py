@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.helpers import cpu, run_all
 from support.jobs import quick_plan
 
@@ -124,8 +125,7 @@ def test_weights_that_nobody_needs_are_not_made_again(plan: TrialPlan, finished:
 
 @pytest.mark.slow
 def test_a_control_arm_finds_its_way_back_too(tmp_path: Path) -> None:
-    arms = {"search__controls": ["no_regrow"]}
-    plan = quick_plan(**arms)
+    plan = quick_plan(search__controls=["no_regrow"])
     expected = run_all(plan, tmp_path / "whole")
     folder = tmp_path / "store"
     own = len(plan.phases)
@@ -145,13 +145,13 @@ def test_a_disk_that_fills_up_ends_a_trial_that_can_be_resumed(
     """It fills up at each of the first writes of weights: checkpoints inside phases, and phases."""
     expected = run_all(plan, finished)
     plan = replace(plan, checkpoint_every_steps=3)
-    save, count = store_module.save_file, itertools.count()
+    count = itertools.count()
 
     def save_or_fail(tensors: Any, path: Path) -> None:
         if next(count) >= written:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path)
+        save_file(tensors, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "save_file", save_or_fail)

@@ -10,7 +10,7 @@ from raysweep.contracts import AttentionSite
 from raysweep.networks.plasticity.sites import linear_rows, norm_gain
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Family(contracts.Family):
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
 
-    def sites(self, network: nn.Module) -> list[AttentionSite]:
+    def sites(self, network: PreTrainedModel) -> list[AttentionSite]:
         base: Any = network.gpt_neox
         heads = base.config.num_attention_heads
         width = base.config.hidden_size // heads

@@ -10,7 +10,7 @@ from raysweep.contracts import AttentionSite
 from raysweep.networks.plasticity.sites import decoder_sites
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Family(contracts.Family):
             bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip
 
-    def sites(self, network: nn.Module) -> list[AttentionSite]:
+    def sites(self, network: PreTrainedModel) -> list[AttentionSite]:
         return decoder_sites(network)
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:

@@ -10,7 +10,7 @@ from raysweep.contracts import AttentionSite
 from raysweep.networks.plasticity.sites import linear_rows, norm_gain
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Family(contracts.Family):
             bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip
 
-    def sites(self, network: nn.Module) -> list[AttentionSite]:
-        config: Any = network.config
+    def sites(self, network: PreTrainedModel) -> list[AttentionSite]:
+        config = network.config
         return [
             AttentionSite(
                 layer=layer,

@@ -15,7 +15,7 @@ from raysweep.networks.plasticity.sites import linear_rows
 from raysweep.networks.pnn.forms import GateForm, Init, StepWeights, Trunk, conflict
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 Width = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -101,7 +101,7 @@ class Family(contracts.Family):
         # None means "the size's own": left out, so that it does not override the size.
         return {name: value for name, value in own.items() if value is not None}
 
-    def sites(self, network: nn.Module) -> list[AttentionSite]:
+    def sites(self, network: PreTrainedModel) -> list[AttentionSite]:
         return [
             AttentionSite(
                 layer=layer,
@@ -128,6 +128,6 @@ class Family(contracts.Family):
         attention.num_attention_heads = heads
 
 
-def _attentions(network: nn.Module) -> list[tuple[str, Any]]:
+def _attentions(network: PreTrainedModel) -> list[tuple[str, Any]]:
     """Return every attention module by name; one that serves at every step is listed once."""
     return [(name, module) for name, module in network.named_modules() if name.endswith(".attention")]

@@ -10,7 +10,7 @@ from raysweep.contracts import AttentionSite
 from raysweep.networks.plasticity.sites import encoder_sites
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Family(contracts.Family):
         """Return the rows of the position table before the first token's."""
         return int(config.pad_token_id) + 1
 
-    def sites(self, network: nn.Module) -> list[AttentionSite]:
+    def sites(self, network: PreTrainedModel) -> list[AttentionSite]:
         return encoder_sites(network)
 
     def resize(self, attention: Any, heads: int, key_value_heads: int) -> None:

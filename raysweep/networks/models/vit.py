@@ -10,7 +10,7 @@ from raysweep.contracts import AttentionSite
 from raysweep.networks.plasticity.sites import linear_rows, norm_gain
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Family(contracts.Family):
 
         return ViTConfig(**self.sizes[size], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
-    def sites(self, network: nn.Module) -> list[AttentionSite]:
+    def sites(self, network: PreTrainedModel) -> list[AttentionSite]:
         base: Any = network.vit
         return [
             AttentionSite(

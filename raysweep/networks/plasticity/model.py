@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from torch import nn
 from raysweep.contracts import AttentionSite, Slot
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.objective import flat_labels, label_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class HeadGate:
@@ -53,9 +56,9 @@ class PlasticModel(nn.Module):
         sites: one per layer, from its family.
     """
 
-    def __init__(self, network: nn.Module, sites: Sequence[AttentionSite]) -> None:
+    def __init__(self, network: PreTrainedModel, sites: Sequence[AttentionSite]) -> None:
         super().__init__()
-        self.network = network
+        self.network: PreTrainedModel = network
         # Gates are neither parameters nor buffers: weights, checkpoints and DDP know nothing of them, so that
         # heads come and go without wrapping the model anew.
         self.sites = list(sites)
@@ -85,7 +88,6 @@ class PlasticModel(nn.Module):
             token_types: (batch, tokens), the segment of each token.
             labelled: flat positions; vocabulary logits are computed at these alone.
         """
-        network: Any = self.network
         options = {"attention_mask": attention_mask, "token_type_ids": token_types}
         # Only arguments that are given: not every network takes segments, and some refuse an unknown keyword.
         given = {name: tensor for name, tensor in options.items() if tensor is not None}
@@ -94,8 +96,8 @@ class PlasticModel(nn.Module):
         wanted = flat_labels(labels, labelled)
         # Losses are computed inside `forward` so that training goes through DDP's forward, which prepares the
         # gradient all-reduce. PNN adds up the losses of several steps there.
-        if hasattr(network, "training_losses"):
-            losses = network.training_losses(inputs, wanted, positions=labelled, **given)
+        if hasattr(self.network, "training_losses"):
+            losses = self.network.training_losses(inputs, wanted, positions=labelled, **given)
         else:
             losses = label_losses(self._logits(inputs, labelled, given).flatten(0, -2), wanted)
         return losses.view_as(labels) if labelled is None else losses
@@ -103,20 +105,18 @@ class PlasticModel(nn.Module):
     def _logits(
         self, inputs: torch.Tensor, labelled: torch.Tensor | None, given: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        network: Any = self.network
         # Training and measuring never generate: a cache would only hold keys and values in memory.
-        cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
+        cache = {"use_cache": False} if hasattr(self.network.config, "use_cache") else {}
         self._labelled = labelled
         try:
-            return network(**{network.main_input_name: inputs}, **given, **cache).logits
+            return self.network(**{self.network.main_input_name: inputs}, **given, **cache).logits
         finally:
             self._labelled = None
 
     def begin_step(self, seed: int) -> None:
         """Let a network make its random draws for a training step (PNN: its depth); the same on every rank."""
-        network: Any = self.network
-        if hasattr(network, "begin_step"):
-            network.begin_step(seed)
+        if hasattr(self.network, "begin_step"):
+            self.network.begin_step(seed)
 
     def _pick_labelled(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if self._labelled is None:
@@ -130,7 +130,7 @@ class PlasticModel(nn.Module):
 
     @property
     def initializer_range(self) -> float:
-        config: Any = self.network.config
+        config = self.network.config
         names = ("initializer_range", "init_std")  # OPT calls it init_std
         return next((float(getattr(config, name)) for name in names if hasattr(config, name)), 0.02)
 
@@ -153,8 +153,8 @@ class PlasticModel(nn.Module):
         try:
             yield
         finally:
-            for gate, value in zip(self.gates, before, strict=True):
-                gate.values = value
+            for gate, earlier in zip(self.gates, before, strict=True):
+                gate.values = earlier
 
     @contextmanager
     def masked(self, head_map: HeadMap) -> Iterator[None]:

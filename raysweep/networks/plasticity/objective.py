@@ -26,19 +26,18 @@ def predictions(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, tor
 def losses_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Return the loss of each label, 0 where there is none; of the shape of the labels."""
     losses = label_losses(*predictions(model, batch))
-    return losses if batch.labelled is None else _in_place(losses, batch)
+    return losses if batch.labelled is None else _in_place(losses, batch.labelled, batch.labels)
 
 
 def training_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Return the training loss of each label; a network that is trained at several steps adds up its steps' losses."""
     # Through `forward` and with labels: under DDP, only calls of the wrapper's forward synchronise gradients.
     losses = model(batch.inputs, batch.attention_mask, batch.token_types, batch.labelled, batch.labels)
-    return losses if batch.labelled is None else _in_place(losses, batch)
+    return losses if batch.labelled is None else _in_place(losses, batch.labelled, batch.labels)
 
 
-def _in_place(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-    flat = losses.new_zeros(batch.labels.numel()).index_copy(0, batch.labelled, losses)
-    return flat.view_as(batch.labels)
+def _in_place(losses: torch.Tensor, labelled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return losses.new_zeros(labels.numel()).index_copy(0, labelled, losses).view_as(labels)
 
 
 def flat_labels(labels: torch.Tensor, labelled: torch.Tensor | None) -> torch.Tensor:

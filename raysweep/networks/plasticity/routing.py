@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -55,16 +54,17 @@ class HeadRouters(nn.Module):
         # In a tuple, so that nn.Module does not register the model's parameters as the routers' own.
         self.model = (model,)
         self.head_map = head_map
-        config: Any = model.network.config
+        config = model.network.config
         first = next(model.network.parameters())
-        self.layers = nn.ModuleList(
+        layers = [
             nn.Linear(config.hidden_size, site.num_heads, device=first.device, dtype=first.dtype)
             for site in model.sites
-        )
-        for layer in self.layers:
+        ]
+        for layer in layers:
             # Zero weights: at first no router depends on the input, and every head is open.
             nn.init.zeros_(layer.weight)
             nn.init.constant_(layer.bias, FIRST_LOGIT)
+        self.layers = nn.ModuleList(layers)
         self.expected: list[torch.Tensor] = [first.new_zeros(()) for _ in model.sites]
         """By layer, in the last forward pass: the expected number of open heads, averaged over tokens."""
         self.opened: Array = np.zeros(model.shape)
@@ -126,7 +126,7 @@ class HeadRouters(nn.Module):
             # Mean number of present heads that were closed for a token.
             closed = self.head_map.present[layer].sum() - self.opened[layer].sum() / self.tokens
             flops -= gated_flops(model, site, seq_len) * float(closed)
-            flops += 2.0 * prod(self.layers[layer].weight.shape)
+            flops += 2.0 * self.layers[layer].get_parameter("weight").numel()
         return flops
 
 

@@ -133,10 +133,10 @@ class PnnForMaskedLM(PnnPredictor):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.decoder
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.decoder = value
 
     def predict(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -215,6 +215,7 @@ class HierarchicalRefiner(nn.Module):
         total = torch.zeros_like(hidden)
         for block, gate in zip(self.blocks, self.block_gates, strict=True):
             # Each block reads the state plus what the blocks before it proposed in this step.
+            assert isinstance(block, RefinerProposal)
             proposed = block.propose(read + total, **seen)
             total = total + gate(hidden, proposed) * proposed
         return hidden + self.gate(hidden, total) * total

@@ -124,10 +124,10 @@ class PnnModel(PnnPreTrainedModel):
             self.refiner: nn.Module = kinds[config.trunk](config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.tokens = value
 
     def states(

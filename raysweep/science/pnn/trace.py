@@ -61,11 +61,11 @@ def predictions(network: Any, batches: Sequence[Batch], steps: int | None = None
     rows: dict[str, list[Any]] = {}
     for batch in batches:
         assert batch.labelled is not None
-        labels = batch.labels.flatten()[batch.labelled]
+        targets = batch.labels.flatten()[batch.labelled]
         # Logits at labelled positions alone: those of all positions, a vocabulary each at every step, take far more
         # memory than the network.
         logits = [network.predict(state.flatten(0, 1)[batch.labelled]) for state in step_states(network, batch, steps)]
-        for name, values in _described(logits, labels).items():
+        for name, values in _described(logits, targets).items():
             rows.setdefault(name, []).append(values)
     labels, sequences, positions = labelled_places(batches)
     return Predictions(

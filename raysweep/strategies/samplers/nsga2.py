@@ -31,21 +31,22 @@ class Sampler(contracts.Sampler):
     whole = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
-        return _by_order_of_results()(population_size=self.population, crossover_prob=self.crossover, seed=draw.seed)
+        sampler = _by_order_of_results(self.population)
+        return sampler(population_size=self.population, crossover_prob=self.crossover, seed=draw.seed)
 
 
-def _by_order_of_results() -> Any:
+def _by_order_of_results(population: int) -> type[optuna.samplers.NSGAIISampler]:
     """Return a subclass of Optuna's sampler whose generations follow from the completed trials alone."""
     # Inside a function, because Optuna takes long to import and most commands draw no point.
     import optuna
 
     class ByOrderOfResults(optuna.samplers.NSGAIISampler):
         def get_trial_generation(self, study: Any, trial: Any) -> int:
-            return len(_completed(study)) // self.population_size
+            return len(_completed(study)) // population
 
         def get_population(self, study: Any, generation: int) -> list[Any]:
-            first = generation * self.population_size
-            return _completed(study)[first : first + self.population_size]
+            first = generation * population
+            return _completed(study)[first : first + population]
 
         def get_parent_population(self, study: Any, generation: int) -> list[Any]:
             # Optuna stores the parents of a generation when they are first asked for. That is safe: trials

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,7 +78,8 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
     """Return a model compiled as one graph; code that the compiler cannot take is an error, not run uncompiled."""
     # Code compiled for earlier models in this process counts against the compiler's limit of recompilations.
     torch.compiler.reset()
-    return torch.compile(model, fullgraph=True)
+    # torch annotates a function; a compiled module is a module.
+    return cast(torch.nn.Module, torch.compile(model, fullgraph=True))
 
 
 @dataclass(kw_only=True)

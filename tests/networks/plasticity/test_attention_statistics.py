@@ -144,11 +144,14 @@ def test_entropies_never_leave_the_unit_interval(spread: float, dtype: Any) -> N
 
 
 def test_no_more_than_a_block_of_scores_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
+    sizes: list[torch.Size] = []
     whole = module._of_block
-    monkeypatch.setattr(
-        module, "_of_block", lambda scores, *rest: (sizes.append(scores.shape), whole(scores, *rest))[1]
-    )
+
+    def recorded(scores: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(scores.shape)
+        return whole(scores, *rest)
+
+    monkeypatch.setattr(module, "_of_block", recorded)
     measured(*drawn(length=150))
     assert [shape[2] for shape in sizes] == [64, 64, 22]
     assert [shape[3] for shape in sizes] == [64, 128, 150]

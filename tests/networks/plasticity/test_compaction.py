@@ -69,7 +69,8 @@ def test_the_compacted_logits_are_the_masked_ones(kind: str, seed: int, dtype: t
     model, smaller = pair(kind, random_map(whole, seed), dtype)
     batch = batch_of(kind, dtype)
     logits = logits_of(model, batch)
-    assert (logits_of_plain(smaller, batch) - logits).abs().max() <= TOLERANCE[dtype] * max(1, logits.abs().max())
+    scale = max(1.0, float(logits.abs().max()))
+    assert (logits_of_plain(smaller, batch) - logits).abs().max() <= TOLERANCE[dtype] * scale
     assert not torch.equal(logits, logits_of(whole, batch))
 
 
@@ -152,7 +153,7 @@ def test_modules_know_their_new_shapes(kind: str) -> None:
     model, smaller = pair(kind)
     for site in family_of(kind).sites(smaller):
         for name in ("c_attn", "c_proj", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj"):
-            module = getattr(site.attention, name, None)
+            module: Any = getattr(site.attention, name, None)
             if hasattr(module, "nf"):
                 assert (module.nx, module.nf) == tuple(module.weight.shape)
             elif module is not None:

@@ -16,6 +16,7 @@ from support.helpers import (
     head_map_without,
     head_places,
     mean_loss,
+    recorded,
     some_tokens,
     tiny_model,
     weights_of,
@@ -56,7 +57,7 @@ def test_the_directions_are_those_of_the_gradient_at_the_output_times_the_mean_o
     """By the definition, position by position, with gradients and inputs caught by hooks of our own."""
     model, tokens = tiny_model(kind), some_tokens(5, 7)
     model.set_gates(head_map_without(model, *ABSENT))
-    caught: dict[int, Any] = {}
+    caught: dict[tuple[int, str], Any] = {}
     for site in model.sites:
         layer = site.layer
         site.attention.register_forward_pre_hook(
@@ -85,8 +86,8 @@ def test_ranks_add_up_the_matrix_before_it_is_decomposed(kind: str) -> None:
     model, tokens = tiny_model(kind), some_tokens(6)
     whole = directions_of(model, [tokens])
     sent: list[list[torch.Tensor]] = [[], []]
-    for rank, part in enumerate((tokens[:5], tokens[5:])):
-        directions_of(model, [part], lambda tensor, rank=rank: (sent[rank].append(tensor.clone()), tensor)[1])
+    for messages, part in zip(sent, (tokens[:5], tokens[5:]), strict=True):
+        directions_of(model, [part], recorded(messages))
     assert all(tensor.dtype == torch.float64 for tensor in (*sent[0], *sent[1]))
     totals = iter([first + second for first, second in zip(*sent, strict=True)])
     for found, expected in zip(directions_of(model, [], lambda _: next(totals)), whole, strict=True):

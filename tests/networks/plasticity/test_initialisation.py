@@ -96,7 +96,7 @@ def gradients(state: TrialState, seed: int = 80) -> dict[str, torch.Tensor]:
     tokens = some_tokens(4, seed=seed)
     state.optimizer.zero_grad()
     mean_loss(state.model(tokens), tokens).backward()
-    found = {name: parameter.grad.clone() for name, parameter in state.model.network.named_parameters()}  # type: ignore[union-attr]
+    found = {name: parameter.grad.clone() for name, parameter in state.model.network.named_parameters()}
     state.optimizer.zero_grad()
     return found
 
@@ -302,7 +302,7 @@ def test_the_gradient_of_new_output_weights_is_as_large_as_the_singular_values_s
     slots: list[Slot] = [(1, 0), (1, 2)]
     state.remove_heads(slots, None)
     state.refresh()
-    scale = float(torch.cat([head_first(kind, state, (1, head), "value")[0].norm(dim=1)
+    scale = float(torch.cat([head_first(kind, state, (1, int(head)), "value")[0].norm(dim=1)
                              for head in np.flatnonzero(state.head_map.present[1])]).mean())  # fmt: skip
     sources = grow(state, slots, "gradmax")
     with_uniform_attention(kind, state, slots)

@@ -40,7 +40,7 @@ from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.objective import logits_of
 from raysweep.networks.plasticity.parity import check_parity
 
-EXACT = {"rtol": 0.0, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
 
 
@@ -176,7 +176,7 @@ def test_all_heads_closed_leave_exactly_the_output_bias(kind: str) -> None:
     steps = len(seen) // len(model.sites)
     assert steps == (model.network.config.num_steps if kind in RECURRENT else 1)
     for site, output in zip(model.sites * steps, seen, strict=True):
-        bias = site.projection.bias
+        bias = dict(site.projection.named_parameters()).get("bias")
         expected = torch.zeros(output.shape[-1], dtype=torch.float64) if bias is None else bias.detach()
         torch.testing.assert_close(output, expected.expand_as(output), **EXACT)
 
@@ -195,7 +195,8 @@ def test_a_partly_open_gate_scales_the_contribution_of_its_head_alone() -> None:
     head_map = head_map_without(model, (1, 2))
     model.set_gates(head_map, {(1, 0): 0.25})
     assert [gate.values is None for gate in model.gates] == [True, False, True]
-    assert model.gates[1].values.tolist() == [0.25, 1.0, 0.0]
+    values = model.gates[1].values
+    assert values is not None and values.tolist() == [0.25, 1.0, 0.0]
     with torch.no_grad():
         gated = logits_of(model, some_batch("opt"))
     (place,) = head_places("opt", model, 1, 0)["output"]

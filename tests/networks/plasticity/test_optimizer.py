@@ -197,7 +197,8 @@ def test_in_every_layout_a_multiplier_is_a_group_of_its_own_with_decay_and_clipp
     inside = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in theirs.network.named_parameters()}
     for part in new:
         inside[part.parameter].narrow(part.dim, part.start, part.length).fill_(True)
-    fast, slow = [], []
+    fast: list[dict[str, Any]] = []
+    slow: list[dict[str, Any]] = []
     for name, parameter in theirs.network.named_parameters():
         for mask, group in ((inside[name], fast), (~inside[name], slow)):
             decay = 0.2 if parameter.dim() >= 2 else 0.0
@@ -214,8 +215,8 @@ def test_in_every_layout_a_multiplier_is_a_group_of_its_own_with_decay_and_clipp
             for mask, groups, rate in ((inside[name], fast, lr * multiplier), (~inside[name], slow, lr)):
                 groups[index]["params"][0].grad = parameter.grad[mask]
                 groups[index]["lr"] = rate
-        for group, made in zip(reference.param_groups, [*fast, *slow], strict=True):
-            group["lr"] = made["lr"]
+        for theirs_now, made in zip(reference.param_groups, [*fast, *slow], strict=True):
+            theirs_now["lr"] = made["lr"]
         reference.step()
         for index, (name, parameter) in enumerate(theirs.network.named_parameters()):
             for mask, groups in ((inside[name], fast), (~inside[name], slow)):

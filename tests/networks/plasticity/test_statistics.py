@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from support.helpers import (
     head_places,
     label_loss,
     parts_of,
+    recorded,
+    replied,
     rows_of,
     slots_in,
     some_batch,
@@ -253,7 +255,8 @@ def test_scores_follow_heads_that_change_places(kind: str) -> None:
         expected = getattr(before, name).copy()
         expected[site.layer] = expected[site.layer][order]
         np.testing.assert_allclose(getattr(after, name), expected, rtol=1e-5, err_msg=name)
-        assert not np.isclose(*expected[site.layer][:2], rtol=1e-4), name
+        first, second = expected[site.layer][:2]
+        assert not np.isclose(first, second, rtol=1e-4), name
 
 
 # Planted attention.
@@ -355,20 +358,15 @@ def probed_over_ranks(
     """Run the probe once on every shard to see what it sends, then once more with the sums in reply."""
     model.set_gates(head_map)
     sent: list[list[torch.Tensor]] = []
-
-    def record(messages: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda tensor: (messages.append(tensor.clone()), tensor)[1]
-
     with np.errstate(invalid="ignore", divide="ignore"):  # a rank without windows, before its sums arrive
         for shard in shards:
             sent.append([])
-            probe(model, shard, head_map, record(sent[-1]), **options)
+            probe(model, shard, head_map, recorded(sent[-1]), **options)
     assert all(tensor.dtype == torch.float64 for messages in sent for tensor in messages)
     totals = [sum(tensors) for tensors in zip(*sent, strict=True)]
     results = []
     for shard in shards:
-        replies = iter(totals)
-        results.append(probe(model, shard, head_map, lambda _, replies=replies: next(replies), **options))
+        results.append(probe(model, shard, head_map, replied(totals), **options))
     return results
 
 
@@ -397,7 +395,11 @@ class Surroundings:
         self.weights = weights_of(model)
         self.gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
         self.trainable = {n: p.requires_grad for n, p in model.named_parameters()}
-        self.generators = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+        self.generators = (
+            torch.get_rng_state(),
+            np.random.get_state(legacy=False)["state"]["key"].tolist(),
+            random.getstate(),
+        )
         self.gates = [None if gate.values is None else gate.values.clone() for gate in model.gates]
         self.attention = model.network.config._attn_implementation
         self.training = [module.training for module in model.modules()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -125,7 +125,7 @@ def test_unit_sizes() -> None:
 @pytest.mark.parametrize("total", range(1, 20))
 @pytest.mark.parametrize("unit", ["head", "group"])
 def test_shares_stay_equal_over_rounds_with_the_same_scores_removing_what_one_round_would(
-    total: int, unit: str
+    total: int, unit: Literal["head", "group"]
 ) -> None:
     scores = some_scores(4, 8, seed=total)
     whole, size = HeadMap.full(4, 8), unit_size(unit, 8, 4)

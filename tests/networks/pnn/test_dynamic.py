@@ -9,7 +9,7 @@ import torch
 from support.recurrent import LENGTH, RULES, VARIANTS, batch_of, network_of, rule_of, tokens_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysweep.contracts import Batch, ExitLook
+from raysweep.contracts import Batch, Exit, ExitLook
 from raysweep.errors import ModelError
 from raysweep.networks.plasticity.objective import NO_LABEL
 from raysweep.networks.pnn.config import PnnVisionConfig
@@ -61,7 +61,8 @@ def test_leaving_saves_work_and_changes_nothing_of_what_a_frozen_token_gives(var
     """Whatever left is put back after every step of the full computation: states and predictions are the same."""
     network, batch = network_of(**VARIANTS[variant]), batch_of(tokens_of(4), [7, 4, 6, 5])
     found = run(network, batch, rule)
-    real = batch.attention_mask.bool()  # type: ignore[union-attr]
+    assert batch.attention_mask is not None
+    real = batch.attention_mask.bool()
     assert (found.steps[~real] == 0).all()
     assert (found.steps[real] >= 1).all() and (found.steps <= 5).all()
     with torch.no_grad():
@@ -125,10 +126,11 @@ def test_a_token_that_left_takes_no_part_in_any_product() -> None:
         assert counts == ([21, 6, 1, 1] if name in ("attention.k_proj", "attention.v_proj") else [21, 1, 1]), name
 
 
-class Planned:
+class Planned(Exit):
     """Lets everyone go but a few."""
 
-    reads, looks_back = "states", 0
+    reads = "states"
+    looks_back = 0.0
 
     def __init__(self, stays: torch.Tensor) -> None:
         self.stays = stays
@@ -144,7 +146,7 @@ def test_rules_that_read_predictions_ask_labelled_tokens_alone(rule: str) -> Non
     predicted: list[int] = []
     network.decoder.register_forward_hook(lambda m, i, o: predicted.append(len(o)))
     found = run(network, batch, rule)
-    assert predicted[0] == len(batch.labelled)  # type: ignore[arg-type]
+    assert batch.labelled is not None and predicted[0] == len(batch.labelled)
     at = found.steps.flatten()[batch.labelled].view(4, 2)
     last = at.amax(1, keepdim=True)
     others = batch.labels == NO_LABEL
@@ -162,9 +164,10 @@ def test_rules_begin_to_look_when_they_must() -> None:
     network, batch = network_of(), batch_of(tokens_of(3))
     looks: list[int] = []
     network.decoder.register_forward_hook(lambda m, i, o: looks.append(len(o)))
-    for rule, options, expected in (
+    cases: list[tuple[str, dict[str, Any], int]] = [
         ("max_probability", {"probability": 0.999999}, 2), ("kl", {"divergence": 1e-9}, 3), ("patience", {}, 3),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for rule, options, expected in cases:
         looks.clear()
         run(network, batch, rule, min_steps=4, **options)
         assert len([look for look in looks if look]) == expected or rule == "patience"

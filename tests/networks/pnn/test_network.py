@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from raysweep.contracts import Facts
 from raysweep.errors import ModelError
@@ -33,8 +34,10 @@ FORMS = ("linear", "uniform", "last", "geometric")
 
 def build_pnn(seed: int = 0, **options: Any) -> Any:
     """Return a tiny network in fp64 and evaluation mode, every parameter of it clearly non-zero."""
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_attention_heads": HEADS, "num_steps": 3,
-             "intermediate_size": INNER, "max_position_embeddings": POSITIONS, "block_widths": (7, 10)}  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_attention_heads": HEADS, "num_steps": 3,
+        "intermediate_size": INNER, "max_position_embeddings": POSITIONS, "block_widths": (7, 10),
+    }  # fmt: skip
     network = PnnForMaskedLM(PnnConfig(**sizes | options)).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -232,10 +235,11 @@ def test_the_weights_of_the_steps_are_the_published_ones_and_generalise_them() -
 def test_what_training_lowers_is_the_weighted_loss_of_every_step_but_the_embedding(trunk: str, form: Any) -> None:
     network, ids, labels = build_pnn(trunk=trunk, step_weights=form, num_steps=3), some_ids(), some_labels()
     states = network.pnn.states(ids)
-    expected = sum(
+    weighted = (
         weight * label_losses(network.decoder(state), labels)
         for weight, state in zip(step_weights(form, 3), states[1:], strict=True)
     )
+    expected = sum(weighted, torch.zeros(()))
     everywhere = network.training_losses(ids, labels.flatten())
     assert torch.allclose(everywhere, expected.flatten())
     at = (labels.flatten() != -100).nonzero().flatten()
@@ -436,16 +440,14 @@ def test_random_depth_draws_every_depth_of_training_alike_and_leaves_evaluation_
 def test_dropout_acts_in_training_alone_on_attention_weights_and_in_every_module(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from raysweep.networks.pnn import parts
-
     rates: list[float] = []
-    attend = parts.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def recorded(*arguments: Any, dropout: float, **options: Any) -> Any:
         rates.append(dropout)
         return attend(*arguments, dropout=dropout, **options)
 
-    monkeypatch.setitem(parts.ALL_ATTENTION_FUNCTIONS, "sdpa", recorded)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", recorded)
     network, ids = build_pnn(dropout=0.4), some_ids()
     dropped = {name: module.p for name, module in network.named_modules() if isinstance(module, nn.Dropout)}
     assert {name.removeprefix("pnn.") for name in dropped} == {
@@ -588,8 +590,9 @@ def test_forms_that_do_not_go_together_are_refused_in_a_job_and_in_python() -> N
         assert said in faults_of(**options)
         with pytest.raises(ModelError, match=said):
             PnnConfig(**options)
+    wrong: dict[str, Any] = {"gate": "key"}
     with pytest.raises(ModelError, match="gate = 'key': no 'key'"):
-        PnnConfig(gate="key")
+        PnnConfig(**wrong)
     for rows in ([], [[1.0, 0.0]], [[1.0] * 12, [1.0] * 11]):
         with pytest.raises(ModelError, match="each of 12 numbers"):
             PnnConfig(step_head_mask=rows)

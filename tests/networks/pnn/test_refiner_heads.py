@@ -201,19 +201,21 @@ def test_a_stored_head_comes_back_as_it_was(kind: str) -> None:
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_a_multiplier_speeds_up_new_heads_alone(kind: str) -> None:
     slow, fast = state_of(kind), state_of(kind)
+    moves: list[dict[str, torch.Tensor]] = []
     for state, multiplier in ((slow, 1.0), (fast, 4.0)):
         slots = grow(kind, state, "small_random")
         before = weights_of(state.model)
         train(kind, state, 1, multiplier)
-        state.moved = {name: now - before[name] for name, now in weights_of(state.model).items()}  # type: ignore
-    new = {name: torch.zeros_like(moved, dtype=torch.bool) for name, moved in slow.moved.items()}  # type: ignore
+        moves.append({name: now - before[name] for name, now in weights_of(state.model).items()})
+    slowly, quickly = moves
+    new = {name: torch.zeros_like(moved, dtype=torch.bool) for name, moved in slowly.items()}
     for slot in slots:
         for places in head_places(kind, slow.model, *slot).values():
             for name, dim, where in places:
                 new[name].narrow(dim, where.start, len(where)).fill_(True)
     for name, mask in new.items():
-        torch.testing.assert_close(fast.moved[name][mask], 4 * slow.moved[name][mask])  # type: ignore
-        assert torch.equal(fast.moved[name][~mask], slow.moved[name][~mask])  # type: ignore
+        torch.testing.assert_close(quickly[name][mask], 4 * slowly[name][mask])
+        assert torch.equal(quickly[name][~mask], slowly[name][~mask])
 
 
 # Masks by step.
@@ -263,7 +265,7 @@ def test_a_mask_by_step_and_absent_heads_act_together(kind: str) -> None:
 
 # The whole cycle.
 
-QUICK = {"model__name": "pnn-nano", "cycle__baseline__lr": 3e-3}
+QUICK: dict[str, Any] = {"model__name": "pnn-nano", "cycle__baseline__lr": 3e-3}
 
 
 @pytest.mark.parametrize(

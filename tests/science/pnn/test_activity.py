@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_padding_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("options", [{"gate": "scalar"}, {"gate": "none"}, {"trunk": "layers"}])
-def test_a_network_without_a_gate_of_its_inputs_has_no_gate_figures(options: dict[str, str]) -> None:
+def test_a_network_without_a_gate_of_its_inputs_has_no_gate_figures(options: dict[str, Any]) -> None:
     found = activity(tiny_pnn(**options), tiny_subject().batches)
     assert found.gate_mean is None and found.gate_variance is None and found.update_norm.shape[0] == 3
 

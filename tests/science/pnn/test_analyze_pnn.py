@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=SIZE, special_tokens=list(SPECIAL.values()))
     tokenizer.train_from_iterator([TEXT], trainer)
-    for name, options in {"model": {}, "stack": {"trunk": "layers"}, "ungated": {"gate": "none"}}.items():
+    kinds: dict[str, dict[str, Any]] = {"model": {}, "stack": {"trunk": "layers"}, "ungated": {"gate": "none"}}
+    for name, options in kinds.items():
         network = tiny_pnn(vocab_size=SIZE, max_position_embeddings=16, **options).float()
         network.save_pretrained(path / name)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(path / name)

@@ -40,8 +40,8 @@ def test_entropies_are_those_of_each_masked_token_at_each_step() -> None:
     subject = tiny_subject(sequences=19)
     found, at = gate_entropies(subject.network, subject.batches), 0
     for batch in subject.batches:
-        gates: list[torch.Tensor] = []
-        with torch.no_grad(), observed(subject.network, "gate", lambda _, gate, gates=gates: gates.append(gate)):
+        gates: dict[int, torch.Tensor] = {}
+        with torch.no_grad(), observed(subject.network, "gate", gates.__setitem__):
             subject.network.pnn.states(batch.inputs)
         for row, column in torch.nonzero(batch.labels != -100).tolist():
             for step in range(3):

@@ -71,8 +71,8 @@ def test_savings_are_chosen_on_one_half_and_told_of_the_other() -> None:
     fixed, kl = curves.savings
     assert (fixed.exit, fixed.flops, fixed.accuracy) == ("none", 0.0, 0.0)
     assert (kl.exit, kl.chosen) == ("kl", {"divergence": 0.1, "steps": 2})
-    assert (kl.flops, kl.seconds) == (pytest.approx(0.4), pytest.approx(0.1))
-    assert (kl.accuracy, kl.over_chance) == (pytest.approx(-0.05), pytest.approx(0.01))
+    assert (kl.flops, kl.seconds) == pytest.approx((0.4, 0.1))
+    assert (kl.accuracy, kl.over_chance) == pytest.approx((-0.05, 0.01))
 
 
 def test_it_is_plain_data_and_a_picture(tmp_path: Path) -> None:

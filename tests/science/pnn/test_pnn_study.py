@@ -11,6 +11,7 @@ from benchmarks import pnn_study
 from benchmarks.pnn_study import JOB, RATES, Arm, Runs, conclusions, figures, markdown, study
 from raysweep.job.jobfile import Job, check_job, load_job
 from raysweep.records.statistics import mean_of, paired
+from raysweep.science.pnn.efficiency import cost
 
 
 def tiny_job() -> Job:
@@ -42,7 +43,7 @@ class Recorded(Runs):
     def _outcome(self, job: dict[str, Any]) -> dict[str, float]:
         steps, lr = job["cycle"]["baseline"]["steps"], job["cycle"]["baseline"]["lr"]
         layers = job["model"]["trunk"] == "layers"
-        per_step = pnn_study.cost(check_job(job, "j").spec.model, 16).training_flops * 16 * 2
+        per_step = cost(check_job(job, "j").spec.model, 16).training_flops * 16 * 2
         loss = 5 + job["seed"] + 0.1 * layers
         return {"loss": loss, "accuracy": 0.1, "training_loss": abs(lr - 3e-3), "training_flops": per_step * steps}
 

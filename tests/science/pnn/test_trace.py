@@ -43,7 +43,7 @@ def test_masks_follow_from_the_row_alone_and_hide_every_label() -> None:
     labels = torch.cat([batch.labels for batch in whole])
     inputs = torch.cat([batch.inputs for batch in whole])
     assert torch.equal(torch.cat([batch.labels for batch in again]), labels[:17])
-    assert (inputs[labels != -100] == FACTS.mask_token).all()
+    assert FACTS.mask_token is not None and (inputs[labels != -100] == FACTS.mask_token).all()
     assert torch.equal(torch.where(labels == -100, inputs, labels), torch.from_numpy(rows))
 
 

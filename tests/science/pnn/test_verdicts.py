@@ -162,7 +162,8 @@ def wandering(shrink: float, seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(25):
-        state, update, states = 20 * torch.randn(9, WIDTH, generator=generator, dtype=torch.float64), 0.0, []
+        state = 20 * torch.randn(9, WIDTH, generator=generator, dtype=torch.float64)
+        update, states = torch.zeros_like(state), []
         for step in range(6):
             states.append(state)
             fresh = torch.randn(9, WIDTH, generator=generator, dtype=torch.float64) * shrink**step

@@ -31,7 +31,8 @@ def test_every_rule_is_tried_here() -> None:
 @pytest.mark.parametrize("name", registry.available("exits"))
 def test_a_rule_answers_for_each_token_and_remembers_a_number_of_each(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = {key: torch.randn(5, 7, generator=generator) for key in ("before", "after", "logits", "logits_before")}
+    kinds = ("before", "after", "logits", "logits_before")
+    drawn: dict[str, Any] = {kind: torch.randn(5, 7, generator=generator) for kind in kinds}
     leave, memory = rule_of(name)(look(2, 5, leave=drawn["logits"][:, 0], chance=torch.rand(5), **drawn))
     assert leave.shape == memory.shape == (5,)
     assert leave.dtype == torch.bool and memory.dtype == torch.float64

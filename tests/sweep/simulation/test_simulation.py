@@ -237,7 +237,7 @@ def jobfile(tmp_path: Path) -> Path:
     return path
 
 
-def invoke(*arguments: str | Path) -> Any:
+def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from raysweep.errors import DataError
+from raysweep.job.names import HUB
 from raysweep.job.spec import DataSpec
 from raysweep.trial.data import corpora
 from raysweep.trial.data.corpora import BLOCK_CHARACTERS, blocks_of, load_splits, split_by_hash
@@ -219,7 +221,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def publish(file: Path, texts: list[str | None], column: str = "text") -> None:
+def publish(file: Path, texts: Sequence[str | None], column: str = "text") -> None:
     import datasets
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +230,7 @@ def publish(file: Path, texts: list[str | None], column: str = "text") -> None:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, name: str, path: Path) -> None:
-    monkeypatch.setitem(corpora.HUB, name, (str(path), None, None, "text"))
+    monkeypatch.setitem(HUB, name, (str(path), None, None, "text"))
 
 
 def test_a_hub_data_set_keeps_its_splits(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +279,7 @@ def test_a_data_set_without_a_text_column_is_refused(hub: Path, monkeypatch: pyt
 def test_a_column_that_holds_no_text_is_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "test"):
         publish(hub / f"{split}.jsonl", ["a"], column="sentence")
-    monkeypatch.setitem(corpora.HUB, "wikitext-2", (str(hub), None, None, "id"))
+    monkeypatch.setitem(HUB, "wikitext-2", (str(hub), None, None, "id"))
     assert "column 'id' holds int, not text" in refusal(name="wikitext-2")
 
 

@@ -52,7 +52,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def tokens_of(folder: Path, vocab_size: int = 300, tokenizer: str | None = None, **content: Any) -> TokenStore:
-    spec = DataSpec(**{"name": str(folder), "seq_len": 16} | content)
+    settings: dict[str, Any] = {"name": str(folder), "seq_len": 16}
+    spec = DataSpec(**settings | content)
     return prepare(spec, tokenizer=tokenizer, vocab_size=None if tokenizer else vocab_size)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr
 from sklearn import metrics
 from support.finished import finished_sweep
-from support.helpers import cpu, parts_of, rows_of, run_all, some_batch, tiny_model
+from support.helpers import cpu, parts_of, recorded, rows_of, run_all, some_batch, tiny_model
 from support.jobs import REPOSITORY, quick_plan
 
 from raysweep.contracts import Facts
@@ -32,7 +32,7 @@ from raysweep.trial.measures.evaluation import evaluate
 from raysweep.trial.measures.metrics import classification_metrics
 from raysweep.trial.runtime import Runtime
 
-PAIRED = ModelSpec(name="pnn-nano", task="sequence_classification", type_vocab_size=2)  # type: ignore[call-arg]
+PAIRED = ModelSpec.model_validate({"name": "pnn-nano", "task": "sequence_classification", "type_vocab_size": 2})
 SEQ_LEN = 16
 
 
@@ -96,7 +96,8 @@ def test_segments_are_the_same_in_any_company(tmp_path: Path) -> None:
     whole = task.batch(rows, range(5))
     for order in ([3], [4, 0]):
         alone, part = task.batch(rows[order], order), rows_of(whole, order)
-        assert torch.equal(alone.token_types, part.token_types)  # type: ignore[arg-type]
+        assert alone.token_types is not None and part.token_types is not None
+        assert torch.equal(alone.token_types, part.token_types)
         assert torch.equal(alone.inputs, part.inputs)
 
 
@@ -158,7 +159,12 @@ def test_tasks_of_glue_are_read_by_their_names(monkeypatch: pytest.MonkeyPatch) 
     split = datasets.Dataset.from_dict(rows)
     hidden = datasets.Dataset.from_dict(rows | {"label": [-1] * 40})
     parts = datasets.DatasetDict(train=split, validation=split.select(range(6)), test=hidden)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *given: (asked.append(given), parts)[1])
+
+    def hub(*given: str) -> datasets.DatasetDict:
+        asked.append(given)
+        return parts
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
     found = load_dataset(DataSpec(name="mrpc", seq_len=SEQ_LEN, probe_windows=4), PAIRED)
     assert asked == [("nyu-mll/glue", "mrpc")] and found.facts.pairs
     assert (len(found.train), len(found.evaluation)) == (40, 6) and found.train[:, 0].tolist() == [0, 1] * 20
@@ -222,8 +228,7 @@ def test_metrics_count_the_predictions_of_uneven_ranks_together() -> None:
     shards = [parts_of(batch, 23)[0:0], parts_of(batch, 4)[:1], parts_of(batch, 4)[1:]]  # 0, 4 and 19 examples
     sent: list[torch.Tensor] = []
     for shard in shards[1:]:
-        evaluate(model, shard, Rank(device=torch.device("cpu"), others=lambda tensor: (sent.append(tensor), tensor)[1]),
-                 "fp32", 5)  # fmt: skip
+        evaluate(model, shard, Rank(device=torch.device("cpu"), others=recorded(sent)), "fp32", 5)
     for shard in shards:
         rank = Rank(device=torch.device("cpu"), others=lambda _: torch.stack(sent).sum(0))
         assert evaluate(model, shard, rank, "fp32", 5).metrics == whole.metrics
@@ -324,7 +329,7 @@ def test_a_whole_trial_fine_tunes_an_exported_network_on_pairs(pretrained: Path,
     ("sst2", {}), ("cola", {"data__train": "in_domain_train", "data__evaluate": "in_domain_dev"}),
 ])  # fmt: skip
 def test_real_tasks_run_from_their_tables(
-    corpus: str, splits: dict[str, str], shared_data: Path, tmp_path: Path
+    corpus: str, splits: dict[str, Any], shared_data: Path, tmp_path: Path
 ) -> None:
     plan = quick_plan(
         model__name="pnn-nano", model__task="sequence_classification", data__name=str(shared_data / corpus),
@@ -339,4 +344,5 @@ def test_the_jobs_run_five_seeds(task: str) -> None:
     from raysweep.job.jobfile import load_job
 
     spec = load_job(str(REPOSITORY / "jobs" / f"pnn_{task}.yaml")).spec
+    assert spec.search is not None
     assert (spec.data.name, spec.search.seeds, spec.model.task) == (task, 5, "sequence_classification")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LINES = ["The learner learned: learning is what learners do.\n", "Café, cafés and THE café!\n"] * 20
 
 
-def load(name: Path | str = "python-docs", model: str = "pnn-nano", **data: str) -> Dataset:
+def load(name: Path | str = "python-docs", model: str = "pnn-nano", **data: Any) -> Dataset:
     return load_dataset(DataSpec(name=str(name), seq_len=16, tokenizer="wordpiece", **data), ModelSpec(name=model))
 
 

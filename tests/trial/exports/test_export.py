@@ -25,6 +25,7 @@ from raysweep.networks.plasticity.compaction import compact
 from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.networks.plasticity.objective import logits_of, losses_of, mean_loss
 from raysweep.records.folder import SweepFolder
+from raysweep.records.schema import Status
 from raysweep.trial.exports.finished import FinishedTrial, restore
 from raysweep.trial.exports.load import load_model, load_whole
 from raysweep.trial.exports.write import export
@@ -60,7 +61,7 @@ def test_a_compact_export_reads_back_bit_for_bit(finished: FinishedTrial, sweep:
     assert_equal_states(network, smaller)
     assert torch.equal(logits(network, finished), logits(smaller, finished))
     expected = masked_logits(finished)
-    assert (logits(network, finished) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+    assert (logits(network, finished) - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
     assert sum(parameter.numel() for parameter in network.parameters()) == finished.last.params
     assert not network.training
 
@@ -90,6 +91,7 @@ def test_the_tokenizer_is_that_of_the_corpus(finished: FinishedTrial, sweep: Swe
     export(sweep, 1, tmp_path / "out", "compact")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "The with statement, naïve 日本:\n    pass\n"
+    assert finished.data.tokenizer is not None
     assert tokenizer.encode(text) == finished.data.tokenizer().encode(text).ids
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -225,6 +227,7 @@ def test_the_card_reads_pairs_as_the_task_does(tmp_path: Path, monkeypatch: pyte
     export(sweep, 1, tmp_path / "out", "compact")
     batch = restore(sweep, 1).held_out_batch()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert batch.attention_mask is not None and batch.token_types is not None
     for row, mask, types in zip(batch.inputs, batch.attention_mask, batch.token_types, strict=True):
         tokens = row[: mask.sum()].tolist()
         first, second = tokenizer.decode(tokens).removeprefix("[CLS] ").removesuffix(" [SEP]").split(" [SEP] ")
@@ -272,7 +275,7 @@ def test_a_trial_that_halted_is_exported_as_it_was_before_the_cycle_that_did_har
 
 
 @pytest.mark.parametrize("status", ["FAILED", "DIVERGED", "CANCELLED"])
-def test_a_trial_without_a_good_end_is_refused(status: str, results: Path, tmp_path: Path) -> None:
+def test_a_trial_without_a_good_end_is_refused(status: Status, results: Path, tmp_path: Path) -> None:
     sweep = finished_sweep(results, f"bad-{status}", status=status, phases=1)
     with pytest.raises(ArchiveError, match=f"trial 1 of sweep 'bad-{status}' is {status}, not COMPLETE"):
         export(sweep, 1, tmp_path / "out", "compact")

@@ -226,10 +226,10 @@ def test_a_network_that_predicts_hidden_tokens_at_each_step_costs_what_it_comput
     found = [
         estimated(model={"name": "pnn-base"}, cycle={"baseline": {"steps": steps, "lr": 1e-4}}) for steps in (10, 20)
     ]
-    seconds = [each.seconds for each in found]
-    assert None not in seconds and found[0].parameters == 53_707_323
+    fewer, more = (each.seconds for each in found)
+    assert fewer is not None and more is not None and found[0].parameters == 53_707_323
     expected = 10 * 16 * 128 * 249.5e6 / (1e12 * module.TYPICAL_EFFICIENCY)
-    assert seconds[1] - seconds[0] == pytest.approx(expected, rel=1e-3)  # type: ignore[operator]
+    assert more - fewer == pytest.approx(expected, rel=1e-3)
 
 
 def test_memory_is_of_every_step_and_of_logits_at_labels_alone() -> None:

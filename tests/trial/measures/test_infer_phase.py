@@ -160,7 +160,8 @@ def test_tensorboard_shows_both_halves(tmp_path: Path) -> None:
 def test_the_error_rate_can_be_minimized(tmp_path: Path) -> None:
     records = records_of(tmp_path)
     judged = judge(SearchSpec(minimize="error_rate", constraints=("infer.accuracy >= 2",)), records, {})
-    assert judged.objectives == {"error_rate": 1 - records[-1].accuracy}  # type: ignore[operator]
+    accuracy = records[-1].accuracy
+    assert accuracy is not None and judged.objectives == {"error_rate": 1 - accuracy}
     assert judged.violations["infer.accuracy >= 2"] > 1
 
 
@@ -202,7 +203,8 @@ def test_a_refused_job_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_pretrained_network_that_tokens_cannot_leave_is_refused_in_preflight(tmp_path: Path) -> None:
-    network, _ = build_network(ModelSpec(name="pnn-nano", trunk="layers"), Facts(vocab_size=1024), seq_len=32, seed=0)
+    model = ModelSpec.model_validate({"name": "pnn-nano", "trunk": "layers"})
+    network, _ = build_network(model, Facts(vocab_size=1024), seq_len=32, seed=0)
     network.save_pretrained(tmp_path)
     spec = check_job(pnn_job(model__name=str(tmp_path)), "quick.yaml").spec
     assert spec.cycle.infer is not None

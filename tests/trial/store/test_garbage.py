@@ -23,7 +23,7 @@ from raysweep.errors import ArchiveError
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
-from raysweep.records.schema import PhaseRecord, Proposal
+from raysweep.records.schema import PhaseRecord, Proposal, Status
 from raysweep.trial.exports.load import load_model
 from raysweep.trial.store.garbage import Keep, Survey, collect, survey
 from raysweep.trial.store.phase_store import TENSORS, PhaseOutcome, PhaseStore
@@ -42,7 +42,7 @@ def values_of(trial: int) -> dict[str, Any]:
 
 
 def add(
-    folder: SweepFolder, trial: int, losses: Mapping[str, float], status: str | None = "COMPLETE",
+    folder: SweepFolder, trial: int, losses: Mapping[str, float], status: Status | None = "COMPLETE",
     shared: Mapping[str, int] | None = None, **proposed: Any,
 ) -> None:  # fmt: skip
     """Add a trial with phases as labels say; `shared` names those that another trial ran, and which."""
@@ -141,7 +141,7 @@ def test_a_trial_that_misses_a_constraint_is_no_best_one(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("status", [None, "FAILED", "CANCELLED"])
-def test_a_trial_that_may_go_on_keeps_all(tmp_path: Path, status: str | None) -> None:
+def test_a_trial_that_may_go_on_keeps_all(tmp_path: Path, status: Status | None) -> None:
     folder = empty_sweep(tmp_path, trials=2)
     add(folder, 1, {"baseline": 3.0, "learn": 2.0})
     add(folder, 2, {"baseline": 3.0, "learn": 2.0, "learn@2": 2.5}, status=status)
@@ -149,7 +149,7 @@ def test_a_trial_that_may_go_on_keeps_all(tmp_path: Path, status: str | None) ->
 
 
 @pytest.mark.parametrize("status", ["STOPPED", "DIVERGED"])
-def test_a_trial_that_ended_early_keeps_as_many_as_others(tmp_path: Path, status: str) -> None:
+def test_a_trial_that_ended_early_keeps_as_many_as_others(tmp_path: Path, status: Status) -> None:
     folder = empty_sweep(tmp_path, trials=2)
     add(folder, 1, {"baseline": 3.0, "learn": 2.0})
     add(folder, 2, {"baseline": 3.0, "learn": 2.0, "learn@2": 2.5}, status=status)
@@ -239,7 +239,8 @@ def test_the_best_and_the_referenced_survive_every_policy(tmp_path: Path, seed: 
         if trial > 1 and chance.random() < 0.5:
             owned = [r.phase for r in folder.phases() if r.trial == 1]
             shared = dict.fromkeys(labels[: chance.randint(0, min(len(labels), len(owned)))], 1)
-        status = chance.choice(["COMPLETE", "COMPLETE", "STOPPED", "DIVERGED", "FAILED", None])
+        statuses: list[Status | None] = ["COMPLETE", "COMPLETE", "STOPPED", "DIVERGED", "FAILED", None]
+        status = chance.choice(statuses)
         add(folder, trial, {label: chance.uniform(1, 5) for label in labels}, status=status, shared=shared)
     for trial, record in folder.trials().items():
         if chance.random() < 0.2:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from support.helpers import cpu, run_all
 from support.jobs import quick_plan
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -300,7 +301,8 @@ def killed_and_resumed(after: int, **options: Any) -> tuple[dict[str, torch.Tens
     second.state.load_tensors(saved)
     second.curve = list(first.curve)
     second.unlogged.copy_(first.unlogged)
-    return second.run(after) and (second.state.tensors(), second.curve)
+    assert second.run(after)
+    return second.state.tensors(), second.curve
 
 
 @pytest.mark.parametrize(
@@ -444,11 +446,12 @@ def test_no_gradient_is_left_over_at_the_end_of_an_epoch() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [{}, {"data__tokenizer": "wordpiece"}])
-def test_windows_are_full_so_no_position_is_padding(tokenizer: dict[str, str]) -> None:
+def test_windows_are_full_so_no_position_is_padding(tokenizer: dict[str, Any]) -> None:
     plan = quick_plan(model__name="pnn-nano", **tokenizer)
     data, task = trial_data(plan), trial_task(plan)
     assert float(np.mean(data.train == data.facts.pad_token)) == 0
     batch = task.batch(data.train[:8], range(8))
+    assert data.facts.pad_token is not None
     assert batch.attention_mask is None and not (batch.inputs == data.facts.pad_token).any()
 
 
@@ -488,7 +491,7 @@ def in_two_processes(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_one_rank_and_two_have_the_same_gradients_whoever_has_how_many_labels(tmp_path: Path) -> None:
-    multiprocessing.spawn(in_two_processes, args=(tmp_path,), nprocs=RANKS)
+    spawn(in_two_processes, args=(tmp_path,), nprocs=RANKS)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(RANKS))
     for name in RUNS:
         alone = gradients_of(name)

@@ -15,11 +15,12 @@ from torch import nn
 
 from raysweep.errors import DivergedError
 from raysweep.job import registry
+from raysweep.job.plan import LOG_EVERY
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.optimizer import SliceAdamW
 from raysweep.trial.data.tokens import BatchOrder
 from raysweep.trial.state import TrialState
-from raysweep.trial.training.loop import LOG_EVERY, Schedule, Training
+from raysweep.trial.training.loop import Schedule, Training
 
 NEW = [(0, 1), (2, 0)]
 ABSENT = [*NEW, (1, 2)]
@@ -41,8 +42,10 @@ def grown_state(
 
 def training_of(state: TrialState, schedule: Schedule, **options: Any) -> Training:
     windows = some_tokens(30, 12, seed=3).numpy().astype(np.uint16)
-    training = {"batch_size": 4, "accumulation": 1, "clip_norm": 1.0, "precision": "fp32", "weight_decay": 0.1}
-    training |= {"compile": False} | options.pop("training", {})
+    training: dict[str, Any] = {
+        "batch_size": 4, "accumulation": 1, "clip_norm": 1.0, "precision": "fp32", "weight_decay": 0.1,
+        "compile": False, **options.pop("training", {}),
+    }  # fmt: skip
     order = BatchOrder(num_windows=len(windows), batch_size=training["batch_size"], seed=8)
     return Training(state=state, schedule=schedule, examples=windows, task=CAUSAL, order=order, training=training,
                     runtime=cpu(), **options)  # fmt: skip
@@ -53,7 +56,7 @@ def schedule(steps: int, **options: Any) -> Schedule:
 
 
 def test_gate_warm_up_alone_changes_what_passes_and_not_how_fast_anything_learns(monkeypatch: Any) -> None:
-    seen: dict[int, list[tuple[float, float]]] = {0: [], 4: []}
+    seen: dict[int, list[tuple[float, dict[int, float]]]] = {0: [], 4: []}
     losses, first = {}, {}
     original = SliceAdamW.step
     for warmup, steps in seen.items():
