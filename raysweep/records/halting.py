@@ -24,7 +24,7 @@ class Halt:
     reason: str
 
 
-def verdict(records: Sequence[PhaseRecord], rules: Mapping[str, Any]) -> Halt | None:
+def find_halt(records: Sequence[PhaseRecord], rules: Mapping[str, Any]) -> Halt | None:
     """Return why a trial halts after its last record, or None where it goes on.
 
     Args:
@@ -42,7 +42,7 @@ def verdict(records: Sequence[PhaseRecord], rules: Mapping[str, Any]) -> Halt | 
 
 def result(records: Sequence[PhaseRecord], rules: Mapping[str, Any]) -> tuple[PhaseRecord, Halt | None]:
     """Return the record that is a trial's result, and why the trial halted, or None where it did not."""
-    halt = verdict(records, rules)
+    halt = find_halt(records, rules)
     if halt is None:
         return records[-1], None
     return next(record for record in records if record.key == halt.kept), halt

@@ -33,7 +33,7 @@ def names(search: SearchSpec | None) -> tuple[str, ...]:
     return (minimize,) if isinstance(minimize, str) else minimize
 
 
-def judge(search: SearchSpec | None, records: Sequence[PhaseRecord], halting: Mapping[str, Any]) -> Outcome:
+def outcome_of(search: SearchSpec | None, records: Sequence[PhaseRecord], halting: Mapping[str, Any]) -> Outcome:
     """Return the objectives and violations of a completed trial, measured in the phase that is its result.
 
     Args:

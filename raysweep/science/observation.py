@@ -33,7 +33,7 @@ class Outputs:
     """Queries and keys of each layer."""
 
 
-class Observer:
+class NetworkObserver:
     """Run batches through a network and return what it shows of each."""
 
     def __init__(self, model: PlasticModel) -> None:
@@ -80,12 +80,12 @@ class Observer:
 
 
 @contextmanager
-def observed(model: PlasticModel, head_map: HeadMap) -> Iterator[Observer]:
+def observed(model: PlasticModel, head_map: HeadMap) -> Iterator[NetworkObserver]:
     """Watch a network for a while, in evaluation mode and fp32 at least, with the gates of a head map."""
     # Half precision is raised to fp32, so that two precisions of the same weights are not two functions.
     network: Any = model.eval().to(torch.promote_types(next(model.parameters()).dtype, torch.float32)).network
     model.set_gates(head_map)
-    observer = Observer(model)
+    observer = NetworkObserver(model)
     before = network.config.output_hidden_states
     network.config.output_hidden_states = True
     handle = network.register_forward_hook(observer.keep_states)

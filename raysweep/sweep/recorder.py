@@ -232,7 +232,7 @@ class Recorder:
         outcome = NO_OUTCOME
         # A trial that did not come to its end has no result to compare with others'.
         if event.ending.status == "COMPLETE":
-            outcome = objectives.judge(self._search, own, trial.plan.halting)
+            outcome = objectives.outcome_of(self._search, own, trial.plan.halting)
         halt = outcome.halt
         return TrialRecord(
             trial=trial.plan.trial,

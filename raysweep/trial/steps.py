@@ -12,7 +12,7 @@ from raysweep.contracts import raise_unless_go
 from raysweep.contracts.events import ControlFailed, Event
 from raysweep.errors import TrialError
 from raysweep.job.plan import PhasePlan, TrialPlan
-from raysweep.records.halting import reached, result, verdict
+from raysweep.records.halting import find_halt, reached, result
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.judged import JudgedProgress
 
@@ -59,7 +59,7 @@ def run_in_order(plan: TrialPlan, runner: PhaseRunner[Yielded_co], judged: Judge
         decision = judged.finished(phase, own[-1])
         # The end of the last phase is reported, too, for others to be compared with. But a trial that is through, or
         # that halts by its own rules, cannot be stopped or paused any more, whatever the answer.
-        if verdict(own, plan.halting) or phase is plan.phases[-1]:
+        if find_halt(own, plan.halting) or phase is plan.phases[-1]:
             break
         raise_unless_go(decision)
     kept, _ = result(own, plan.halting)

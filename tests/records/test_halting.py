@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raysweep.job.plan import PhasePlan
-from raysweep.records.halting import reached, result, verdict
+from raysweep.records.halting import find_halt, reached, result
 from raysweep.records.schema import PhaseRecord
 
 REGRESSION = {"regression": {"ratio": 1.10, "margin": 1.0}}
@@ -45,7 +45,7 @@ def trial(*ends: float) -> list[PhaseRecord]:
 )
 def test_a_regression_halts_at_the_last_good_phase(ends: tuple[float, ...], kept: str | None) -> None:
     records = trial(*ends)
-    halt = verdict(records, REGRESSION)
+    halt = find_halt(records, REGRESSION)
     assert (halt and halt.kept) == kept
     found, reason = result(records, REGRESSION)
     assert found.key == (kept or records[-1].key) and reason == halt
@@ -55,11 +55,11 @@ def test_a_regression_halts_at_the_last_good_phase(ends: tuple[float, ...], kept
 
 @pytest.mark.parametrize("ends", [(100.0,), (100.0, 200.0)])
 def test_without_rules_nothing_halts(ends: tuple[float, ...]) -> None:
-    assert verdict(trial(*ends), {}) is None
+    assert find_halt(trial(*ends), {}) is None
 
 
 def test_only_the_end_of_a_cycle_is_judged() -> None:
-    assert verdict(trial(100.0, 50.0)[:-1], REGRESSION) is None  # pruned and not yet learned: 999
+    assert find_halt(trial(100.0, 50.0)[:-1], REGRESSION) is None  # pruned and not yet learned: 999
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_only_the_end_of_a_cycle_is_judged() -> None:
 )
 def test_a_plateau_halts_with_its_last_phase(ends: tuple[float, ...], patience: int, halts: bool) -> None:
     rules: dict[str, Any] = {"plateau": {"patience": patience, "min_gain": 0.01}, "cycles": 9}
-    halt = verdict(trial(*ends), rules)
+    halt = find_halt(trial(*ends), rules)
     assert (halt is not None) == halts
     if halt is not None:
         assert (halt.rule, halt.kept) == ("plateau", f"learn@{len(ends) - 1}")
@@ -87,7 +87,7 @@ def test_a_plateau_halts_with_its_last_phase(ends: tuple[float, ...], patience: 
 
 def test_a_plateau_says_how_many_cycles_and_what_is_kept() -> None:
     one, two = (
-        verdict(trial(100.0, 99.9, 99.8), {"plateau": {"patience": patience, "min_gain": 0.01}, "cycles": 9})
+        find_halt(trial(100.0, 99.9, 99.8), {"plateau": {"patience": patience, "min_gain": 0.01}, "cycles": 9})
         for patience in (1, 2)
     )
     assert one is not None and two is not None
@@ -100,7 +100,7 @@ def test_a_plateau_after_the_last_cycle_halts_nothing() -> None:
     rules: dict[str, Any] = {"plateau": {"patience": 1, "min_gain": 0.01}, "cycles": 2}
     records = trial(100.0, 50.0, 50.0)
     assert result(records, rules) == (records[-1], None)
-    assert verdict(records, {**rules, "cycles": 3}) is not None
+    assert find_halt(records, {**rules, "cycles": 3}) is not None
 
 
 def test_a_regression_in_the_last_cycle_is_undone() -> None:
@@ -111,7 +111,7 @@ def test_a_regression_in_the_last_cycle_is_undone() -> None:
 
 def test_regression_is_judged_first() -> None:
     rules = {**REGRESSION, "plateau": {"patience": 1, "min_gain": 0.01}}
-    halt = verdict(trial(100.0, 200.0), rules)
+    halt = find_halt(trial(100.0, 200.0), rules)
     assert halt is not None and halt.rule == "regression"
 
 

@@ -22,7 +22,7 @@ def records(**perplexities: float) -> list[PhaseRecord]:
 
 
 def judged(search: SearchSpec | None, ran: list[PhaseRecord], **halting: Any) -> objectives.Outcome:
-    return objectives.judge(search, ran, halting)
+    return objectives.outcome_of(search, ran, halting)
 
 
 def test_without_a_search_a_trial_is_judged_by_its_loss() -> None:

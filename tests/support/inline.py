@@ -81,7 +81,7 @@ class InlineDriver:
 
     def _end(self, folder: SweepFolder, job: Job, proposal: Proposal, records: list[PhaseRecord], failed: bool) -> None:
         own = [record for record in records if record.arm == "main"]
-        judged = None if failed else objectives.judge(job.spec.search, own, {})
+        judged = None if failed else objectives.outcome_of(job.spec.search, own, {})
         folder.add_trial(
             TrialRecord(
                 trial=proposal.trial, status="FAILED" if failed else "COMPLETE", values=proposal.values,

@@ -26,7 +26,7 @@ from raysweep.networks.loading import build_network
 from raysweep.networks.plasticity.accounting import flops_per_token
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
-from raysweep.records.objectives import judge
+from raysweep.records.objectives import outcome_of
 from raysweep.records.schema import PhaseRecord
 from raysweep.reports.summary import sweep_state
 from raysweep.reports.tensorboard.writer import TrialWriter
@@ -159,7 +159,7 @@ def test_tensorboard_shows_both_halves(tmp_path: Path) -> None:
 
 def test_the_error_rate_can_be_minimized(tmp_path: Path) -> None:
     records = records_of(tmp_path)
-    judged = judge(SearchSpec(minimize="error_rate", constraints=("infer.accuracy >= 2",)), records, {})
+    judged = outcome_of(SearchSpec(minimize="error_rate", constraints=("infer.accuracy >= 2",)), records, {})
     accuracy = records[-1].accuracy
     assert accuracy is not None and judged.objectives == {"error_rate": 1 - accuracy}
     assert judged.violations["infer.accuracy >= 2"] > 1
