@@ -236,7 +236,7 @@ def test_one_trial_shows_values_phases_decisions_heads_and_samples(tmp_path: Pat
 
 def test_one_trial_shows_how_far_scores_agree_with_contributions_the_best_first(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path)
-    add_trial(folder, 1, perplexities={"baseline": 40.0})
+    add_trial(folder, 1, perplexities={"baseline": 40.0}, status=None)
     agreement: dict[str, dict[str, float | None]] = {
         "entropy": {"global": None, "layer_centred": None},
         "taylor": {"global": 0.734, "layer_centred": -0.5},
@@ -297,8 +297,9 @@ def _plain(text: str) -> str:
 def test_the_front_of_several_objectives_is_marked_and_each_has_a_column(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, job=job_mapping(trials=3, minimize=["loss", "params"]))
     for trial, (loss, params) in enumerate([(3.0, 30e5), (2.125, 50e5), (3.5, 40e5)], start=1):
-        add_trial(folder, trial, status=None)
-        folder.add_trial(replace(trial_record(trial, objective=loss), objectives={"loss": loss, "params": params}))
+        phases = add_trial(folder, trial, status=None)
+        ended = trial_record(trial, phases=phases, objective=loss)
+        folder.add_trial(replace(ended, objectives={"loss": loss, "params": params}))
     text = sweep_text(folder)
     assert "↓ loss" in text and "↓ params" in text
     assert row(text, "*1")[5:7] == ["3", "3,000,000"] and row(text, "*2")[5:7] == ["2.125", "5,000,000"]
@@ -324,8 +325,8 @@ def test_who_misses_a_constraint_is_said(tmp_path: Path) -> None:
     rule = "loss <= baseline.loss"
     folder = make_sweep(tmp_path, job=job_mapping(constraints=[rule]))
     for trial, missed in enumerate([0.5, 0.25, -1.0], start=1):
-        add_trial(folder, trial, status=None)
-        folder.add_trial(replace(trial_record(trial, objective=1.0), violations={rule: missed}))
+        phases = add_trial(folder, trial, status=None)
+        folder.add_trial(replace(trial_record(trial, phases=phases, objective=1.0), violations={rule: missed}))
     text = sweep_text(folder)
     assert "loss <= baseline.loss: missed by trials 1, 2; least by trial 2, by 0.25\n" in text
     assert [row(text, number)[5] for number in ("1", "2", "*3")] == ["no", "no", "yes"]

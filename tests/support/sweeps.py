@@ -83,7 +83,7 @@ def add_trial(
     reused: Sequence[str] = (),
     attempts: int = 1,
     error: str | None = None,
-) -> None:
+) -> list[PhaseRecord]:
     """Add a trial with a phase for each label (`prune@2`: of cycle 2); without a status it has not ended."""
     for attempt in range(1, attempts + 1):
         folder.add_proposal(Proposal(trial=trial, values=dict(values), proposer="tpe", seed=0, attempt=attempt))
@@ -92,6 +92,7 @@ def add_trial(
         folder.add_phase(phase)
     if status is not None:
         folder.add_trial(trial_record(trial, status, phases, values=values, attempts=attempts, error=error))
+    return phases
 
 
 def phase_record(trial: int, label: str, perplexity: float, reused: bool = False) -> PhaseRecord:
