@@ -21,7 +21,7 @@ quickstart: install
 # What decides in a sweep and what reports it: the first answer while one edits, since nothing waits for torch or Ray.
 quick: .venv/installed-test
 	$(BIN)/pytest --without-torch -m "not pretrained and not slow and not ray and not torch" $(WORKERS) \
-		tests/job tests/records tests/sweep tests/reports tests/strategies tests/cli tests/meta
+		tests/job tests/contracts tests/records tests/sweep tests/reports tests/strategies tests/cli tests/meta
 
 test: .venv/installed-test
 	$(BIN)/ruff check .

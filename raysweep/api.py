@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.cluster.continuing import go_on
 from raysweep.cluster.ownership import driving, held, stop_and_wait
+from raysweep.job import code
 from raysweep.job.jobfile import Job, load_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records import environment
@@ -58,6 +59,7 @@ def run(
     from raysweep.cluster.driver import run_sweep
     from raysweep.trial.forecast.preflight import preflight
 
+    code.read_again()
     checked = load_job(job, _with_trials(overrides, trials))
     if address is None:  # what a cluster has is only known once Ray is connected to it
         check_local_room(checked)

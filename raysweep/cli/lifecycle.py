@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 accept_option = click.option(
     "--accept-new-code", is_flag=True,
-    help="Go on although raysweep, torch or transformers changed since the sweep began.",
+    help="Go on although raysweep or a package it computes with changed; unfinished trials begin again.",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raysweep.cluster.ownership import driving
+from raysweep.job import code
 from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
@@ -32,6 +33,7 @@ def go_on(
     from raysweep.trial.forecast.preflight import check_unchanged
 
     # From here on no other process can run or change the sweep: what is checked below still holds when it is run.
+    code.read_again()
     with driving(folder):
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
@@ -39,21 +41,27 @@ def go_on(
         job = change(before)
         if address is None:
             check_local_room(job)
-        fingerprints = check_unchanged(job, about, folder.name)
-        # Nothing is written before every check has passed.
+        # Before the model and the data are looked at: other code may see other data in the same files.
         changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
+        fingerprints = check_unchanged(job, about, folder.name)
+        watching = observer or Silent()
+        if changed:
+            watching.code_changed(changed)
+        # Nothing is written before every check has passed.
         prepare(job, fingerprints)
         if job is not before:
             folder.replace_job(job)
         # Once more, since a fork may have brought strategies along.
         record_code(folder, _code_here(folder, job), changed=bool(changed))
-        watching = observer or Silent()
         if changed:
-            watching.code_changed(changed)
+            # Their trials begin again, and what they report is for the rule to see anew.
+            folder.void_reports(sorted(folder.proposals().keys() - folder.trials().keys()))
         # With or without sharing, as it began: its records must count the same work throughout.
         run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=watching)
     return folder
 
 
 def _code_here(folder: SweepFolder, job: Job) -> dict[str, str]:
-    return code_of(job, (proposal.values for proposal in folder.proposals().values()))
+    # Of trials that have ended nothing is run any more: a strategy that only they name need not be here.
+    ended = folder.trials()
+    return code_of(job, (each.values for trial, each in folder.proposals().items() if trial not in ended))

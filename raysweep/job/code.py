@@ -30,9 +30,20 @@ IN_PHASES: Mapping[str, tuple[tuple[str, str], ...]] = {
 _BREAKS = (tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 
 
-@cache
+def read_again() -> None:
+    """Forget what was read: in a long session, files may have changed since the last sweep."""
+    _digests_of_rooms.cache_clear()
+    _of_strategy.cache_clear()
+
+
 def core() -> dict[str, str]:
     """Return path below raysweep/ -> digest, for each file that any phase may run besides its strategies."""
+    return _digests_of_rooms()
+
+
+@cache
+def _digests_of_rooms() -> dict[str, str]:
+    # Cached, because it takes half a second, and keys are made for thousands of trials.
     paths = [path.relative_to(PACKAGE).as_posix() for room in ROOMS for path in (PACKAGE / room).rglob("*.py")]
     inside = [path for path in paths if not path.startswith(tuple(f"{folder}/" for folder in OUTSIDE_PHASES))]
     return {path: digest((PACKAGE / path).read_bytes()) for path in sorted([*inside, *FILES])}
@@ -47,7 +58,8 @@ def of_phase(kind: str, params: Mapping[str, Any]) -> dict[str, str]:
 def of_strategies(named: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return file -> digest for some strategies, (kind, name) each.
 
-    A strategy of raysweep brings along those that its file imports; one outside raysweep is its module alone.
+    A strategy of raysweep brings along those that its file imports. One outside raysweep is its module alone: what
+    that imports is not followed.
     """
     found: dict[str, str] = {}
     for kind, name in named:
@@ -71,14 +83,21 @@ def _of_strategy(kind: str, name: str) -> dict[str, str]:
 
 
 def _source_outside(name: str) -> bytes:
-    """Return the source of a module outside raysweep; a module that was made at run time has none."""
-    # The job's checks have imported it, so that looking for it runs no code.
-    module = sys.modules.get(name)
-    spec = None if module else importlib.util.find_spec(name)
-    if module is None and spec is None:
-        raise registry.UnknownNameError(f"no module {name!r} can be found.")
-    file = getattr(module, "__file__", None) if module else spec and spec.origin
-    return Path(file).read_bytes() if file else b""
+    """Return the source of a module outside raysweep; a module that was made at run time has none.
+
+    Raises:
+        UnknownNameError: there is no such module here, or its source cannot be read.
+    """
+    try:
+        module = sys.modules.get(name)
+        # A module that only a fork of another session names may not be imported yet; this imports its package.
+        spec = None if module else importlib.util.find_spec(name)
+        file = getattr(module, "__file__", None) if module else spec and spec.origin
+        if module is None and spec is None:
+            raise ImportError("there is no such module")
+        return Path(file).read_bytes() if file else b""
+    except (ImportError, ValueError, OSError) as error:
+        raise registry.UnknownNameError(f"the code of strategy {name!r} cannot be read here: {error}.") from error
 
 
 def _strategies_imported(source: bytes) -> list[str]:
@@ -91,21 +110,50 @@ def _strategies_imported(source: bytes) -> list[str]:
 
 
 def digest(source: bytes) -> str:
-    """Return a short hash of Python code without its comments, docstrings and blank lines.
+    """Return a short hash of Python code without its comments, docstrings and blank lines; of other bytes as they are.
 
     Those change no outcome, and a sweep need not be refused for them. What is hashed is the text itself, not a parsed
     form of it, since that differs from one version of Python to the next.
     """
-    lines = source.decode("utf-8").splitlines()
+    try:
+        text = _statements(source)
+    except (SyntaxError, UnicodeError, tokenize.TokenError):  # an extension module, for example
+        return hashlib.sha256(source).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _statements(source: bytes) -> str:
     tokens = [token for token in tokenize.tokenize(io.BytesIO(source).readline) if token.type != tokenize.NL]
-    without = [token for token in tokens if token.type != tokenize.COMMENT]
+    # tokenize counts lines by line feeds alone; the first token says how the source is encoded.
+    lines = source.decode(tokens[0].string).split("\n")
     gone = [token for token in tokens if token.type == tokenize.COMMENT]
-    for before, token, after in zip(without, without[1:], without[2:], strict=False):
+    code = [token for token in tokens if token.type != tokenize.COMMENT]
+    for before, token, after in zip(code, code[1:], code[2:], strict=False):
         # A string that is a whole statement: a docstring, of a field too.
         if token.type == tokenize.STRING and before.type in _BREAKS and after.type == tokenize.NEWLINE:
             gone.append(token)
-    for token in sorted(gone, key=lambda token: token.start, reverse=True):  # from the end: earlier places stay valid
+    within = _lines_that_end_in_strings(token for token in code if token not in gone)
+    for token in sorted(gone, key=lambda token: token.start, reverse=True):  # from the end: earlier columns stay valid
         (first, left), (last, right) = token.start, token.end
-        lines[first - 1 : last] = [lines[first - 1][:left] + lines[last - 1][right:]]
-    text = "\n".join(line.rstrip() for line in lines if line.strip())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        tail = lines[last - 1][right:]
+        lines[first - 1 : last] = [lines[first - 1][:left], *[""] * (last - first)]
+        lines[last - 1] += tail
+    return "\n".join(
+        line if number in within else line.rstrip()
+        for number, line in enumerate(lines, start=1)
+        if number in within or line.strip()
+    )
+
+
+def _lines_that_end_in_strings(tokens: Iterable[tokenize.TokenInfo]) -> set[int]:
+    """Return the numbers of lines whose end is part of a string: blanks and empty lines count there."""
+    found: set[int] = set()
+    opened: list[int] = []
+    for token in tokens:
+        name = tokenize.tok_name[token.type]  # Python 3.12 cuts an f-string into tokens, from a start to an end
+        if name == "FSTRING_START":
+            opened.append(token.start[0])
+        first = opened.pop() if name == "FSTRING_END" else token.start[0]
+        if name in ("STRING", "FSTRING_END"):
+            found.update(range(first, token.end[0]))
+    return found

@@ -34,12 +34,16 @@ def copy_shipped(name: str, to: Path) -> list[Path]:
         files = ", ".join(map(str, taken))
         raise UsageError(f"already here, and never overwritten: {files}. Edit it, or copy with --to another folder.")
     new = [target for target in wanted if target not in there]
+    written: list[Path] = []
     try:
         for target in new:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as file:  # x: refuse a file that somebody wrote a moment ago
+                written.append(target)
                 file.write(wanted[target].read_bytes())
     except OSError as error:
+        for target in written:  # so that the same command works once what was in the way is gone
+            target.unlink(missing_ok=True)
         raise UsageError(f"{error.filename!r} cannot be written: {error.strerror}.") from error
     return new
 

@@ -127,7 +127,11 @@ def versions() -> dict[str, str]:
 
     They are looked up once a process: it takes milliseconds, and a plan is made for each of thousands of trials.
     """
-    return {"torch": version("torch").partition("+")[0], "transformers": version("transformers")}
+    return {
+        "torch": version("torch").partition("+")[0],  # builds of one version for several devices share their keys
+        "transformers": version("transformers"),
+        "numpy": version("numpy"),  # its generators draw what strategies choose at random
+    }
 
 
 def _chain(root: str, cycle: CycleSpec, training: dict[str, Any]) -> tuple[PhasePlan, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import Fault, SpecError, known_names_hint
-from raysweep.job.shipped import find_shipped
+from raysweep.job.shipped import KINDS, find_shipped, shipped_files
 from raysweep.job.space import REQUIRE, Space, parse_space
 from raysweep.job.yamlfile import load_mapping
 
@@ -142,18 +142,20 @@ def _listed(raw: Mapping[str, Any], key: str, file: str) -> Iterable[str]:
 
 
 def _found(given: str, source: str, key: str) -> Path:
-    """Return the file of a name: from the working folder, the folder of `source`, the one above it, or as shipped.
+    """Return the file of a name: from the folder of `source`, the one above it, the working folder, or as shipped.
 
     Raises:
         SpecError: there is no such file.
     """
     folder = Path(source).parent
     # The folder above finds search_spaces/x.yaml for a job in jobs/, from whatever folder raysweep is called.
-    places = [Path(given), folder / given, folder.parent / given]
+    # They come first: a job that was copied to another folder takes the space that was copied with it.
+    places = [folder / given, folder.parent / given, Path(given)]
     shipped = [place for place in map(find_shipped, places) if place is not None]
     found = next((place for place in [*places, *shipped] if place.is_file()), None)
     if found is None:
-        message = f"no such file; looked in {', '.join(dict.fromkeys(str(p.parent) for p in places))}."
+        looked = ", ".join(dict.fromkeys(str(place.parent) for place in places))
+        message = f"no such file; looked in {looked}. As shipped: {known_names_hint(given, shipped_files(KINDS[1]))}"
         raise _refused(source, key, message, given)
     return found
 

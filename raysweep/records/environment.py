@@ -1,4 +1,4 @@
-"""Where a sweep ran: versions, machine, commit. Written once into the sweep's folder."""
+"""Describe where a sweep runs: versions, machine, commit. It goes into env.json, beside the digests of the code."""
 
 from __future__ import annotations
 

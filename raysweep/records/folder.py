@@ -1,7 +1,7 @@
 """A sweep's folder, `results/<sweep>/`. Files of lines are append-only, see jsonlines.py.
 
 job.yaml        the resolved job          plans.jsonl    proposed trials
-env.json        versions, commit, machine phases.jsonl   phase records
+env.json        versions, machine, code   phases.jsonl   phase records
 study.journal   Optuna's journal          trials.jsonl   how each trial ended
 checkpoints/    the phase store           tensorboard/   one run per trial
 lanes.jsonl     worker groups started     reports.jsonl  losses reported to the stopping rule
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -151,8 +151,7 @@ class SweepFolder:
         return (self.path / "env.json").exists() and bool(self.environment().get("simulated"))
 
     def proposals(self) -> dict[int, Proposal]:
-        """Return the latest attempt of every proposed trial."""
-        # A later line of the same trial replaces an earlier one.
+        """Return the latest attempt of every proposed trial: the last of its lines."""
         return {proposal.trial: proposal for proposal in self._lines.read("plans.jsonl", lambda line: Proposal(**line))}
 
     def phases(self, stop: str | None = None) -> list[PhaseRecord]:
@@ -242,9 +241,17 @@ class SweepFolder:
         """Return everything that was reported to the stopping rule, in order."""
         found: dict[tuple[int, int, str, int], Report] = {}
         # A later attempt trains some steps again and reports them again; the rule decided on the first report.
-        for report in self._lines.read("reports.jsonl", lambda line: Report(**line)):
-            found.setdefault((report.trial, report.cycle, report.phase, report.step), report)
+        for line in self._lines.read("reports.jsonl", dict):
+            if "void" in line:
+                found = {place: report for place, report in found.items() if report.trial != line["trial"]}
+            else:
+                found.setdefault((line["trial"], line["cycle"], line["phase"], line["step"]), Report(**line))
         return list(found.values())
+
+    def void_reports(self, trials: Sequence[int]) -> None:
+        """Let what some trials have reported so far count no more: they begin again."""
+        for trial in trials:
+            self._lines.append("reports.jsonl", {"trial": trial, "void": True})
 
     def reports(self) -> dict[int, list[Report]]:
         """Return the reports to the stopping rule by trial, in order."""

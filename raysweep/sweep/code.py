@@ -89,5 +89,5 @@ def record_code(folder: SweepFolder, now: Mapping[str, str], changed: bool) -> N
     before, earlier = about.get("code"), about.get("earlier_code", [])
     if changed or before != now:
         folder.replace_environment(
-            {**about, "code": dict(now), "earlier_code": [*earlier, before] if changed else earlier}
+            {**about, "code": dict(now), "earlier_code": [*earlier, *([before] if changed and before else [])]}
         )

@@ -379,7 +379,7 @@ def test_a_sweep_that_another_process_runs() -> None:
 
 def test_a_sweep_whose_corpus_is_no_longer_what_it_was() -> None:
     folder = finished_sweep(Path("results"))
-    about = {"fingerprints": {"model": "other", "data": "other"}, "sharing": True}
+    about = {**folder.environment(), "fingerprints": {"model": "other", "data": "other"}}
     (folder.path / "env.json").write_text(json.dumps(about))
     (folder.path / ".lock").touch()
     message = refused("resume", "heads-1")

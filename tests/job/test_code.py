@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import raysweep
-from raysweep.job import code
+from raysweep.job import code, registry
 from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints, make_plan
 
@@ -84,6 +84,8 @@ def test_comments_docstrings_and_blank_lines_are_not_hashed(old: str, new: str) 
         ("self.size}", "self.size + 1}"),
         ("        return f", "        yield f"),
         ("    size: int = 3\n", ""),
+        ('+ """\n', '+ """\n\n'),  # an empty line inside a string is no blank line of code
+        ('+ """\n', '+ """  \n'),
     ],
 )
 def test_every_statement_is_hashed(old: str, new: str) -> None:
@@ -146,3 +148,14 @@ def test_a_strategy_outside_raysweep_is_its_module(tmp_path: Path, monkeypatch: 
     module.write_text("LEVEL = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert code.of_strategies([("prune", "outside_code.sink")]) == {"outside_code.sink": code.digest(b"LEVEL = 1")}
+
+
+def test_a_strategy_that_is_not_here_is_one_clear_error() -> None:
+    with pytest.raises(registry.UnknownNameError, match="the code of strategy 'nopackage.sink' cannot be read here"):
+        code.of_strategies([("prune", "nopackage.sink")])
+
+
+def test_what_is_no_python_text_is_hashed_as_it_is() -> None:
+    assert len({code.digest(b"\x7fELF\x00\xff"), code.digest(b"\x7fELF\x00\xfe"), code.digest(b"a = (")}) == 3
+    latin = "# -*- coding: latin-1 -*-\nNAME = 'caf\u00e9'  # \u00e9\n".encode("latin-1")
+    assert code.digest(latin) == code.digest(latin.replace(b"  # \xe9", b""))

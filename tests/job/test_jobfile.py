@@ -493,7 +493,20 @@ def test_a_missing_space_names_the_places_that_were_searched(tmp_path: Path, mon
         load_job(path)
     [fault] = refused.value.faults
     assert (fault.file, fault.key, fault.value) == (str(path), "search.space", "spaces/none.yaml")
-    assert fault.message.endswith(f"looked in spaces, {jobs / 'spaces'}, {tmp_path / 'spaces'}.")
+    said = f"no such file; looked in {jobs / 'spaces'}, {tmp_path / 'spaces'}, spaces. As shipped: "
+    assert fault.message.startswith(said) and "search_spaces/quickstart.yaml" in fault.message
+
+
+def test_a_job_takes_the_space_beside_it_before_one_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, level in ((tmp_path, 0.2), (tmp_path / "sub", 0.4)):
+        (folder / "spaces").mkdir(parents=True)
+        (folder / "spaces" / "s.yaml").write_text(f"cycle.prune.level: {{uniform: [0.1, {level}]}}")
+    (tmp_path / "sub" / "jobs").mkdir()
+    job = load_job(written(tmp_path / "sub" / "jobs", job_with({}, "spaces/s.yaml")))
+    assert job.space is not None and job.space.parameters[0].high == 0.4
 
 
 def test_a_broken_space_file_is_a_fault_of_that_file(tmp_path: Path) -> None:

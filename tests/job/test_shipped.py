@@ -70,10 +70,12 @@ def test_the_file_here_comes_before_the_shipped_one() -> None:
     assert job.space is not None and job.space.source == str(find_shipped(SPACE))
 
 
-def test_a_space_here_comes_before_the_shipped_one() -> None:
+def test_a_shipped_job_takes_the_shipped_space_whatever_lies_here() -> None:
     written(SPACE, "cycle.prune.level: {uniform: [0.1, 0.2]}\n")
     job = load_job(QUICKSTART)
-    assert job.space is not None and (job.space.source, job.space.paths) == (SPACE, ("cycle.prune.level",))
+    assert job.space is not None and job.space.source == str(find_shipped(SPACE))
+    here = load_job(QUICKSTART, [f"search.space={Path(SPACE).resolve()}"])
+    assert here.space is not None and here.space.paths == ("cycle.prune.level",)
 
 
 @pytest.mark.parametrize("included", ["heads.yaml", HEADS])

@@ -462,7 +462,7 @@ def test_a_network_in_training_mode_drops_nothing_out(name: str, size: str) -> N
         assert torch.equal(network(inputs).logits, network(inputs).logits)
 
 
-# samplers/ are tested with the study that asks them, in engine/test_study.py.
+# samplers/ are tested with the study that asks them, in sweep/test_study.py.
 
 
 # tasks/

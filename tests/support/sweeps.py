@@ -12,6 +12,7 @@ from typing import Any
 from raysweep.job.jobfile import check_job
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, Proposal, Status, TrialRecord
+from raysweep.sweep.code import code_of
 
 SPACE = {
     "cycle.prune.strategy": {"choice": ["taylor", "entropy", "magnitude", "random"]},
@@ -70,7 +71,9 @@ def job_mapping(**search: Any) -> dict[str, Any]:
 
 def make_sweep(results: Path, name: str = "heads-1", job: Mapping[str, Any] = JOB) -> SweepFolder:
     """Return the folder of a sweep that has not begun."""
-    return SweepFolder.create(results, check_job(job, "heads.yaml"), name, {"fingerprints": {}, "sharing": True})
+    checked = check_job(job, "heads.yaml")
+    about = {"fingerprints": {}, "sharing": True, "code": code_of(checked)}
+    return SweepFolder.create(results, checked, name, about)
 
 
 def add_trial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 from support.inline import InlineDriver, new_sweep, search_job
 
 from raysweep import api
+from raysweep.contracts import Report
 from raysweep.errors import ArchiveError
 from raysweep.job import code, plan
 from raysweep.records.folder import SweepFolder
 from raysweep.reports.live.progress import Silent
 from raysweep.reports.summary import sweep_state, trial_state
 from raysweep.sweep.code import changes, code_of
+from raysweep.sweep.evidence import Evidence
+from raysweep.sweep.invariants import INVARIANTS
 
 
 class Watcher(Silent):
@@ -92,6 +96,18 @@ def test_a_trial_that_went_on_with_other_code_shows_the_phases_of_its_result(swe
     shown = trial_state(sweep, 2)["phases"]
     assert len(ran) > len(shown) == 5 and [phase["key"] for phase in shown] == list(sweep.trials()[2].phases)
     assert sweep_state(sweep)["trials"][1]["perplexity"]["baseline"] == shown[0]["perplexity"]
+
+
+@pytest.mark.usefixtures("other_code")
+def test_a_trial_that_begins_again_reports_anew_and_breaks_no_invariant(sweep: SweepFolder) -> None:
+    report = Report(trial=2, phase="learn", cycle=1, step=2, flops=1.0, share=0.5, loss=3.0)
+    for trial in (1, 2):
+        sweep.add_report(dataclasses.replace(report, trial=trial))
+    sweep.reopen(2)
+    api.resume("s", results=sweep.path.parent, accept_new_code=True)
+    assert sorted(sweep.reports()) == [1], "what trial 2 reported under the other code counts no more"
+    assert len([record for record in sweep.phases() if record.trial == 2]) > 5
+    assert list(INVARIANTS["heads come and go by decisions alone"](Evidence.read(sweep))) == []
 
 
 @pytest.mark.usefixtures("other_code")
