@@ -47,8 +47,7 @@ def run(
         overrides: `key=value` settings, as with --set.
         trials: overrides search.trials.
         address: a reachable Ray cluster; None starts one on this machine.
-        name: the sweep's name; None takes `<job>-<number>`.
-        results: the folder of all sweeps.
+        name: the sweep's name in the folder `results`; None takes `<job>-<number>`.
         sharing: False trains every phase of every trial, even one that another trial has trained.
 
     Raises:

@@ -51,14 +51,18 @@ def go_on(
         prepare(job, fingerprints)
         if job is not before:
             folder.replace_job(job)
-        # Once more, since a fork may have brought strategies along.
-        record_code(folder, _code_here(folder, job), changed=bool(changed))
-        if changed:
-            # Their trials begin again, and what they report is for the rule to see anew.
-            folder.void_reports(sorted(folder.proposals().keys() - folder.trials().keys()))
+        _record(folder, job, changed=bool(changed))
         # With or without sharing, as it began: its records must count the same work throughout.
         run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=watching)
     return folder
+
+
+def _record(folder: SweepFolder, job: Job, changed: bool) -> None:
+    # The code once more, since a fork may have brought strategies along.
+    record_code(folder, _code_here(folder, job), changed=changed)
+    if changed:
+        # The open trials begin again, and what they report is for the stopping rule to see anew.
+        folder.void_reports(sorted(folder.proposals().keys() - folder.trials().keys()))
 
 
 def _code_here(folder: SweepFolder, job: Job) -> dict[str, str]:
