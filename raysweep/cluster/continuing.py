@@ -32,9 +32,8 @@ def go_on(
     from raysweep.cluster.driver import run_sweep
     from raysweep.trial.forecast.preflight import check_unchanged
 
-    # From here on no other process can run or change the sweep: what is checked below still holds when it is run.
     code.read_again()
-    with driving(folder):
+    with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
         before = check_job(stored.spec.resolved(), stored.source)
