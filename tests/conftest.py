@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import secrets
 import tempfile
@@ -20,6 +21,11 @@ os.environ.setdefault("RAYSWEEP_CACHE", str(Path(tempfile.gettempdir()) / f"rays
 
 LONGEST_S = 10.0
 DEAREST_ROOMS = ("trial", "science", "sweep")
+MANY_ARCHITECTURES = ("tests/networks/", "tests/trial/", "tests/science/")
+OTHER_ARCHITECTURES = re.compile(
+    r"(^|-)(opt|llama(?!-gqa)|gpt_neox|pythia|mistral|qwen2|qwen3|roberta|bert-classes|pnn-blocks|pnn-layers)(?=-|\])"
+)
+"""Cases of a test that are left to `make slow`. GPT-2 (fused projections), Llama with groups, BERT, ViT and PNN stay."""
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 INTERPRETER = Path(__file__).resolve().parent / "support" / "interpreter"
 
@@ -62,7 +68,15 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the rooms whose files take longest, so that no worker is left with one of them at the end."""
+    """Mark what `make slow` is for, and begin with the rooms whose files take longest.
+
+    A test that runs for every architecture shows most of what it can with one of each layout; the others are slow.
+    """
+    for item in items:
+        case = item.name.partition("[")[2]
+        if item.nodeid.startswith(MANY_ARCHITECTURES) and OTHER_ARCHITECTURES.search(case):
+            item.add_marker(pytest.mark.slow)
+    # So that no worker is left with one of them at the end.
     items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{room}/" for room in DEAREST_ROOMS)))
 
 

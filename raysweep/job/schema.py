@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -217,11 +218,15 @@ def _written(kind: str, name: str) -> list[str]:
     return sorted(size for size, family in registry.scratch_sizes().items() if family == name)
 
 
+@lru_cache
 def _field_docs(strategy: type) -> dict[str, str]:
     """Return the docstring under each field of a dataclass, or else the `help` of its metadata."""
     docs: dict[str, str] = {}
     # The subclass comes last: its docstring of a field replaces that of the base.
-    for base in reversed(strategy.__mro__[:-1]):
+    for base in reversed(strategy.__mro__):
+        # Contracts, protocols and `object` have no fields; reading the source of typing.py would take half a second.
+        if "__dataclass_fields__" not in vars(base):
+            continue
         # Python keeps no docstring of a field, so the source is read. pydantic does the same for its own models, but
         # not for the dataclasses that strategies are.
         [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
