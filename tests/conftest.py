@@ -25,7 +25,7 @@ MANY_ARCHITECTURES = ("tests/networks/", "tests/trial/", "tests/science/")
 OTHER_ARCHITECTURES = re.compile(
     r"(^|-)(opt|llama(?!-gqa)|gpt_neox|pythia|mistral|qwen2|qwen3|roberta|bert-classes|pnn-blocks|pnn-layers)(?=-|\])"
 )
-"""Cases of a test that are left to `make slow`. GPT-2 (fused projections), Llama with groups, BERT, ViT and PNN stay."""
+"""Cases that are left to `make slow`; GPT-2 (fused projections), Llama with groups, BERT, ViT and PNN stay."""
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 INTERPRETER = Path(__file__).resolve().parent / "support" / "interpreter"
 
