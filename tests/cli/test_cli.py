@@ -430,7 +430,7 @@ def test_run_passes_on_what_it_was_given(fake: FakeSweep) -> None:
     }  # fmt: skip
     assert [path.name for path in Path("elsewhere").iterdir()] == ["heads-1"]
     invoke("resume", "heads-2", "--results", "again")
-    assert fake.asked == {"named": "heads-2", "overrides": (), "address": None}
+    assert fake.asked == {"named": "heads-2", "overrides": (), "accept_new_code": False, "address": None}
 
 
 @pytest.mark.parametrize(
@@ -444,6 +444,7 @@ def test_run_passes_on_what_it_was_given(fake: FakeSweep) -> None:
          {"given": (3,), "after": "prune@2", "overrides": ("cycle.learn.lr=1e-3", "cycle.cycles=3"), "address": None}),
         (["retry", "x", "--failed"], {"statuses": ["FAILED"], "address": None}),
         (["retry", "x", "--diverged"], {"statuses": ["DIVERGED"], "address": None}),
+        (["retry", "x", "--diverged", "--accept-new-code"], {"statuses": ["DIVERGED"], "address": None}),
         (["retry", "x", "--failed", "--diverged"], {"statuses": ["FAILED", "DIVERGED"], "address": None}),
     ],
 )  # fmt: skip
@@ -452,7 +453,7 @@ def test_commands_of_the_life_cycle_pass_on_what_they_were_given(
 ) -> None:
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert fake.asked == {"named": "x", **asked}
+    assert fake.asked == {"named": "x", "accept_new_code": "--accept-new-code" in command, **asked}
     assert "best trial 1" in result.stdout
 
 

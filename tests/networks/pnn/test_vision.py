@@ -21,6 +21,7 @@ PATCHES = 17
 """16 of 2 x 2 pixels, and the class."""
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_and_heads_are_pruned_and_grown_back(tmp_path: Path) -> None:
     plan = quick_plan(
         model__name="pnn-vision-nano", data__name="digits", data__probe_windows=32, training__batch_size=32,

@@ -61,6 +61,7 @@ def random_job(generator: np.random.Generator) -> tuple[list[PhasePlan], int]:
     return cycles_of(levels, float(generator.choice([0.0, 0.5, 1.0])), **rules), int(generator.choice([2, 4]))
 
 
+@pytest.mark.slow
 def test_what_is_refused_no_scores_make_possible() -> None:
     generator, refused, possible = np.random.default_rng(0), 0, 0
     for _ in range(150):

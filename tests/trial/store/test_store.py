@@ -371,6 +371,7 @@ def test_writers_of_one_key_leave_the_entry_of_one_of_them(store: PhaseStore) ->
     assert sorted(path.name for path in store.folder.iterdir()) == ["k", "k1", "k2", "k3"]
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_nothing_that_is_seen(store: PhaseStore) -> None:
     told: list[str] = []
     store.warn = told.append

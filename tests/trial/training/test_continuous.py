@@ -177,6 +177,7 @@ def test_every_head_is_followed_from_its_birth_to_its_end(often: Often) -> None:
         assert all(update > 0 for _, update in seen[slot] if update is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
@@ -192,6 +193,7 @@ def test_by_default_a_look_is_at_most_a_quarter_of_the_steps_to_the_next_event_a
     assert [point["step"] for point in run_all(plan, tmp_path)[-1].trajectory] == expected
 
 
+@pytest.mark.slow
 def test_each_growth_says_when_its_slots_had_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raysweep.strategies.grow.random.Grower.__call__", oldest_and_newest())
     plan = continuous(**OFTEN, cycle__grow__strategy="random", cycle__grow__init="rewind")

@@ -59,6 +59,7 @@ def test_points_are_at_the_start_at_every_so_many_steps_and_at_the_end(run: Run)
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "expected"), [(8, [0, 2, 4, 6, 8]), (2, [0, 1, 2]), (9, [0, 2, 4, 6, 8, 9])])
 def test_by_default_a_point_is_at_most_a_quarter_of_the_phase_away(
     steps: int, expected: list[int], tmp_path: Path
@@ -91,6 +92,7 @@ def test_gates_are_those_of_the_warm_up(run: Run) -> None:
     assert gates == [{0.1 + 0.9 * step / 7} for step in (0, 3, 6)] + [{1.0}] * 3
 
 
+@pytest.mark.slow
 def test_updates_are_distances_between_points(tmp_path: Path) -> None:
     """With a single step between the two points, the update is how far the phase has moved the head."""
     plan = plan_of(cycle__learn__steps=5, cycle__learn__trajectory_every=5, cycle__learn__gate_warmup_steps=0)
@@ -103,6 +105,7 @@ def test_updates_are_distances_between_points(tmp_path: Path) -> None:
         assert head["update"] == pytest.approx(expected, rel=1e-9) and expected > 0
 
 
+@pytest.mark.slow
 def test_following_heads_changes_no_bit_of_training(run: Run, tmp_path: Path) -> None:
     plan, folder, records = run
     for every in (1, 14):
@@ -115,6 +118,7 @@ def test_following_heads_changes_no_bit_of_training(run: Run, tmp_path: Path) ->
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_training_that_nobody_follows_ends_with_the_same_bits(run: Run, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(Trajectory, "follow", lambda self, step: None)
     unfollowed = run_all(run[0], tmp_path)[-1]
@@ -137,6 +141,7 @@ class DyingStore(PhaseStore):
             raise KilledError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 8, 12])
 def test_a_phase_killed_between_points_records_what_an_unbroken_one_does(run: Run, step: int, tmp_path: Path) -> None:
     plan, _, records = run
@@ -149,6 +154,7 @@ def test_a_phase_killed_between_points_records_what_an_unbroken_one_does(run: Ru
     assert [record.outcome() for record in resumed] == [record.outcome() for record in records]
 
 
+@pytest.mark.slow
 def test_nothing_grown_is_nothing_to_follow(tmp_path: Path) -> None:
     assert run_all(plan_of(cycle__grow__ratio=0.0), tmp_path)[-1].trajectory == []
 
