@@ -7,7 +7,6 @@ from typing import Any
 
 from raysweep.errors import ArchiveError
 from raysweep.job import code
-from raysweep.job.checks.sections import STRATEGY_KEYS
 from raysweep.job.jobfile import Job
 from raysweep.job.paths import get_path
 from raysweep.job.plan import versions
@@ -31,11 +30,9 @@ def code_of(job: Job, points: Iterable[Mapping[str, Any]] = ()) -> dict[str, str
 def _strategies(job: Job, points: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     # The job names one strategy of a kind, its space any number, and a fork may name one that neither does.
     spec, known = job.spec.resolved(), list(points)
-    for section, named in STRATEGY_KEYS.items():
-        if not section.startswith("cycle."):
-            continue
+    for phase, named in code.IN_PHASES.items():
         for kind, key in named:
-            path = f"{section}.{key}"
+            path = f"cycle.{phase}.{key}"
             choices = [
                 choice for parameter in (job.space.parameters if job.space else ()) if parameter.path == path
                 for choice in parameter.choices
@@ -52,7 +49,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         # A strategy that only one of the two names was not in use on the other side: nothing of it changed.
-        if old == new or (None in (old, new) and name not in code.core() and not _in_a_room(name)):
+        if old == new or (None in (old, new) and not _in_a_room(name)):
             continue
         found.append(f"{name} {old} -> {new}" if name in versions() else name)
     return found
