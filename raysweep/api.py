@@ -54,12 +54,13 @@ def run(
         UsageError: the job, or something it names, is wrong; nothing was started.
         RunError: the sweep could not go on; `resume` continues it.
     """
+    # Before the imports below, which take seconds: what is wrong with a job is said at once.
+    checked = load_job(job, _with_trials(overrides, trials))
     from raysweep.cluster.connection import check_local_room
     from raysweep.cluster.driver import run_sweep
     from raysweep.trial.forecast.preflight import preflight
 
     code.read_again()
-    checked = load_job(job, _with_trials(overrides, trials))
     if address is None:  # what a cluster has is only known once Ray is connected to it
         check_local_room(checked)
     check_new_sweep(results, name)  # before the preflight, which may download a model
@@ -269,11 +270,11 @@ def plan(
     Raises:
         UsageError: the job, or something it names, is wrong.
     """
+    checked = load_job(job, _with_trials(overrides, trials))  # before the imports below, which take seconds
     from raysweep.trial.forecast.earlier import earlier_phases
     from raysweep.trial.forecast.estimate import estimate
     from raysweep.trial.forecast.preflight import preflight
 
-    checked = load_job(job, _with_trials(overrides, trials))
     return checked, estimate(checked, preflight(checked), earlier_phases(results, checked), calibrate=calibrate)
 
 

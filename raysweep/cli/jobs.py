@@ -34,7 +34,6 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
     """
     from raysweep.errors import SpecError
     from raysweep.job.jobfile import load_job
-    from raysweep.trial.forecast.preflight import faults_here
 
     faults = []
     for job in jobs:
@@ -44,7 +43,10 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
         except SpecError as error:
             faults += error.faults
             continue
-        # Only a job without faults says for certain which model and which corpus it names.
+        # Only a job without faults says for certain which model and which corpus it names. Imported here, since torch
+        # takes seconds.
+        from raysweep.trial.forecast.preflight import faults_here
+
         wrong, notes = faults_here(checked)
         print_notes([*checked.warnings, *notes])
         faults += wrong

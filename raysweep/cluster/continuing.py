@@ -28,20 +28,21 @@ def go_on(
     Raises:
         UsageError: a change is refused, or the code changed and that is not accepted; the sweep stays as it was.
     """
-    from raysweep.cluster.connection import check_local_room
-    from raysweep.cluster.driver import run_sweep
-    from raysweep.trial.forecast.preflight import check_unchanged
-
     code.read_again()
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
         before = check_job(stored.spec.resolved(), stored.source)
         job = change(before)
-        if address is None:
-            check_local_room(job)
         # Before the model and the data are looked at: other code may see other data in the same files.
         changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
+        # Imported only now, since torch and Ray take seconds: whoever is refused above learns it at once.
+        from raysweep.cluster.connection import check_local_room
+        from raysweep.cluster.driver import run_sweep
+        from raysweep.trial.forecast.preflight import check_unchanged
+
+        if address is None:
+            check_local_room(job)
         fingerprints = check_unchanged(job, about, folder.name)
         watching = observer or Silent()
         if changed:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from raysweep.records.atomic_folders import sweep_up
 from raysweep.records.folder import SweepFolder
 
 POLL_S = 1.0
@@ -32,8 +33,6 @@ def driving(folder: SweepFolder) -> Iterator[None]:
     Raises:
         ArchiveError: another process runs the sweep.
     """
-    from raysweep.trial.store.phase_store import sweep_up
-
     with held(folder):
         # Only the owner of the lock can know that no driver is about to read the request, and that no worker still
         # writes the temporary folders that `sweep_up` removes.

@@ -23,7 +23,7 @@ from raysweep.job.checks.sections import (
 )
 from raysweep.job.checks.spaces import OUTSIDE, space_faults
 from raysweep.job.checks.strategies import strategy_faults
-from raysweep.job.paths import get_path, set_path
+from raysweep.job.paths import copied, get_path, set_path
 from raysweep.job.shipped import find
 from raysweep.job.space import Space
 from raysweep.job.spacefile import load_space
@@ -198,7 +198,7 @@ def apply_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
 
     Where a value names another strategy, the options of the replaced one are dropped, since they belong to it.
     """
-    changed = _copied(raw)
+    changed = copied(raw)
     for section, strategies in STRATEGY_KEYS.items():
         body = get_path(changed, section)
         if not isinstance(body, dict):
@@ -215,14 +215,6 @@ def apply_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     for path, value in values.items():
         set_path(changed, path, value)
     return changed
-
-
-def _copied(value: Any) -> Any:
-    """Return a copy of nested mappings and lists."""
-    # Several times faster than copy.deepcopy, and every trial and every tried point of a space needs a copy.
-    if isinstance(value, Mapping):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _parse_spec(raw: Mapping[str, Any], source: str) -> JobSpec:

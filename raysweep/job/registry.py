@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,22 @@ def load(kind: str, name: str) -> Any:
     # A name without a dot comes from the folder alone: `torch` must not import torch. A leading dot would make the
     # import a relative one.
     if "." in name and not name.startswith("."):
-        module_name = name
-    elif name in available(kind):
-        module_name = module_of(kind, name)
-    else:
+        return _imported(kind, name)
+    return _own(kind, name)
+
+
+@cache
+def _own(kind: str, name: str) -> Any:
+    """Return the class of one of raysweep's strategies."""
+    # Cached, because checking the trials of a sweep asks thousands of times. Modules outside raysweep are looked up
+    # anew: where one cannot be imported now, it may be later.
+    if name not in available(kind):
         raise UnknownNameError(known_names_hint(name, available(kind)))
+    return _imported(kind, module_of(kind, name))
+
+
+def _imported(kind: str, module_name: str) -> Any:
+    """Return the class of a kind in a module, with the defaults of its kind for what it leaves out."""
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -141,6 +141,13 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{UNFINISHED}*"))
 
 
+def sweep_up(store: Path) -> None:
+    """Remove the unfinished folders of killed writers from a sweep's store; no other process may be writing there."""
+    for place in (store, *store.glob("trial-*")):  # a sweep without sharing has a store for each trial
+        for leftover in leftovers(place):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _write(folder: Path, content: FolderManifest) -> None:
     # Replaced by a rename, because readers in other processes look at a manifest while it is being changed.
     temporary = folder / f".{MANIFEST}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
+
+from raysweep.job.paths import copied
 
 SCHEMA = 1
 """Stands in every record of a phase and of a trial; records of another number are refused, never guessed at."""
@@ -96,7 +97,7 @@ class PhaseRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields in their order: small ones that tables read first, bulky ones last; see `skim`."""
-        return copy.deepcopy(vars(self))
+        return {name: copied(value) for name, value in vars(self).items()}
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> PhaseRecord:
@@ -163,7 +164,7 @@ class TrialRecord:
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        return copy.deepcopy(vars(self))
+        return {name: copied(value) for name, value in vars(self).items()}
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> TrialRecord:

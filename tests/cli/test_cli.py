@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from support.jobs import checked_job
 from support.sweeps import (
     ENTROPY,
     JOB,
@@ -34,7 +35,6 @@ from raysweep.cli import main
 from raysweep.cli.listing import STRATEGIES
 from raysweep.cluster import ownership
 from raysweep.cluster.doctor import Check
-from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.job.shipped import shipped_files
 from raysweep.job.yamlfile import dump_mapping
@@ -383,7 +383,7 @@ class FakeSweep:
         self.asked = {"named": named, **({"given": given} if given else {}), **asked}
         folder = make_sweep(results, job=job_mapping(trials=1))
         print("Ray has something to say")
-        observer.sweep_started(folder, check_job(job_mapping(trials=1), "job.yaml"), 1)
+        observer.sweep_started(folder, checked_job(job_mapping(trials=1), "job.yaml"), 1)
         phase = phase_record(1, "baseline", 40.0)
         observer.phase_finished(phase)
         if self.interrupt:
@@ -491,7 +491,7 @@ def ended_session(folder: SweepFolder, ended: str, limit: str | None) -> None:
 
 def test_a_sweep_that_ended_with_its_budget_says_which_and_how_to_go_on() -> None:
     folder = interrupted(Path("results"))
-    folder.replace_job(check_job({**job_mapping(trials=6), "budget": {"hours": 0.5}}, "job.yaml"))
+    folder.replace_job(checked_job({**job_mapping(trials=6), "budget": {"hours": 0.5}}, "job.yaml"))
     ended_session(folder, "budget.hours = 0.5 is used up: 0.5 h over all its sessions", "budget.hours")
     text = done("status", "heads-1")
     assert "stopped: budget.hours = 0.5 is used up: 0.5 h over all its sessions.\n" in text
@@ -656,7 +656,7 @@ def test_any_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch)
 def test_a_person_sees_the_plan_and_is_asked_about_long_work(
     fake: FakeSweep, monkeypatch: pytest.MonkeyPatch, seconds: float | None, asks: bool
 ) -> None:
-    checked = check_job(JOB, "job.yaml")
+    checked = checked_job(JOB, "job.yaml")
     plan = replace(estimate(checked, Fingerprints(model="m", data="d"), []), seconds=seconds, seconds_from="a guess")
     monkeypatch.setattr(api, "plan", lambda *given, **asked: (checked, plan))
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda stream: True)

@@ -6,9 +6,9 @@ import copy
 from typing import Any
 
 import pytest
+from support.jobs import checked_job
 from support.sweeps import JOB
 
-from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.job.stages import StageTree, as_dicts
 
@@ -22,7 +22,7 @@ def plan(trial: int, seed: int = 0, controls: tuple[str, ...] = (), cycles: int 
     job["seed"] = seed
     job["cycle"]["cycles"] = cycles
     chosen = {"cycle." + name.replace("_", ".", 1): value for name, value in values.items()}
-    return make_plan(check_job(job, "job").with_values(chosen), chosen, trial=trial, fingerprints=FINGERPRINTS)
+    return make_plan(checked_job(job, "job").with_values(chosen), chosen, trial=trial, fingerprints=FINGERPRINTS)
 
 
 def test_one_trial_is_one_branch() -> None:
@@ -108,7 +108,7 @@ def test_siblings_are_told_apart_by_what_differs_and_the_most_shared_come_first(
 @pytest.mark.parametrize("trials", [1, 2])
 def test_without_training_nothing_is_said_of_steps(trials: int) -> None:
     job = {"name": "x", "model": {"name": "gpt2-nano"}, "cycle": {"prune": {"strategy": "taylor", "level": 0.3}}}
-    checked = check_job(job, "job")
+    checked = checked_job(job, "job")
     plans = [make_plan(checked.spec, {}, trial=trial, fingerprints=FINGERPRINTS) for trial in range(trials)]
     said = str(StageTree.of(plans).saving)
     assert said == ("no trial begins like another" if trials == 1 else "1 of 2 trials reuses 1 prefix")

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.text import Text
+from support.jobs import checked_job
 from support.sweeps import JOB, TAYLOR, WHOLE, add_trial, job_mapping, make_sweep, phase_record, trial_record
 
 from raysweep.contracts import Report
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records.schema import PhaseRecord, Session
 from raysweep.reports.live.progress import Progress, Silent
@@ -24,7 +25,7 @@ from raysweep.reports.wording import count, duration
 
 
 def checked(**scale: int) -> Job:
-    return check_job({**job_mapping(trials=8), "scale": scale}, "heads.yaml")
+    return checked_job({**job_mapping(trials=8), "scale": scale}, "heads.yaml")
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def test_a_finished_trial_is_one_line_with_the_best_so_far_and_the_time_left(tmp
 
 
 def test_the_number_that_is_minimised_is_named(tmp_path: Path) -> None:
-    job = check_job(job_mapping(minimize="perplexity"), "heads.yaml")
+    job = checked_job(job_mapping(minimize="perplexity"), "heads.yaml")
     with watched() as (progress, output):
         progress.sweep_started(make_sweep(tmp_path), job, 3)
         run_trial(progress, 1, objective=42.5)
@@ -190,7 +191,7 @@ def test_off_a_terminal_steps_and_phases_print_nothing(tmp_path: Path) -> None:
 
 
 def plan_of(trial: int, cycles: int = 1) -> TrialPlan:
-    job = check_job({**job_mapping(), "cycle": {**JOB["cycle"], "cycles": cycles}}, "heads.yaml")
+    job = checked_job({**job_mapping(), "cycle": {**JOB["cycle"], "cycles": cycles}}, "heads.yaml")
     return make_plan(job.with_values(TAYLOR), TAYLOR, trial=trial, fingerprints=Fingerprints(model="m", data="d"))
 
 
@@ -311,7 +312,7 @@ def test_the_last_line_tells_cost_and_budget_over_all_sessions(tmp_path: Path) -
     folder.add_phase(replace(phase_record(1, "baseline", 40.0), training_flops=2e12))
     folder.add_phase(replace(phase_record(1, "learn", 40.0, reused=True), training_flops=9e12))
     folder.add_session(Session(session="a", host="h", pid=1, started=0.0, seconds=1800.0))
-    job = check_job({**job_mapping(trials=8), "budget": {"hours": 12, "flops": 1e15}}, "heads.yaml")
+    job = checked_job({**job_mapping(trials=8), "budget": {"hours": 12, "flops": 1e15}}, "heads.yaml")
     now = [100.0]
     progress = Progress(Console(file=StringIO(), width=120, _environ={}), clock=lambda: now[0])
     progress.sweep_started(folder, job, 7)
@@ -374,7 +375,7 @@ def test_durations_are_said_as_a_person_would(seconds: float, said: str) -> None
 
 
 def test_a_job_without_a_search_is_told_by_its_loss(tmp_path: Path) -> None:
-    job = check_job({key: value for key, value in JOB.items() if key != "search"}, "heads.yaml")
+    job = checked_job({key: value for key, value in JOB.items() if key != "search"}, "heads.yaml")
     with watched() as (progress, output):
         progress.sweep_started(make_sweep(tmp_path), job, 1)
         run_trial(progress, 1)

@@ -88,8 +88,11 @@ pytestmark = pytest.mark.usefixtures("global_generators_untouched")
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, name) for kind in registry.KINDS if kind != "analyses" for name in registry.available(kind)],
-)
+    [
+        pytest.param(kind, name, marks=[pytest.mark.torch] if kind == "tasks" else [])
+        for kind in registry.KINDS if kind != "analyses" for name in registry.available(kind)
+    ],
+)  # fmt: skip
 def test_every_strategy_of_ours_derives_from_its_contract(kind: str, name: str) -> None:
     assert getattr(contracts, registry.KINDS[kind][1]) in registry.load(kind, name).__mro__
 

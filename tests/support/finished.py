@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from support.helpers import cpu
-from support.jobs import quick_job
+from support.jobs import checked_job, quick_job
 
-from raysweep.job.jobfile import check_job
 from raysweep.job.plan import make_plan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Proposal, Status, TrialRecord
@@ -21,7 +20,7 @@ def finished_sweep(
     results: Path, name: str, *, status: Status = "COMPLETE", phases: int | None = None, **changes: Any
 ) -> SweepFolder:
     """Run one trial, or the first phases of it, and leave its sweep's folder."""
-    job = check_job(quick_job(**changes), "quick.yaml")
+    job = checked_job(quick_job(**changes), "quick.yaml")
     fingerprints = preflight(job)
     folder = SweepFolder.create(results, job, name, {"fingerprints": fingerprints.__dict__, "sharing": True})
     plan = make_plan(job.spec, {}, trial=1, fingerprints=fingerprints)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from support.helpers import cpu
-from support.jobs import quick_job
+from support.jobs import checked_job, quick_job
 
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints
 from raysweep.records import objectives
 from raysweep.records.folder import SweepFolder
@@ -32,7 +32,7 @@ SPACE = {
 def search_job(trials: int = 3, **changes: Any) -> Job:
     """Return a job of one cycle that searches; dotted changes as in `quick_job`."""
     changes = {"cycle__cycles": 1, "search": {"space": SPACE, "trials": trials}, **changes}
-    return check_job(quick_job(**changes), "quick.yaml")
+    return checked_job(quick_job(**changes), "quick.yaml")
 
 
 def new_sweep(results: Path, job: Job, name: str = "s", sharing: bool = True) -> SweepFolder:

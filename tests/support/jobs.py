@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raysweep.job.jobfile import check_job
+from raysweep.job.jobfile import Job, check_job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,6 +41,16 @@ def quick_job(**changes: Any) -> dict[str, Any]:
     return job
 
 
+def checked_job(raw: Mapping[str, Any], source: str = "job.yaml") -> Job:
+    """Return the checked job of a mapping; equal mappings are checked once, since a space is tried at many points."""
+    return _checked(json.dumps(raw), source)
+
+
+@cache
+def _checked(raw: str, source: str) -> Job:
+    return check_job(json.loads(raw), source)
+
+
 def quick_plan(trial: int = 1, **changes: Any) -> TrialPlan:
-    spec = check_job(quick_job(**changes), "quick.yaml").spec
+    spec = checked_job(quick_job(**changes), "quick.yaml").spec
     return make_plan(spec, {}, trial=trial, fingerprints=Fingerprints(model="model", data="data"))

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raysweep.job.jobfile import check_job
+from support.jobs import checked_job
+
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, Proposal, Status, TrialRecord
 from raysweep.sweep.code import code_of
@@ -71,7 +72,7 @@ def job_mapping(**search: Any) -> dict[str, Any]:
 
 def make_sweep(results: Path, name: str = "heads-1", job: Mapping[str, Any] = JOB) -> SweepFolder:
     """Return the folder of a sweep that has not begun."""
-    checked = check_job(job, "heads.yaml")
+    checked = checked_job(job, "heads.yaml")
     about = {"fingerprints": {}, "sharing": True, "code": code_of(checked)}
     return SweepFolder.create(results, checked, name, about)
 

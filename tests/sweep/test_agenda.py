@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.jobs import checked_job
 
 from raysweep.contracts import Report
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Proposal, TrialRecord
 from raysweep.sweep.agenda import Agenda
@@ -65,7 +66,7 @@ def job_of(search: str) -> Job:
         | {"trials": 4, "sampler": {"name": "random"}},
     }
     job["search"].update(json.loads(search))
-    return check_job(job, "demo.yaml")
+    return checked_job(job, "demo.yaml")
 
 
 def sweep(tmp_path: Path, **search: Any) -> tuple[SweepFolder, Job]:

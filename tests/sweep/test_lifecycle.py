@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.inline import InlineDriver, new_sweep, search_job
-from support.jobs import quick_job
+from support.jobs import checked_job, quick_job
 from support.sweeps import contents
 
 from raysweep import api
@@ -142,7 +142,7 @@ def test_an_extension_is_a_number(sweep: SweepFolder, results: Path, trials: str
 
 
 def test_a_sweep_without_a_search_cannot_be_extended(results: Path, driver: InlineDriver) -> None:
-    new_sweep(results, check_job(quick_job(), "quick.yaml"))
+    new_sweep(results, checked_job(quick_job(), "quick.yaml"))
     with pytest.raises(SpecError, match="all would be equal without search.space"):
         api.extend("s", "+1", results=results)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.jobs import checked_job
 from support.sweeps import job_mapping, make_sweep, phase_record
 
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job
 from raysweep.records import disk
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Session
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 
 def job_with(**budget: Any) -> Job:
-    return check_job({**job_mapping(), "budget": budget}, "heads.yaml")
+    return checked_job({**job_mapping(), "budget": budget}, "heads.yaml")
 
 
 def session(folder: SweepFolder, name: str, hours: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.jobs import checked_job
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -31,7 +32,7 @@ from raysweep.contracts.events import (
     TrialWaiting,
 )
 from raysweep.errors import RunError
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Proposal
@@ -66,7 +67,7 @@ def job() -> Job:
         },
         "search": {"space": {"cycle.prune.level": {"uniform": [0.1, 0.5]}}, "trials": 2},
     }
-    return check_job(raw, "job.yaml")
+    return checked_job(raw, "job.yaml")
 
 
 @pytest.fixture
@@ -376,7 +377,7 @@ def test_control_arms_are_recorded_and_stay_out_of_the_trials_own_curve(
     folder: SweepFolder, recorder: Recorder, job: Job
 ) -> None:
     raw = job.spec.resolved()
-    plan = start(recorder, check_job(raw | {"search": raw["search"] | {"controls": ["dense"]}}, "job.yaml"))
+    plan = start(recorder, checked_job(raw | {"search": raw["search"] | {"controls": ["dense"]}}, "job.yaml"))
     *own, end = whole_trial(plan)
     arm = plan.controls["dense"][-1]
     event = phase(plan, 3, 3.0, arm="dense", key=arm.key)
@@ -396,7 +397,7 @@ def changed(job: Job, **parts: Any) -> Job:
     for path, value in parts.items():
         section, key = path.split("__")
         raw[section][key] = value
-    return check_job(raw, "job.yaml")
+    return checked_job(raw, "job.yaml")
 
 
 def test_a_halted_trial_lists_the_phases_that_it_ran_and_goes_back(folder: SweepFolder, job: Job) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from support.jobs import REPOSITORY, quick_job
+from support.jobs import REPOSITORY, checked_job, quick_job
 
 from raysweep.contracts import Draw, Report
 from raysweep.errors import SpecError
-from raysweep.job.jobfile import Job, check_job, load_job
+from raysweep.job.jobfile import Job, load_job
 from raysweep.job.registry import option_faults
 from raysweep.job.space import Space, Values, parse_space
 from raysweep.records.schema import TrialRecord
@@ -33,7 +33,7 @@ Loss = Callable[[Mapping[str, Any]], float]
 
 def job_of(space: Mapping[str, Any] = SPACE, seed: int = 0, sampler: str = "strategy_bandit", **options: Any) -> Job:
     search = {"space": dict(space), "trials": 999, "sampler": {"name": sampler, **options}}
-    return check_job(quick_job(search=search, seed=seed), "job.yaml")
+    return checked_job(quick_job(search=search, seed=seed), "job.yaml")
 
 
 def record_of(trial: int, values: Values, loss: float | None, status: str = "COMPLETE", **changes: Any) -> TrialRecord:

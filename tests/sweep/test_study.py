@@ -12,12 +12,12 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support.jobs import quick_job
+from support.jobs import checked_job, quick_job
 
 from raysweep.contracts import Report
 from raysweep.errors import RunError, SpecError
 from raysweep.job import registry
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job
 from raysweep.job.space import Values
 from raysweep.records.schema import TrialRecord
 from raysweep.sweep import study as study_module
@@ -56,7 +56,7 @@ def space_for(name: str) -> dict[str, Any]:
 def some_job(name: str, space: Mapping[str, Any] | None = None, options: Any = None, **search: Any) -> Job:
     sampler = {"name": name, **(OPTIONS.get(name, {}) if options is None else options)}
     found = {"space": dict(space or space_for(name)), "trials": 99, "sampler": sampler, **search}
-    return check_job(quick_job(search=found), "job.yaml")
+    return checked_job(quick_job(search=found), "job.yaml")
 
 
 def loss_of(values: Mapping[str, Any]) -> float:
@@ -140,7 +140,7 @@ def test_a_resumed_study_proposes_what_an_uninterrupted_one_does(sampler: str) -
 def test_equal_seeds_propose_equal_points_and_others_other_ones(sampler: str) -> None:
     def points(seed: int) -> list[Values]:
         raw = some_job(sampler).spec.resolved()
-        sweep = Sweep(check_job({**raw, "seed": seed}, "job.yaml"))
+        sweep = Sweep(checked_job({**raw, "seed": seed}, "job.yaml"))
         return [sweep.step() or {} for _ in range(min(12, TRIALS[sampler]))]
 
     assert points(4) == points(4) != points(5)
@@ -233,7 +233,7 @@ def test_a_grid_proposes_every_point_once_and_ends() -> None:
 def test_a_grid_leaves_out_points_that_the_jobs_rules_refuse() -> None:
     space = {"training.batch_size": {"choice": [4, 6]}, "cycle.learn.lr": {"choice": [1e-3, 1e-4]}}
     job = some_job("grid", space)
-    narrow = check_job({**job.spec.resolved()}, "job.yaml")
+    narrow = checked_job({**job.spec.resolved()}, "job.yaml")
     object.__setattr__(
         narrow, "spec", narrow.spec.model_copy(update={"scale": narrow.spec.scale.model_copy(update={"workers": 4})})
     )

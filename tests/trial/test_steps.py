@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.helpers import cpu
-from support.jobs import quick_plan
+from support.jobs import checked_job, quick_plan
 from support.sweeps import job_mapping
 
 from raysweep.contracts import GO, Decision, Interrupted
@@ -25,7 +25,6 @@ from raysweep.contracts.events import (
     TrialFinished,
 )
 from raysweep.errors import TrialError
-from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints, PhasePlan, TrialPlan, make_plan
 from raysweep.records.schema import PhaseRecord
 from raysweep.strategies.schedulers.none import Rule
@@ -44,7 +43,7 @@ def plan_of(cycles: int = 2, **cycle: Any) -> TrialPlan:
     raw = job_mapping(controls=ARMS)
     raw["cycle"] |= {"cycles": cycles, **cycle}
     raw["search"]["space"] = {"cycle.learn.lr": {"choice": [1e-3]}}
-    spec = check_job(raw, "job.yaml").spec
+    spec = checked_job(raw, "job.yaml").spec
     return make_plan(spec, {}, trial=1, fingerprints=Fingerprints(model="m", data="d"))
 
 

@@ -215,13 +215,6 @@ class PhaseStore:
         self.warn(f"{folder}: {error}. It is set aside, and its phase run again.")
 
 
-def sweep_up(folder: Path) -> None:
-    """Remove the unfinished folders of killed writers from a sweep's store; no other process may be writing there."""
-    for place in (folder, *folder.glob("trial-*")):
-        for leftover in entries.leftovers(place):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return tensors on the CPU without gaps, which safetensors asks for."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

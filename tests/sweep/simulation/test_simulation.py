@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.jobs import checked_job
 from support.sweeps import finished_sweep, job_mapping, make_sweep
 
 from raysweep.cli import main
 from raysweep.contracts import GO, Decision
 from raysweep.errors import ArchiveError, UsageError
 from raysweep.job import registry
-from raysweep.job.jobfile import Job, check_job
+from raysweep.job.jobfile import Job
 from raysweep.job.yamlfile import dump_mapping
 from raysweep.records.folder import SweepFolder
 from raysweep.strategies.schedulers.none import Rule
@@ -38,7 +39,7 @@ def job_of(trials: int = 24, lanes: int = 4, attempts: int = 100, **search: Any)
     raw = job_mapping(trials=trials, sampler={"name": "random"}, **search)
     raw["training"] = {"evaluate_every": 10}
     raw["scale"] = {"lanes": lanes, "max_attempts": attempts, "checkpoint_every_steps": 15}
-    return check_job(raw, "job.yaml")
+    return checked_job(raw, "job.yaml")
 
 
 def run(keep: Path, job: Job, adversity: Adversity = CALM, curves: Modelled = MODELLED) -> tuple[Findings, SweepFolder]:
@@ -121,13 +122,13 @@ def test_cycles_and_control_arms_and_events_inside_training_are_simulated(tmp_pa
     raw["cycle"] |= {"cycles": 2, "level_escalation": 0.05}
     raw["search"]["space"] = {"cycle.prune.level": {"uniform": [0.1, 0.3], "step": 0.1}}
     raw["scale"] = {"lanes": 4, "max_attempts": 100}
-    found, folder = run(tmp_path / "cycles", check_job(raw, "job.yaml"), ROUGH, CONVERGING)
+    found, folder = run(tmp_path / "cycles", checked_job(raw, "job.yaml"), ROUGH, CONVERGING)
     assert found.broken == [] and found.trials == {"COMPLETE": 12}
     assert {"dense", "no_regrow", "random_random", "from_scratch_small"} <= {record.arm for record in folder.phases()}
     raw = job_mapping(trials=6)
     raw["cycle"]["continuous"] = {"every": 10, "remove": 2, "grow": 1}
     raw["search"]["space"] = {"cycle.learn.lr": {"log_uniform": [1e-4, 1e-2]}}
-    found, folder = run(tmp_path / "continuous", check_job(raw, "job.yaml"), ROUGH, CONVERGING)
+    found, folder = run(tmp_path / "continuous", checked_job(raw, "job.yaml"), ROUGH, CONVERGING)
     assert found.broken == []
     assert {len(record.events or ()) for record in folder.phases() if record.phase == "learn"} == {4 * 3}
 
@@ -142,7 +143,7 @@ def test_replicates_and_the_winners_confirmation_are_run(tmp_path: Path) -> None
 def test_a_cohort_does_not_wait_for_trials_that_a_used_up_grid_never_proposes(tmp_path: Path) -> None:
     raw = job_of(trials=20, stopping={"name": "successive_halving"}, seeds=2).spec.resolved()
     raw["search"] |= {"sampler": {"name": "grid"}, "space": {"cycle.prune.level": {"choice": [0.1, 0.2, 0.3, 0.4]}}}
-    found, folder = run(tmp_path, check_job(raw, "job.yaml"), curves=CONVERGING)
+    found, folder = run(tmp_path, checked_job(raw, "job.yaml"), curves=CONVERGING)
     assert found.broken == []
     of_search = [trial for trial, proposal in folder.proposals().items() if proposal.proposer == "grid"]
     assert of_search == [1, 2, 3, 4]
@@ -214,7 +215,7 @@ def test_between_its_ends_a_recorded_curve_is_stretched(tmp_path: Path) -> None:
     (source.path / "phases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     raw = job_of(trials=1).spec.resolved()
     raw["cycle"]["learn"]["steps"] = 80
-    job = check_job(raw, "job.yaml")
+    job = checked_job(raw, "job.yaml")
     simulate(job, Recorded(source, job), CALM, keep=tmp_path)
     [learn] = [r for r in SweepFolder.open(tmp_path, "SIMULATED-heads").phases() if r.phase == "learn"]
     measured = {point["step"]: point["loss"] for point in learn.evaluations}

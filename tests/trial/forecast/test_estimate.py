@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.jobs import checked_job
 from support.sweeps import JOB, SPACE
 
-from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records import points
 from raysweep.records.schema import PhaseRecord
@@ -34,7 +34,7 @@ def estimated(
     job["search"] = {"space": dict(space), "trials": trials} if space else None
     if job["search"] is None:
         del job["search"]
-    return estimate(check_job(job, "job.yaml"), FINGERPRINTS, past, sharing)
+    return estimate(checked_job(job, "job.yaml"), FINGERPRINTS, past, sharing)
 
 
 def record(phase: str, steps: int, seconds: float, reused: bool = False) -> PhaseRecord:
@@ -164,7 +164,7 @@ def test_memory_grows_with_the_batch_of_a_worker() -> None:
 def test_points_on_more_seeds_are_trials_too() -> None:
     job = copy.deepcopy(JOB)
     job["search"] = {"space": SPACE, "trials": 5, "seeds": 3, "top": 2}
-    checked = check_job(job, "job.yaml")
+    checked = checked_job(job, "job.yaml")
     found = estimate(checked, FINGERPRINTS, PAST)
     assert found.trials == points.planned(checked.spec, {}, {}, exhausted=False) == 5 + 2 * 2 + 3
     assert [len(stage.trials) for stage in found.stages] == [5, 2, 2, 1, 1, 1]  # a baseline a seed
@@ -174,7 +174,7 @@ def test_points_on_more_seeds_are_trials_too() -> None:
 def test_a_single_point_on_more_seeds_is_not_confirmed() -> None:
     job = copy.deepcopy(JOB)
     job["search"] = {"seeds": 3}
-    assert estimate(check_job(job, "job.yaml"), FINGERPRINTS, PAST).trials == 3
+    assert estimate(checked_job(job, "job.yaml"), FINGERPRINTS, PAST).trials == 3
 
 
 def test_what_is_saved_is_said_in_words_and_in_json() -> None:
@@ -200,7 +200,7 @@ def test_a_calibration_trains_a_few_steps_of_the_job_itself(monkeypatch: pytest.
     job = copy.deepcopy(JOB)
     job |= {"data": {"seq_len": 16, "eval_tokens": 64, "probe_windows": 2}, "scale": {"workers": 2}}
     job["training"] = {"batch_size": 4}
-    checked = check_job(job, "job.yaml")
+    checked = checked_job(job, "job.yaml")
     threads = torch.get_num_threads()
     found = estimate(checked, preflight(checked), [], calibrate=True)
     assert found.seconds_from == "6 training steps measured here"
@@ -208,13 +208,13 @@ def test_a_calibration_trains_a_few_steps_of_the_job_itself(monkeypatch: pytest.
     assert torch.get_num_threads() == threads
     measured = calibration.Calibration(step=0.5, rest=2.0, steps=6)
     monkeypatch.setattr(calibration, "measure", lambda *given, **asked: measured)
-    single = check_job({**job, "search": {}}, "job.yaml")
+    single = checked_job({**job, "search": {}}, "job.yaml")
     found = estimate(single, FINGERPRINTS, [], calibrate=True)
     assert found.seconds == pytest.approx(START_SECONDS + 140 * 0.5 + 5 * 2.0)
 
 
 def test_what_is_known_of_the_past_is_not_measured_again() -> None:
-    checked = check_job(JOB, "job.yaml")
+    checked = checked_job(JOB, "job.yaml")
     assert "run before" in estimate(checked, FINGERPRINTS, PAST, calibrate=True).seconds_from
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from support.inline import InlineDriver, new_sweep, search_job
+from support.jobs import checked_job
 from support.sweeps import contents, job_mapping, phase_record, trial_record
 
 from raysweep import api
 from raysweep.errors import ArchiveError
-from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, Proposal, Status
@@ -33,7 +33,7 @@ LABELS = ("baseline", "prune", "measure", "grow", "learn", "prune@2", "measure@2
 
 
 def empty_sweep(results: Path, trials: int = 3, sharing: bool = True) -> SweepFolder:
-    job = check_job(job_mapping(trials=trials), "heads.yaml")
+    job = checked_job(job_mapping(trials=trials), "heads.yaml")
     return SweepFolder.create(results, job, "s", {"fingerprints": {"model": "m", "data": "d"}, "sharing": sharing})
 
 

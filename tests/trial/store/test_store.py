@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from raysweep.errors import DiskFullError
 from raysweep.records import atomic_folders as entries
-from raysweep.trial.store.phase_store import Partial, PhaseOutcome, PhaseStore, sweep_up
+from raysweep.trial.store.phase_store import Partial, PhaseOutcome, PhaseStore
 
 KEY = "0123456789abcdef0123"
 
@@ -388,7 +388,7 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_that_is_seen(store: PhaseS
         seen += len(entries.leftovers(store.folder))
         for key in ("k0", "k"):
             assert store.find(key) is None or store.missing(key) is None
-        sweep_up(store.folder)
+        entries.sweep_up(store.folder)
         assert entries.leftovers(store.folder) == []
     assert told == []
     assert seen, "no kill came while something was written: this test shows nothing"
@@ -400,7 +400,7 @@ def test_what_killed_writers_left_is_swept_up_wherever_it_is(store: PhaseStore) 
         saved(place)
         killed(lambda place=place: place.save("other", outcome(), Killer()))
         assert len(entries.leftovers(place.folder)) == 1
-    sweep_up(store.folder)
+    entries.sweep_up(store.folder)
     for place in (store, inner):
         assert entries.leftovers(place.folder) == [] and place.find(KEY) is not None
 
