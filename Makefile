@@ -9,6 +9,8 @@ WITH ?=
 UPGRADE ?=
 # A file stays on one worker, which makes its fixtures once; tests/conftest.py puts the files that take longest first.
 WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Tests start Python hundreds of times: with this set, as in many images, each would compile raysweep anew.
+unexport PYTHONDONTWRITEBYTECODE
 PLAIN := -m "not pretrained and not slow and not ray" $(WORKERS)
 
 .PHONY: install quickstart quick test slow bench pretrained coverage docs lock newest clean

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from raysweep.job.schema import job_schema, options_schema, space_schema
 from raysweep.job.yamlfile import load_mapping
 
 ROOT = Path(__file__).parents[2]
-JOB = Draft202012Validator(job_schema())
-SPACE = Draft202012Validator(space_schema())
 BASE: dict[str, Any] = {
     "name": "demo",
     "model": {"name": "gpt2-nano"},
@@ -32,6 +31,16 @@ BASE: dict[str, Any] = {
     },
 }
 KINDS = [(kind, name) for kinds in STRATEGY_KEYS.values() for kind, _ in kinds for name in registry.available(kind)]
+
+
+@cache
+def of_jobs() -> Draft202012Validator:
+    return Draft202012Validator(job_schema())
+
+
+@cache
+def of_spaces() -> Draft202012Validator:
+    return Draft202012Validator(space_schema())
 
 
 def faults(validator: Draft202012Validator, content: Any) -> list[str]:
@@ -55,8 +64,9 @@ def references(schema: Any) -> Iterator[str]:
             yield from references(inner)
 
 
-@pytest.mark.parametrize("validator", [JOB, SPACE], ids=["job", "space"])
-def test_a_schema_is_whole(validator: Draft202012Validator) -> None:
+@pytest.mark.parametrize("made", [of_jobs, of_spaces], ids=["job", "space"])
+def test_a_schema_is_whole(made: Callable[[], Draft202012Validator]) -> None:
+    validator = made()
     Draft202012Validator.check_schema(validator.schema)
     assert {f"#/$defs/{name}" for name in validator.schema["$defs"]} >= set(references(validator.schema))
 
@@ -64,13 +74,13 @@ def test_a_schema_is_whole(validator: Draft202012Validator) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_job_fits_as_written_and_resolved(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert faults(JOB, load_mapping(path)) == []
-    assert faults(JOB, load_job(path).spec.resolved()) == []
+    assert faults(of_jobs(), load_mapping(path)) == []
+    assert faults(of_jobs(), load_job(path).spec.resolved()) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_space_fits(path: Path) -> None:
-    assert faults(SPACE, load_mapping(path)) == []
+    assert faults(of_spaces(), load_mapping(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -95,11 +105,11 @@ def test_every_space_fits(path: Path) -> None:
 def test_a_fault_of_a_job_is_found(changes: dict[str, Any], said: str) -> None:
     found = "\n".join(
         line
-        for error in JOB.iter_errors(job_with(changes))
+        for error in of_jobs().iter_errors(job_with(changes))
         for line in [f"{error.json_path}: {error.message}", *(inner.message for inner in error.context)]
     )
     assert said in found
-    assert faults(JOB, BASE) == []
+    assert faults(of_jobs(), BASE) == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +124,7 @@ def test_a_fault_of_a_job_is_found(changes: dict[str, Any], said: str) -> None:
     ],
 )
 def test_what_a_job_may_hold_is_no_fault(changes: dict[str, Any]) -> None:
-    assert faults(JOB, job_with(changes)) == []
+    assert faults(of_jobs(), job_with(changes)) == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +149,7 @@ def test_what_a_job_may_hold_is_no_fault(changes: dict[str, Any]) -> None:
     ],
 )
 def test_an_entry_of_a_space_fits_or_not(entry: dict[str, Any], fits: bool) -> None:
-    assert (faults(SPACE, entry) == []) is fits
+    assert (faults(of_spaces(), entry) == []) is fits
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
@@ -185,7 +195,7 @@ def test_an_option_is_described_by_the_docstring_under_its_field(
 
 
 def test_a_space_names_every_setting_that_may_be_searched() -> None:
-    paths = SPACE.schema["properties"]
+    paths = of_spaces().schema["properties"]
     assert {"cycle.learn.lr", "model.name", "data.seq_len", "training.clip_norm", "cycle.prune.direction"} <= set(paths)
     assert not any(path.split(".")[0] in ("search", "scale", "budget", "seed", "name") for path in paths)
     assert all(body["description"] for body in paths.values())

@@ -191,8 +191,8 @@ def share_of_taylor(status: str | None, *, reports: bool = False, misses: float 
             study.adopt(trial, values)
         else:
             study.tell(record_of(trial, values, 1.0 + trial % 3), [])
-    drawn = [study._draw(25, again) or {} for again in range(150)]
-    return sum(values[PRUNE] == "taylor" for values in drawn) / 150
+    drawn = [study._draw(25, again) or {} for again in range(100)]
+    return sum(values[PRUNE] == "taylor" for values in drawn) / 100
 
 
 @pytest.mark.usefixtures("strategies_only")
