@@ -43,7 +43,7 @@ def core() -> dict[str, str]:
 
 @cache
 def _digests_of_rooms() -> dict[str, str]:
-    # Cached, because it takes half a second, and keys are made for thousands of trials.
+    # Cached, because keys are made for thousands of trials.
     paths = [path.relative_to(PACKAGE).as_posix() for room in ROOMS for path in (PACKAGE / room).rglob("*.py")]
     inside = [path for path in paths if not path.startswith(tuple(f"{folder}/" for folder in OUTSIDE_PHASES))]
     return {path: digest((PACKAGE / path).read_bytes()) for path in sorted([*inside, *FILES])}
@@ -109,12 +109,14 @@ def _strategies_imported(source: bytes) -> list[str]:
     return imported
 
 
+@cache
 def digest(source: bytes) -> str:
     """Return a short hash of Python code without its comments, docstrings and blank lines; of other bytes as they are.
 
     Those change no outcome, and a sweep need not be refused for them. What is hashed is the text itself, not a parsed
     form of it, since that differs from one version of Python to the next.
     """
+    # Cached, because all files together take half a second, and most stay as they are when they are read again.
     try:
         text = _statements(source)
     except (SyntaxError, UnicodeError, tokenize.TokenError):  # an extension module, for example

@@ -110,7 +110,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {form: folder / form for form in ("compact", "dense")}
 
 
-SMALL = DataSpec(name="python-docs", seq_len=32, eval_tokens=256, probe_windows=4)
+SMALL = DataSpec(name="python-docs", seq_len=16, eval_tokens=256, probe_windows=4)
 
 
 def test_both_formats_of_an_export_and_a_plain_folder_can_be_asked(exported: dict[str, Path], tmp_path: Path) -> None:
@@ -132,14 +132,14 @@ def test_what_cannot_be_asked_is_refused(exported: dict[str, Path]) -> None:
     question = RouterOptions(steps=1)
     with pytest.raises(ModelError, match="'gpt2-nano' is a size to train from scratch"):
         dynamic_heads("gpt2-nano", SMALL, question, cpu())
-    with pytest.raises(ModelError, match="has 32 positions, fewer than"):
+    with pytest.raises(ModelError, match="has 16 positions, fewer than"):
         dynamic_heads(str(exported["compact"]), DataSpec(seq_len=64), question, cpu())
     with pytest.raises(DataError, match="too short: .* a batch takes 100000"):
         dynamic_heads(str(exported["compact"]), SMALL, RouterOptions(batch_size=100_000), cpu())
 
 
 def test_the_command_prints_and_draws(exported: dict[str, Path], tmp_path: Path) -> None:
-    words = [str(exported["compact"]), "--data", "python-docs", "--penalty", "1", "--steps", "2", "--seq-len", "32",
+    words = [str(exported["compact"]), "--data", "python-docs", "--penalty", "1", "--steps", "2", "--seq-len", "16",
              "--eval-tokens", "64", "--batch-size", "2"]  # fmt: skip
     done = CliRunner().invoke(dynamic, [*words, "--json", "--plot", str(tmp_path / "curve.png")])
     assert done.exit_code == 0, done.output

@@ -19,7 +19,7 @@ def quick_job(**changes: Any) -> dict[str, Any]:
     job: dict[str, Any] = {
         "name": "quick",
         "model": {"name": "gpt2-nano"},
-        "data": {"seq_len": 32, "eval_tokens": 512, "probe_windows": 4},
+        "data": {"seq_len": 16, "eval_tokens": 128, "probe_windows": 2},
         "training": {"batch_size": 4},
         "cycle": {
             "cycles": 2,

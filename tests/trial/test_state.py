@@ -117,7 +117,7 @@ TRIALS: dict[str, dict[str, Any]] = {
 }
 
 
-ALWAYS = ("gpt2", "llama with groups gone", "rewind over four cycles")
+ALWAYS = ("gpt2", "llama with groups gone")
 
 
 @pytest.mark.parametrize(

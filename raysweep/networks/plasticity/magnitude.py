@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -20,46 +22,37 @@ def magnitudes(model: PlasticModel) -> dict[str, Array]:
     of queries and keys, and the scale of the scores are left out.
     """
     parameters = dict(model.network.named_parameters())
-    forms = {"raw": _raw, "ov": _ov, "qk": _qk}
-    return {
-        name: np.array([[form(parameters, site, head) for head in range(site.num_heads)] for site in model.sites])
-        for name, form in forms.items()
-    }
+    found = [_of_layer(parameters, site) for site in model.sites]
+    return {form: np.array([norms[form] for norms in found]) for form in ("raw", "ov", "qk")}
 
 
-Parameters = dict[str, torch.nn.Parameter]
-
-
-def _raw(parameters: Parameters, site: AttentionSite, head: int) -> float:
-    roles: tuple[Role, ...] = ("query", "key", "value", "output")
-    return sum(float(_matrix(parameters, site, head, role).square().sum()) for role in roles) ** 0.5
-
-
-def _ov(parameters: Parameters, site: AttentionSite, head: int) -> float:
-    value, output = (_matrix(parameters, site, head, role) for role in ("value", "output"))
-    return _product_norm(_gained(parameters, site, value), output)
-
-
-def _qk(parameters: Parameters, site: AttentionSite, head: int) -> float:
-    query, key = (_matrix(parameters, site, head, role) for role in ("query", "key"))
-    return _product_norm(_gained(parameters, site, query), _gained(parameters, site, key))
-
-
-def _product_norm(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return |A B^T| for two (width, head_dim) matrices, without the (width, width) product."""
-    # |A B^T|^2 = tr(A^T A B^T B): two (head_dim, head_dim) Gram matrices. Rounding may leave a tiny negative number.
-    squared = ((first.T @ first) * (second.T @ second)).sum()
-    return float(squared.clamp_min(0).sqrt())
-
-
-def _gained(parameters: Parameters, site: AttentionSite, matrix: torch.Tensor) -> torch.Tensor:
+def _of_layer(parameters: Mapping[str, torch.Tensor], site: AttentionSite) -> dict[str, list[float]]:
+    """Return each form's norms of one layer's heads."""
+    weights = _weights(parameters, site)
     # The gain of the norm in front multiplies the input of the heads, which is the rows of (width, head_dim).
-    return matrix if site.gain is None else parameters[site.gain].double()[:, None] * matrix
+    gain = 1.0 if site.gain is None else parameters[site.gain].double()[:, None]
+    squares = {
+        "raw": sum(matrices.square().sum(dim=(1, 2)) for matrices in weights.values()),
+        "ov": _squared_product(gain * weights["value"], weights["output"]),
+        "qk": _squared_product(gain * weights["query"], gain * weights["key"]),
+    }
+    # Rounding may leave a tiny negative number.
+    return {form: torch.as_tensor(squared).clamp_min(0).sqrt().tolist() for form, squared in squares.items()}
 
 
-def _matrix(parameters: Parameters, site: AttentionSite, head: int, role: Role) -> torch.Tensor:
-    """Return the weights of one role as (width, head_dim), whichever way the layer stores them."""
-    # Under grouped queries, a head's key and value are those of its group.
-    slices = site.head_slices(head) + (site.group_slices(site.group_of(head)) if site.grouped else [])
-    (part,) = (p for p in slices if p.role == role and parameters[p.parameter].dim() == 2)
-    return parameters[part.parameter].narrow(part.dim, part.start, part.length).movedim(part.dim, -1).double()
+def _squared_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return |A B^T|^2 of each head, from two (heads, width, head_dim), without the (width, width) product."""
+    # |A B^T|^2 = tr(A^T A B^T B): two (head_dim, head_dim) Gram matrices.
+    return ((first.mT @ first) * (second.mT @ second)).sum(dim=(1, 2))
+
+
+def _weights(parameters: Mapping[str, torch.Tensor], site: AttentionSite) -> dict[Role, torch.Tensor]:
+    """Return the weights of each role as (heads, width, head_dim), whichever way the layer stores them, in float64."""
+    found: dict[Role, list[torch.Tensor]] = {"query": [], "key": [], "value": [], "output": []}
+    for head in range(site.num_heads):
+        # Under grouped queries, a head's key and value are those of its group.
+        for part in site.head_slices(head) + (site.group_slices(site.group_of(head)) if site.grouped else []):
+            whole = parameters[part.parameter]
+            if whole.dim() == 2:
+                found[part.role].append(whole.narrow(part.dim, part.start, part.length).movedim(part.dim, -1))
+    return {role: torch.stack(matrices).double() for role, matrices in found.items()}

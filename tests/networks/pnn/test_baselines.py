@@ -32,7 +32,7 @@ def test_it_learns_in_one_phase_and_its_record_holds_what_it_cost(options: dict[
     )
     (record,) = run_all(plan, tmp_path)
     assert record.phase == "baseline" and record.loss < record.curve[0]["loss"] - 0.1
-    counted = cost(ModelSpec(name="pnn-nano", **options), seq_len=32)
+    counted = cost(ModelSpec(name="pnn-nano", **options), seq_len=16)
     assert record.params == counted.parameters
     assert record.flops_per_token == pytest.approx(counted.forward_flops)
-    assert record.training_flops == pytest.approx(counted.training_flops * 20 * 4 * 32)
+    assert record.training_flops == pytest.approx(counted.training_flops * 20 * 4 * 16)

@@ -26,7 +26,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+SELDOM = ("shared_layer", "one step", "scalar gate")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SELDOM else kind for kind in NETWORKS]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_on_every_network_or_says_why_not(name: str, kind: str) -> None:
     subject = half_right(tiny_subject(tiny_pnn(**NETWORKS[kind]), sequences=14))

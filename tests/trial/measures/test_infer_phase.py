@@ -35,7 +35,7 @@ from raysweep.trial.measures.evaluation import seeded_batches
 from raysweep.trial.measures.inference import ExitNumbers, check_inference, measure_inference
 
 PNN: dict[str, Any] = {"model__name": "pnn-nano", "cycle__prune": None, "cycle__grow": None, "cycle__learn": None,
-                       "cycle__cycles": 1}  # fmt: skip
+                       "cycle__cycles": 1, "data__seq_len": 32, "data__eval_tokens": 512}  # fmt: skip
 FIXED = {"exit": "none", "steps": 4}
 
 

@@ -20,7 +20,7 @@ SHORT = {"cycle__baseline__steps": 6, "cycle__learn__steps": 6, "cycle__learn__g
     ("common", "first", "second", "shared"),
     [
         ({"cycle__cycles": 1}, {}, {"cycle__learn__lr": 5e-3}, 4),
-        ({"cycle__cycles": 2}, {}, {"cycle__level_escalation": 0.1}, 5),
+        pytest.param({"cycle__cycles": 2}, {}, {"cycle__level_escalation": 0.1}, 5, marks=pytest.mark.slow),
         pytest.param({}, {"cycle__cycles": 3}, {"cycle__cycles": 2}, 9, marks=pytest.mark.slow),
         ({"cycle__cycles": 2, "cycle__grow__init": "rewind"}, {}, {"cycle__level_escalation": 0.1}, 5),
     ],

@@ -70,7 +70,7 @@ def test_by_default_a_point_is_at_most_a_quarter_of_the_phase_away(
 
 def test_first_and_last_points_are_those_of_the_model_before_and_after(run: Run) -> None:
     plan, folder, records = run
-    windows = trial_data(plan).train[:4]
+    windows = trial_data(plan).train[: plan.data["probe_windows"]]
     points = records[-1].trajectory
     for index, point in ((3, points[0]), (4, points[-1])):
         state = state_after(plan, folder, index)
