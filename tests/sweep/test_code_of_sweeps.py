@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from raysweep import api
 from raysweep.contracts import Report
 from raysweep.errors import ArchiveError
 from raysweep.job import code, plan
+from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.reports.live.progress import Silent
 from raysweep.reports.summary import sweep_state, trial_state
@@ -39,14 +41,21 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> InlineDriver:
     return driver
 
 
-@pytest.fixture
-def sweep(tmp_path: Path, driver: InlineDriver) -> SweepFolder:
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     """One trial that has ended, and one that failed after its second phase."""
-    folder = new_sweep(tmp_path, search_job(trials=2))
+    folder = new_sweep(tmp_path_factory.mktemp("begun"), search_job(trials=2))
+    driver = InlineDriver()
     driver.fail = {2: 2}
-    api.resume("s", results=tmp_path)
-    driver.fail, driver.ran = {}, []
+    driver(folder, folder.job(), Fingerprints(**folder.environment()["fingerprints"]))
     return folder
+
+
+@pytest.fixture
+def sweep(begun: SweepFolder, tmp_path: Path, driver: InlineDriver) -> SweepFolder:
+    """A copy of the one that has begun."""
+    shutil.copytree(begun.path, tmp_path / "s")
+    return SweepFolder.open(tmp_path, "s")
 
 
 @pytest.fixture
