@@ -50,6 +50,12 @@ def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the picture, which takes longer than the numbers."""
+    monkeypatch.setattr("raysweep.reports.plots.heat_map.save_heat_maps", lambda *arguments: None)
+
+
 def analyzed(folder: Path, *options: str, data: str = "text.txt", model: str = "model") -> Result:
     return CliRunner().invoke(
         main, ["analyze", "heads", str(folder / model), "--data", str(folder / data), "--seq-len", str(SEQ_LEN),
@@ -168,6 +174,7 @@ def test_one_window_has_no_interval(folder: Path) -> None:
     assert "contribution_interval" not in found and found["agreement"]["taylor"]["global"] is not None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_passes_to_come_are_announced(folder: Path) -> None:
     lines = analyzed(folder, "--contribution").stderr.splitlines()
     heads = np.array(content(folder)["scores"]["taylor"]).size
@@ -175,6 +182,7 @@ def test_passes_to_come_are_announced(folder: Path) -> None:
     assert 8 <= len(lines) <= 10
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_silenced_heads_are_in_no_row_of_the_table(folder: Path) -> None:
     everything = ",".join(f"{layer}.{head}" for layer, row in enumerate(content(folder)["scores"]["taylor"])
                           for head in range(len(row)))  # fmt: skip

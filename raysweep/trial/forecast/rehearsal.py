@@ -7,7 +7,8 @@ possible, which is the best case for later prunes: what is impossible here is im
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from raysweep.errors import BudgetError, Fault
 from raysweep.job.jobfile import Job
 from raysweep.job.paths import get_path
 from raysweep.job.plan import Fingerprints, PhasePlan, make_plan
-from raysweep.job.spec import JobSpec
+from raysweep.job.spec import JobSpec, ModelSpec
 from raysweep.networks.loading import build_skeleton
 from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.trial.quotas import heads_to_remove, number_to_grow, protected_heads, removal_rounds
@@ -35,8 +36,10 @@ def budget_faults(job: Job) -> tuple[list[Fault], list[str]]:
     points = [values for _, values in corners] or [{}]
     # Points that differ in neither model nor cycle prune and grow alike, and are rehearsed once.
     specs = {(spec.model, spec.cycle): spec for spec in map(job.with_values, points)}
+    # Points often differ in their cycle alone: a model is built once.
+    shape_of = cache(_shape_of)
     # None from `_impossible` means that the point is possible, or that only a trial can tell.
-    found = [(spec, *impossible) for spec in specs.values() if (impossible := _impossible(spec)) is not None]
+    found = [(spec, *impossible) for spec in specs.values() if (impossible := _impossible(spec, shape_of)) is not None]
     faults: dict[str, Fault] = {}
     for spec, phase, error in found:
         value = get_path(spec.resolved(), error.key)
@@ -48,13 +51,18 @@ def budget_faults(job: Job) -> tuple[list[Fault], list[str]]:
     return [], [f"{fault} Trials with such values will fail." for fault in faults.values()]
 
 
-def _impossible(spec: JobSpec) -> tuple[PhasePlan, BudgetError] | None:
+def _impossible(
+    spec: JobSpec, shape_of: Callable[[ModelSpec, int], tuple[tuple[int, int], int]]
+) -> tuple[PhasePlan, BudgetError] | None:
     """Return the first phase that cannot be carried out and why; None if all can."""
     phases = list(_structural(spec))
-    if not phases:
-        return None
-    model = build_skeleton(spec.model, seq_len=spec.data.seq_len)
-    return rehearse(phases, model.shape, model.sites[0].num_key_value_heads)
+    return rehearse(phases, *shape_of(spec.model, spec.data.seq_len)) if phases else None
+
+
+def _shape_of(model: ModelSpec, seq_len: int) -> tuple[tuple[int, int], int]:
+    """Return the (layers, heads) of a model, and the key/value heads of a layer."""
+    skeleton = build_skeleton(model, seq_len=seq_len)
+    return skeleton.shape, skeleton.sites[0].num_key_value_heads
 
 
 def rehearse(phases: Sequence[PhasePlan], shape: tuple[int, int], groups: int) -> tuple[PhasePlan, BudgetError] | None:
