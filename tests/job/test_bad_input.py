@@ -244,7 +244,7 @@ def test_a_number_of_heads_that_there_cannot_be(command: str, cycle: dict[str, A
     changes = {
         key: {**base[key], **value} if key in base and key != "cycles" else value for key, value in cycle.items()
     }
-    job = write_job("job.yaml", quick_job(cycle={**base, **changes}))
+    job = write_job("job.yaml", quick_job(cycle={**base, **changes}, model__name="gpt2-nano"))
     assert refused(command, job).startswith(f"job.yaml: {said}")
 
 

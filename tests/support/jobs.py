@@ -18,7 +18,7 @@ def quick_job(**changes: Any) -> dict[str, Any]:
     """Return a job that runs in about a second; dotted changes as `cycle__learn__lr=1e-3`; None removes."""
     job: dict[str, Any] = {
         "name": "quick",
-        "model": {"name": "gpt2-nano"},
+        "model": {"name": "gpt2-pico"},
         "data": {"seq_len": 16, "eval_tokens": 128, "probe_windows": 2},
         "training": {"batch_size": 4},
         "cycle": {
@@ -54,3 +54,8 @@ def _checked(raw: str, source: str) -> Job:
 def quick_plan(trial: int = 1, **changes: Any) -> TrialPlan:
     spec = checked_job(quick_job(**changes), "quick.yaml").spec
     return make_plan(spec, {}, trial=trial, fingerprints=Fingerprints(model="model", data="data"))
+
+
+def nano_plan(trial: int = 1, **changes: Any) -> TrialPlan:
+    """Return the plan of a model of four layers, for tests that count heads layer by layer; `quick_plan` has two."""
+    return quick_plan(trial, model__name="gpt2-nano", **changes)

@@ -51,7 +51,7 @@ def test_each_arm_runs_only_what_it_does_not_share(trial: Trial) -> None:
 def test_dense_keeps_every_head_and_takes_the_same_steps(trial: Trial) -> None:
     own = [record for record in of(trial, "main") if record.phase == "learn"]
     for record, mine in zip(of(trial, "dense"), own, strict=True):
-        assert record.active_heads == 32 and (record.steps, record.tokens) == (mine.steps, mine.tokens)
+        assert record.active_heads == 16 and (record.steps, record.tokens) == (mine.steps, mine.tokens)
 
 
 def test_no_regrow_ends_with_fewer_heads_and_random_random_with_as_many(trial: Trial) -> None:
@@ -113,7 +113,7 @@ def test_the_state_after_an_arm_is_that_arms(trial: Trial) -> None:
     runner = _TrialRunner.of(plan, cpu(), PhaseStore(folder))
     runner.skip(plan.controls["dense"][-1])
     state = runner._state()
-    assert state.head_map.active == 32
+    assert state.head_map.active == 16
     tensors = PhaseStore(folder).tensors(plan.controls["dense"][-1].key)
     assert tensors is not None
     assert all(torch.equal(p.data, tensors[f"model/{n}"]) for n, p in state.model.network.named_parameters())

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from support.helpers import causal, cpu, run_all
-from support.jobs import quick_plan
+from support.jobs import nano_plan, quick_plan
 
 from raysweep.contracts import HEAD_STATISTICS, Decision
 from raysweep.contracts.events import Event, PhaseResumed, Question, StepLogged
@@ -111,7 +111,7 @@ def remove(heads: Slots) -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialPlan, Path, list[PhaseRecord]]:
-    plan, folder = quick_plan(), tmp_path_factory.mktemp("quick")
+    plan, folder = nano_plan(), tmp_path_factory.mktemp("quick")
     return plan, folder, run_all(plan, folder)
 
 
@@ -243,7 +243,7 @@ def test_records_survive_json(quick: Quick) -> None:
 
 
 def test_nothing_named_leaves_the_model_as_it_is(tmp_path: Path) -> None:
-    plan = quick_plan(cycle__baseline=None, cycle__grow=None, cycle__learn=None, cycle__cycles=1)
+    plan = nano_plan(cycle__baseline=None, cycle__grow=None, cycle__learn=None, cycle__cycles=1)
     baseline, prune, measure = run_all(plan, tmp_path)
     assert (baseline.phase, baseline.steps, baseline.curve, baseline.active_heads) == ("baseline", 0, [], 32)
     assert measure.loss == prune.loss != baseline.loss
@@ -259,11 +259,11 @@ import json, random, tempfile
 from pathlib import Path
 import numpy, torch
 from support.helpers import run_all
-from support.jobs import quick_plan
+from support.jobs import nano_plan
 for seed in (torch.manual_seed, numpy.random.seed, random.seed):
     seed(77)
 with tempfile.TemporaryDirectory() as folder:
-    print(json.dumps([record.outcome() for record in run_all(quick_plan(), Path(folder))]))
+    print(json.dumps([record.outcome() for record in run_all(nano_plan(), Path(folder))]))
 """
     paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
     done = subprocess.run(
@@ -274,7 +274,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_another_seed_is_another_trial(quick: Quick, tmp_path: Path) -> None:
-    plan = quick_plan(seed=1)
+    plan = nano_plan(seed=1)
     assert not {phase.key for phase in plan.phases} & {phase.key for phase in quick[0].phases}
     assert run_all(plan, tmp_path)[0].loss != quick[2][0].loss
 
@@ -400,7 +400,7 @@ def test_a_trial_killed_between_phases_goes_on_with_the_next(quick: Quick, tmp_p
 def test_a_trial_that_finds_everything_in_the_store_runs_nothing(quick: Quick) -> None:
     plan, folder, records = quick
     listener = Listener([])
-    found = run_all(quick_plan(trial=2), folder, listener.runtime())
+    found = run_all(nano_plan(trial=2), folder, listener.runtime())
     assert outcomes(found) == outcomes(records)
     assert all(record.reused and record.trial == 2 for record in found)
     assert listener.points == []
@@ -440,7 +440,7 @@ def test_trials_that_overtake_each_other_record_what_one_would_have_recorded_alo
 ) -> None:
     """They take turns in running a phase first, so each finds phases that are ahead of the state it holds."""
     _, _, records = quick
-    trials = [run_trial(quick_plan(trial=number), cpu(), PhaseStore(tmp_path)) for number in (1, 2)]
+    trials = [run_trial(nano_plan(trial=number), cpu(), PhaseStore(tmp_path)) for number in (1, 2)]
     for index, expected in enumerate(records):
         leader, follower = trials if index % 2 else reversed(trials)
         first, second = next(leader), next(follower)
@@ -511,7 +511,7 @@ def test_growing_nothing_back_is_the_same_as_not_growing_but_for_the_key(tmp_pat
 
 
 def test_what_is_grown_is_a_share_of_what_this_cycle_removed(tmp_path: Path) -> None:
-    records = run_all(quick_plan(cycle__grow__ratio=1.0, cycle__prune__level=0.1), tmp_path)
+    records = run_all(nano_plan(cycle__grow__ratio=1.0, cycle__prune__level=0.1), tmp_path)
     assert [record.active_heads for record in records] == [32, 29, 29, 32, 32, 29, 29, 32, 32]
 
 
@@ -555,7 +555,7 @@ def test_grown_heads_can_not_be_pruned_for_as_many_cycles_as_their_grace(
         absent = [(int(layer), int(head)) for layer, head in np.argwhere(~statistics.present)]
         return sorted(absent, key=lambda slot: (slot not in wanted, slot))[:count]
 
-    plan = quick_plan(
+    plan = nano_plan(
         cycle__cycles=3, cycle__prune__level=4 / 32, cycle__grow__ratio=0.5, cycle__prune__grace_cycles=grace,
         cycle__prune__strategy=planted_strategy("prune", remove(wanted)), cycle__learn=None, cycle__baseline=None,
         cycle__grow__strategy=planted_strategy("grow", wanted_first),
@@ -581,11 +581,11 @@ def test_grown_heads_can_not_be_pruned_for_as_many_cycles_as_their_grace(
 )
 def test_a_budget_that_can_not_be_met_fails_the_trial(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(TrialError, match=message):
-        run_all(quick_plan(cycle__baseline=None, **changes), tmp_path)
+        run_all(nano_plan(cycle__baseline=None, **changes), tmp_path)
 
 
 def test_a_per_layer_budget_reaches_the_cut(tmp_path: Path) -> None:
-    plan = quick_plan(cycle__prune__budget="per_layer", cycle__prune__level=0.25, cycle__cycles=1, cycle__learn=None)
+    plan = nano_plan(cycle__prune__budget="per_layer", cycle__prune__level=0.25, cycle__cycles=1, cycle__learn=None)
     prune = run_all(plan, tmp_path)[1]
     assert [row.count(-1) for row in prune.head_map] == [2, 2, 2, 2]
 
@@ -602,7 +602,7 @@ def test_growth_that_is_not_what_was_asked_fails_the_trial(
 ) -> None:
     """Too few, one twice, one that is there."""
     gone: Slots = [(0, 0), (1, 1), (2, 2), (0, 1)]
-    plan = quick_plan(
+    plan = nano_plan(
         cycle__prune__strategy=planted_strategy("prune", remove(gone)), cycle__prune__level=4 / 32,
         cycle__grow__strategy=planted_strategy("grow", lambda *_: heads), cycle__grow__ratio=1.0, cycle__baseline=None,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.helpers import causal, cpu, some_tokens
-from support.jobs import quick_plan
+from support.jobs import nano_plan, quick_plan
 
 from raysweep.contracts import HeadSlice
 from raysweep.job.plan import TrialPlan
@@ -145,7 +145,7 @@ def test_restoring_runs_no_initializer(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_prune_and_grow_store_slices_alone(tmp_path: Path) -> None:
     """A checkpoint of theirs is as large as the heads they touched, not as the model."""
-    plan = quick_plan(cycle__cycles=1, cycle__grow__init="split")
+    plan = nano_plan(cycle__cycles=1, cycle__grow__init="split")
     for _ in states_in_memory(plan, tmp_path):
         pass
     sizes = {p.kind: sum(f.stat().st_size for f in (tmp_path / p.key).glob("*.safetensors")) for p in plan.phases}
@@ -199,7 +199,7 @@ def test_a_first_state_has_all_heads_and_the_weights_of_its_seed() -> None:
     first, again, other = (
         TrialState.first(quick_plan(seed=seed), trial_data(quick_plan()).facts, cpu()) for seed in (1, 1, 2)
     )
-    assert first.head_map.active == 32 and first.head_map.to_lists() == [[0] * 8] * 4
+    assert first.head_map.active == 16 and first.head_map.to_lists() == [[0] * 8] * 2
     assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in first.tensors().items())
     assert not all(torch.equal(tensor, other.tensors()[name]) for name, tensor in first.tensors().items())
     assert not any(name.startswith("optimizer/") for name in first.tensors())

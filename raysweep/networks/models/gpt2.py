@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Family(contracts.Family):
     tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-pico": {"n_layer": 2, "n_head": 8, "n_embd": 64, "vocab_size": 1024},
         "gpt2-nano": {"n_layer": 4, "n_head": 8, "n_embd": 128, "vocab_size": 1024},
         "gpt2-micro": {"n_layer": 6, "n_head": 8, "n_embd": 256, "vocab_size": 2048},
         "gpt2-mini": {"n_layer": 8, "n_head": 8, "n_embd": 512, "vocab_size": 8192},

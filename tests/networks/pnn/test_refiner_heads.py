@@ -271,11 +271,14 @@ QUICK: dict[str, Any] = {"model__name": "pnn-nano", "cycle__baseline__lr": 3e-3}
 @pytest.mark.parametrize(
     "changes",
     [
-        {"cycle__cycles": 3, "model__num_steps": 2},
+        pytest.param({"cycle__cycles": 3, "model__num_steps": 2}, marks=pytest.mark.slow),
         {"cycle__grow__init": "rewind", "model__num_steps": 6, "model__final_norm": True},
         {"model__trunk": "hierarchical", "model__block_widths": (32, 48), "cycle__grow__init": "gradmax",
          "cycle__grow__strategy": "gradient_sensitivity"},
-        {"model__trunk": "layers", "model__num_steps": 3, "cycle__prune__strategy": "fisher"},
+        pytest.param(
+            {"model__trunk": "layers", "model__num_steps": 3, "cycle__prune__strategy": "fisher"},
+            marks=pytest.mark.slow,
+        ),
         {"cycle__cycles": 1, "model__random_depth": True, "model__input_injection": True,
          "cycle__prune__strategy": "entropy", "cycle__prune__direction": "low", "cycle__grow__strategy": "balanced"},
     ],
@@ -329,8 +332,17 @@ def test_a_trial_that_was_cut_off_goes_on_as_one_that_never_stopped(tmp_path: Pa
 # Export.
 
 
-@pytest.mark.parametrize("options", [{}, {"model__trunk": "hierarchical", "model__block_widths": (32, 48)}])
-@pytest.mark.parametrize("form", ["compact", "dense"])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("compact", {"model__trunk": "hierarchical", "model__block_widths": (32, 48)}),
+        ("dense", {}),
+        pytest.param(
+            "dense", {"model__trunk": "hierarchical", "model__block_widths": (32, 48)}, marks=pytest.mark.slow
+        ),
+        pytest.param("compact", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_an_exported_network_is_the_trials(form: Any, options: dict[str, Any], tmp_path: Path) -> None:
     sweep = finished_sweep(tmp_path, "pnn", **QUICK, cycle__cycles=1, **options)
     export(sweep, 1, tmp_path / "out", form)

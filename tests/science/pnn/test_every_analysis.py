@@ -26,7 +26,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-SELDOM = ("shared_layer", "one step", "scalar gate")
+SELDOM = ("hierarchical", "shared_layer", "one step", "scalar gate")
 
 
 @pytest.mark.parametrize(

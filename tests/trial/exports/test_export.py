@@ -418,7 +418,7 @@ def test_the_command_exports(gpt2_sweep: SweepFolder, results: Path, tmp_path: P
 
 def test_the_command_says_how_to_load(gpt2_sweep: SweepFolder, results: Path, tmp_path: Path) -> None:
     done = call("only-gpt2", "1", str(tmp_path / "out"), "--format", "dense", "--results", str(results))
-    assert done.exit_code == 0 and "GPT2LMHeadModel.from_pretrained" in done.stdout and "of 32 heads" in done.stdout
+    assert done.exit_code == 0 and "GPT2LMHeadModel.from_pretrained" in done.stdout and "of 16 heads" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ LEARN = {
 ONCE = {"cycle__continuous": {"every": 100, "events": 1}}
 OFTEN = {
     "cycle__continuous": {"every": 3, "first": 2, "remove": 5, "grow": 2}, "cycle__learn__steps": 12,
-    "cycle__learn__gate_warmup_steps": 6,
+    "cycle__learn__gate_warmup_steps": 6, "model__name": "gpt2-nano",
 }  # fmt: skip
 
 
@@ -243,5 +243,5 @@ def test_a_state_restored_after_events_has_their_head_map(often: Often) -> None:
 
 def test_without_growth_heads_only_go(tmp_path: Path) -> None:
     records = run_all(continuous(**{"cycle__grow": None, "cycle__continuous": {"every": 2, "remove": 3}}), tmp_path)
-    assert records[-1].active_heads == 32 - 3 * len([e for e in records[-1].events or () if e["phase"] == "prune"])
+    assert records[-1].active_heads == 16 - 3 * len([e for e in records[-1].events or () if e["phase"] == "prune"])
     assert not {event["phase"] for event in records[-1].events or ()} - {"prune", "measure"}
