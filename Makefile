@@ -11,6 +11,8 @@ UPGRADE ?=
 WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Tests start Python hundreds of times: with this set, as in many images, each would compile raysweep anew.
 unexport PYTHONDONTWRITEBYTECODE
+# Where tests/conftest.py allows tests that start Ray: to collect all others takes twenty seconds.
+STARTS_RAY := tests/cluster tests/test_wheel.py
 PLAIN := -m "not pretrained and not slow and not ray" $(WORKERS)
 
 .PHONY: install quickstart quick test slow bench pretrained coverage docs lock newest clean
@@ -30,7 +32,7 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest $(PLAIN)
-	$(BIN)/pytest -m "ray and not pretrained and not slow"
+	$(BIN)/pytest -m "ray and not pretrained and not slow" $(STARTS_RAY)
 
 slow: .venv/installed-test
 	$(BIN)/pytest -m "slow and not pretrained"

@@ -22,6 +22,7 @@ os.environ.setdefault("RAYSWEEP_CACHE", str(Path(tempfile.gettempdir()) / f"rays
 
 LONGEST_S = 10.0
 DEAREST_ROOMS = ("trial", "science", "sweep")
+STARTS_RAY = ("tests/cluster/", "tests/test_wheel.py")  # the Makefile runs these alone
 MANY_ARCHITECTURES = ("tests/networks/", "tests/trial/", "tests/science/")
 OTHER_ARCHITECTURES = re.compile(
     r"(^|-)(opt|llama(?!-gqa)|gpt_neox|pythia|mistral|qwen2|qwen3|roberta|bert-classes|pnn-blocks|pnn-layers)(?=-|\])"
@@ -74,6 +75,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A test that runs for every architecture shows most of what it can with one of each layout; the others are slow.
     """
     for item in items:
+        names = {mark.name for mark in item.iter_markers()}
+        if "ray" in names and not names & {"slow", "pretrained"} and not item.nodeid.startswith(STARTS_RAY):
+            raise pytest.UsageError(f"{item.nodeid}: tests that start Ray belong into {' or '.join(STARTS_RAY)}.")
         case = item.name.partition("[")[2]
         if item.nodeid.startswith(MANY_ARCHITECTURES) and OTHER_ARCHITECTURES.search(case):
             item.add_marker(pytest.mark.slow)

@@ -146,7 +146,8 @@ print(doctor._packages().found)
 def test_the_quickstart_runs_in_an_empty_folder(environment: Path, empty: Path) -> None:
     text = done(
         environment, empty, "run", "--trials", "2",
-        "--set", "cycle.baseline.steps=20", "--set", "cycle.learn.steps=10", "--set", "data.eval_tokens=2048",
+        "--set", "cycle.baseline.steps=20", "--set", "cycle.learn.steps=10", "--set", "data.eval_tokens=256",
+        "--set", "model.name=gpt2-pico", "--set", "data.seq_len=32",
     )  # fmt: skip
     assert "best trial " in text and "next:  raysweep show quickstart-1 " in text
     assert sorted(path.name for path in empty.iterdir()) == ["results"]

@@ -39,8 +39,8 @@ PHASES = ["baseline", "prune", "measure", "grow", "learn"]
 CHECKPOINT_EVERY = 5
 JOB: dict[str, Any] = {
     "name": "tiny",
-    "model": {"name": "gpt2-nano"},
-    "data": {"name": "python-docs", "seq_len": 32, "eval_tokens": 1024, "probe_windows": 4},
+    "model": {"name": "gpt2-pico"},
+    "data": {"name": "python-docs", "seq_len": 16, "eval_tokens": 256, "probe_windows": 4},
     "training": {"batch_size": 4},
     "cycle": {
         "baseline": {"steps": 40, "lr": 3.0e-3},
