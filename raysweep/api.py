@@ -54,8 +54,7 @@ def run(
         UsageError: the job, or something it names, is wrong; nothing was started.
         RunError: the sweep could not go on; `resume` continues it.
     """
-    # Before the imports below, which take seconds: what is wrong with a job is said at once.
-    checked = load_job(job, _with_trials(overrides, trials))
+    checked = load_job(job, _with_trials(overrides, trials))  # before the imports below, which take seconds
     from raysweep.cluster.connection import check_local_room
     from raysweep.cluster.driver import run_sweep
     from raysweep.trial.forecast.preflight import preflight

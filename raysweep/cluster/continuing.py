@@ -32,8 +32,7 @@ def go_on(
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
-        before = check_job(stored.spec.resolved(), stored.source)
-        job = change(before)
+        job = change(before := check_job(stored.spec.resolved(), stored.source))
         # Before the model and the data are looked at: other code may see other data in the same files.
         changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
         # Imported only now, since torch and Ray take seconds: whoever is refused above learns it at once.
