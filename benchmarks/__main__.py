@@ -15,6 +15,7 @@ BENCHMARKS = (
     "pnn_throughput",
     "trial_overhead",
     "bookkeeping",
+    "events",
     "many_trials",
     "sharing",
     "simulate",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.tune
 
+from raysweep.cluster.calls import answer_of, mailbox_of
 from raysweep.cluster.lane import Lane, LaneConfig
-from raysweep.cluster.mailbox import NAMESPACE
 from raysweep.contracts.events import PhaseFinished, from_json
 from raysweep.job.spec import ScaleSpec
 
@@ -20,15 +19,18 @@ METRICS = ("phase", "cycle", "loss", "perplexity", "active_heads")
 
 
 class TrialClient(ray.tune.Trainable):
-    """One Tune iteration a phase. The config names the trial, its plan, the mailbox and, under
-    `isolation: process`, how to start a worker group for this trial alone."""
+    """One Tune iteration a phase. The config names the trial, its plan, the ticket of this start, the mailbox and,
+    under `isolation: process`, how to start a worker group for this trial alone. A client that dies is started again by
+    Tune with the same config, and reads on."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._trial = config["trial"]
+        self._taken = 0
         self._lane: Lane | None = None
-        self._mailbox = ray.get_actor(config["mailbox"], namespace=NAMESPACE)
+        self._mailbox = mailbox_of(config["mailbox"])
         lane = config.get("own_lane")
-        ray.get(self._mailbox.submit.remote(config["plan"], lane and lane["config"]["name"]))
+        name = lane and lane["config"]["name"]
+        answer_of(lambda: self._mailbox.submit.remote(config["ticket"], config["plan"], name))
         if lane is not None:
             self._lane = Lane(
                 LaneConfig(**lane["config"]),
@@ -44,14 +46,16 @@ class TrialClient(ray.tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         # Each call has a deadline: should this process die, its last call does not wait in the mailbox for ever.
-        text: str | None = None
-        while text is None:
-            text = ray.get(self._mailbox.trial_event.remote(self._trial, POLL_S))
+        news: list[tuple[int, str]] = []
+        while not news:
+            news = answer_of(lambda: self._mailbox.trial_events.remote(self._trial, self._taken, POLL_S), POLL_S)
+        self._taken, text = news[0]
         event = from_json(text)
         if isinstance(event, PhaseFinished):
             return {name: event.record[name] for name in METRICS}
         if self._lane is not None:
             # Wait until its workers have returned: their processors are meant for the next trial's lane.
-            ray.get(self._mailbox.retire.remote(self._lane.config.name))
+            name = self._lane.config.name
+            answer_of(lambda: self._mailbox.retire.remote(name))
             self._lane.join()
         return {"ending": type(event).__name__, "done": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from raysweep.cluster.connection import LOCAL_SETTINGS, SETTINGS, connected
+from raysweep.cluster.delivery import Reader
 from raysweep.contracts.events import Event, OffLane, SweepInterrupted, from_json
 from raysweep.errors import ClusterError, DiskFullError
 from raysweep.job.jobfile import Job
@@ -21,6 +23,7 @@ from raysweep.sweep.admission import IN_HAND
 from raysweep.sweep.agenda import Agenda
 from raysweep.sweep.bookkeeping import record
 from raysweep.sweep.limits import Limits
+from raysweep.sweep.mending import mend
 from raysweep.sweep.observer import Observer
 from raysweep.sweep.recorder import Recorder
 from raysweep.sweep.stopping import rule_of
@@ -82,18 +85,23 @@ class _Session:
         """Held by whoever uses the agenda; notified when a trial has left its lane, and when recording fails."""
         self.recorded: set[int] = set()
         """Trials off their lanes of which the agenda knows."""
+        self.tickets = itertools.count(1)
+        """Numbers of the trials' starts."""
         self.stopped: str | None = None
         """Why the sweep stops before its end."""
         self.error: BaseException | None = None
         """What kept events from being recorded."""
 
     def run(self, address: str | None) -> str | None:
+        # Before anything is looked at: what an earlier session did not come to write counts as done.
+        mend(self.folder, self.job, self.fingerprints)
         remaining = self.agenda.remaining
         self.observer.sweep_started(self.folder, self.job, remaining)
         if not remaining:
             return None
         with self.limits, connected(address, self.job):
             self._run(remaining)
+            mend(self.folder, self.job, self.fingerprints)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self.stopped
 
@@ -129,10 +137,10 @@ class _Session:
     def _start_mailbox(self) -> Any:
         import ray
 
-        from raysweep.cluster.mailbox import NAMESPACE, Mailbox
+        from raysweep.cluster.mailbox import CALLS, NAMESPACE, Mailbox
 
         # By name: workers and trial clients in other processes find it with ray.get_actor.
-        actor = ray.remote(Mailbox).options(name=self.name, namespace=NAMESPACE, num_cpus=0)
+        actor = ray.remote(Mailbox).options(name=self.name, namespace=NAMESPACE, num_cpus=0, max_concurrency=CALLS)
         return actor.remote(self.scale.max_attempts, rule_of(self.job.spec.search), self.sharing)
 
     def _tuner(self, mailbox: Any) -> Any:
@@ -163,6 +171,8 @@ class _Session:
             verbose=0,
             # A client has nothing to save: the phase store has the checkpoints that matter.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            # A client that dies costs nothing: the next one reads on. Its trial goes on meanwhile.
+            failure_config=tune.FailureConfig(max_failures=self.scale.max_attempts),
         )
         trainable = tune.with_resources(TrialClient, CLIENT_RESOURCES)
         return tune.Tuner(trainable, tune_config=tune_config, run_config=run_config)
@@ -223,7 +233,9 @@ class _Session:
             # A trial that was paused is in the set from its first time on a lane.
             self.recorded.discard(proposal.trial)
             self.recorder.start_trial(proposal, plan)
-        config = {"trial": proposal.trial, "plan": plan.to_json(), "mailbox": self.name}
+        config = {
+            "trial": proposal.trial, "ticket": next(self.tickets), "plan": plan.to_json(), "mailbox": self.name,
+        }  # fmt: skip
         if self.scale.isolation == "process":
             config["own_lane"] = {
                 "config": self._lane_config(f"trial-{proposal.trial}").__dict__,
@@ -276,10 +288,10 @@ class _Listener(threading.Thread):
     def run(self) -> None:
         import ray
 
+        reader: Reader[str] = Reader(write=lambda text: self._session.record(from_json(text)))
         try:
             while not self._done.is_set():
-                for event in ray.get(self._mailbox.events.remote(POLL_S)):
-                    self._session.record(from_json(event))
+                reader.take(ray.get(self._mailbox.events.remote(reader.written, POLL_S)))
                 if self._session.stopped is None and (reason := self._session.limits.reached()):
                     self._session.stopped = reason
                     ray.get(self._mailbox.interrupt.remote(reason))

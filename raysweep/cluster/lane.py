@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-
-from raysweep.cluster.mailbox import NAMESPACE
+from raysweep.cluster.calls import Sender, answer_of, mailbox_of
 from raysweep.contracts import Decision, Interrupted
 from raysweep.contracts.events import LaneStarted, PhaseFinished, TrialEnding, to_json
 from raysweep.errors import DiskFullError, TrialError
 from raysweep.job.plan import TrialPlan
 from raysweep.job.spec import ScaleSpec
-from raysweep.sweep.lanes import Assignment
 
 if TYPE_CHECKING:
+    from raysweep.sweep.lanes import Assignment
     from raysweep.trial.runtime import Runtime
 
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 """How long the other ranks wait for rank 0 in a collective: it may take long to write a large checkpoint."""
+ROUND_S = 10.0
+"""How long one call for a trial waits in the mailbox, and the other ranks for its answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,9 @@ class Lane:
             self._trainer.fit()
         except Exception as error:
             # Nobody waits for this thread: without this call the sweep would wait for the lane's trial for ever.
-            mailbox = ray.get_actor(self.config.mailbox, namespace=NAMESPACE)
-            ray.get(mailbox.lane_died.remote(self.config.name, f"lane {self.config.name} was lost: {error}"))
+            mailbox = mailbox_of(self.config.mailbox)
+            reason = f"lane {self.config.name} was lost: {error}"
+            answer_of(lambda: mailbox.lane_died.remote(self.config.name, reason))
 
 
 def work(config: dict[str, Any]) -> None:
@@ -105,15 +106,17 @@ def work(config: dict[str, Any]) -> None:
     from raysweep.trial.runtime import Runtime
 
     lane = LaneConfig(**config)
-    mailbox = ray.get_actor(lane.mailbox, namespace=NAMESPACE)
+    mailbox = mailbox_of(lane.mailbox)
+    # A new name for each start: when Ray starts the group again, the mailbox knows by it that the old one is lost.
+    start = uuid.uuid4().hex
+    sender = Sender(mailbox, start)
     runtime = Runtime(
         device=torch.device(ray.train.torch.get_device()),
-        # ray.get waits until the mailbox has the event, so that events arrive in the order in which they happened.
-        emit=lambda event: ray.get(mailbox.post.remote(to_json(event))),
-        ask_sweep=lambda question: ray.get(mailbox.ask.remote(to_json(question))),
+        # It waits until the mailbox has the event, so that events arrive in the order in which they happened.
+        emit=lambda event: sender.tell("post", to_json(event)),
+        ask_sweep=lambda question: sender.tell("ask", to_json(question)),
     )
-    # A new name for each start: when Ray starts the group again, the mailbox knows by it that the old one is lost.
-    group = runtime.from_rank_0(uuid.uuid4().hex)
+    group = runtime.from_rank_0(start)
     pids: list[int] = [0] * runtime.world_size
     if runtime.world_size > 1:
         distributed.all_gather_object(pids, os.getpid())
@@ -122,14 +125,19 @@ def work(config: dict[str, Any]) -> None:
     if runtime.rank == 0:
         runtime.emit(LaneStarted(lane=lane.name, group=group, pids=pids))
     finished = -1
+
+    def ask() -> Any:
+        return answer_of(lambda: mailbox.next_trial.remote(lane.name, group, finished, ROUND_S), ROUND_S)
+
     while True:
-        # Every rank asks for itself: waiting in a broadcast for rank 0 would count against the collectives' timeout.
-        assignment: Assignment | None = ray.get(mailbox.next_trial.remote(lane.name, group, finished))
-        if assignment is None:
+        # Rank 0 asks for all, and the others hear at least each `ROUND_S`: far within the collectives' timeout.
+        found = runtime.from_rank_0(ask() if runtime.rank == 0 else None)
+        if found == "idle":
+            continue
+        if found == "leave":
             return
-        runtime.assert_equal(assignment.sequence)
-        _run(assignment, lane, runtime, mailbox)
-        finished = assignment.sequence
+        _run(found, lane, runtime, sender)
+        finished = found.sequence
         # Models and optimizers refer to each other in circles, which only the collector frees, and CUDA keeps what they
         # held in its own cache: without both, the next trial would find less memory.
         gc.collect()
@@ -137,7 +145,7 @@ def work(config: dict[str, Any]) -> None:
             torch.cuda.empty_cache()
 
 
-def _run(assignment: Assignment, lane: LaneConfig, runtime: Runtime, mailbox: Any) -> None:
+def _run(assignment: Assignment, lane: LaneConfig, runtime: Runtime, sender: Sender) -> None:
     """Run one trial; rank 0 says how it ended, or hands it back.
 
     Other exceptions are re-raised: they end the worker, and Ray starts the group again.
@@ -166,14 +174,14 @@ def _run(assignment: Assignment, lane: LaneConfig, runtime: Runtime, mailbox: An
     except DiskFullError as error:
         handed_back = Decision(action="leave", reason=str(error))
         if runtime.rank == 0:
-            ray.get(mailbox.interrupt.remote(str(error)))
+            sender.tell("interrupt", str(error))
     except Exception:
-        ray.get(mailbox.crashed.remote(plan.trial, f"rank {runtime.rank}: {traceback.format_exc()}"))
+        sender.tell("crashed", plan.trial, f"rank {runtime.rank}: {traceback.format_exc()}")
         raise
     # Only when all ranks are through is the lane free: the next trial's collectives must not mix with this one's.
     runtime.barrier()
     if runtime.rank == 0:
         if handed_back is None:
-            ray.get(mailbox.finish.remote(lane.name, assignment.sequence, ending))
+            sender.tell("finish", lane.name, assignment.sequence, ending)
         else:
-            ray.get(mailbox.release.remote(lane.name, assignment.sequence, handed_back))
+            sender.tell("release", lane.name, assignment.sequence, handed_back)

@@ -1,145 +1,228 @@
-"""The mailbox between a sweep and its lanes: an actor around the dispatcher, in which idle callers wait.
+"""The mailbox between a sweep and its lanes: an actor around the dispatcher, in which idle lanes wait.
 
-There is one actor a sweep. Workers wait here and never inside a collective, which would time out on an idle lane.
-Events come in and go out as JSON; everywhere else they are the classes of contracts/events.py.
+There is one actor a sweep. Events come in and go out as JSON; everywhere else they are the classes of
+contracts/events.py. Every call waits for a limited time only, and may be repeated: see delivery.py. At most one call of
+each lane, one of each trial client and one of the driver wait here at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from raysweep.cluster.delivery import Inbox, Numbered, Outbox
 from raysweep.contracts import Decision, Report, StoppingRule
-from raysweep.contracts.events import OffLane, PhaseFinished, Question, TrialEnding, from_json, to_json
+from raysweep.contracts.events import OffLane, PhaseFinished, Question, from_json, to_json
 from raysweep.job.plan import TrialPlan
+from raysweep.job.spec import MAX_LANES
+from raysweep.sweep.admission import IN_HAND
 from raysweep.sweep.dispatcher import Dispatcher
 from raysweep.sweep.lanes import Assignment
 
 NAMESPACE = "raysweep"
+CALLS = 2 * (1 + IN_HAND) * MAX_LANES
+"""Calls that the actor takes at a time. Ray's default of 1,000 would be used up by those that wait, and nobody could
+bring them what they wait for. Those are a call of each lane and of its IN_HAND trial clients; as many may be at work.
+"""
+
+Found = Assignment | Literal["idle", "leave"]
+
+
+@dataclass(kw_only=True)
+class _Start:
+    """One start of a trial by the driver, and what its client is to hear."""
+
+    ticket: int
+    box: Outbox[str] = field(default_factory=Outbox)
+
+
+@dataclass(kw_only=True)
+class _IdleLane:
+    """A lane that waits for a trial."""
+
+    group: str
+    finished: int
+    found: asyncio.Future[Found]
 
 
 class Mailbox:
-    """Asynchronous actor: every method may wait without blocking the others."""
+    """Asynchronous actor. What changes something does not wait, and what waits changes nothing."""
 
     def __init__(self, max_attempts: int, rule: StoppingRule, sharing: bool) -> None:
+        # All methods run on one event loop, and none waits in the middle of a change: nothing here needs a lock.
         self._dispatcher = Dispatcher(max_attempts=max_attempts, rule=rule, sharing=sharing)
-        self._unread: list[str] = []
-        """Events that the driver has not fetched yet, as JSON."""
-        self._trial_events: defaultdict[int, list[str]] = defaultdict(list)
-        """The finished phases and the end of each trial that its client has not fetched yet."""
-        # All methods run on one event loop, so the dispatcher needs no lock of its own. The condition wakes whoever
-        # waits for work or for events after each change.
-        self._changed = asyncio.Condition()
+        self._events: Outbox[str] = Outbox()
+        """For the driver."""
+        self._starts: dict[int, _Start] = {}
+        """The latest start of each trial."""
+        self._told = Inbox()
+        self._idle: dict[str, _IdleLane] = {}
+        """Lanes that wait for a trial, the longest first."""
+        self._own: set[str] = set()
+        """Lanes that serve a single trial each."""
 
-    # The sweep's side.
+    # The driver's side.
 
     async def replay(self, reports: Iterable[Report], ended: Iterable[int]) -> set[int]:
         """Bring the stopping rule to the state in which earlier sessions left it; return the trials left paused."""
-        return await self._do(lambda: self._dispatcher.replay(reports, ended))
+        return self._do(lambda: self._dispatcher.replay(reports, ended))
 
     async def expect_lanes(self, count: int) -> None:
-        await self._do(lambda: self._dispatcher.expect_lanes(count))
+        self._do(lambda: self._dispatcher.expect_lanes(count))
 
-    async def submit(self, plan: str, lane: str | None = None) -> None:
-        trial_plan = TrialPlan.from_json(plan)
-        # Events from before a pause are no news to the client of the resumed trial.
-        self._trial_events.pop(trial_plan.trial, None)
-        await self._do(lambda: self._dispatcher.submit(trial_plan, lane))
+    async def events(self, written: int, timeout_s: float) -> list[Numbered[str]]:
+        """Return the events after number `written`, which are kept until a later call says that they are written.
 
-    async def events(self, timeout_s: float) -> list[str]:
-        """Return what happened since the last call; wait for something at most `timeout_s`."""
-        events = await self._wait_for(lambda: self._unread, timeout_s)
-        self._unread = []
-        return events
-
-    async def trial_event(self, trial: int, timeout_s: float) -> str | None:
-        """Return a trial's next finished phase or its end; None if there is none within `timeout_s`."""
-        events = await self._wait_for(lambda: self._trial_events[trial], timeout_s)
-        return events.pop(0) if events else None
+        Args:
+            timeout_s: how long to wait for one if there is none.
+        """
+        return await self._events.after(written, timeout_s)
 
     async def waiting(self) -> int:
         """Return how many trials wait for a phase that another one is running."""
         return self._dispatcher.waiting
 
     async def never_run(self, trials: Iterable[int]) -> None:
-        await self._do(lambda: self._dispatcher.never_run(trials))
+        self._do(lambda: self._dispatcher.never_run(trials))
 
     async def settle(self) -> None:
-        await self._do(self._dispatcher.settle)
+        self._do(self._dispatcher.settle)
 
     async def close(self) -> None:
-        await self._do(self._dispatcher.close)
+        self._do(self._dispatcher.close)
+        self._answer_all()
 
     async def retire(self, lane: str) -> None:
-        await self._do(lambda: self._dispatcher.retire(lane))
+        self._do(lambda: self._dispatcher.retire(lane))
+        self._answer(lane)
 
     async def interrupt(self, reason: str) -> None:
-        await self._do(lambda: self._dispatcher.interrupt(reason))
+        self._interrupt(reason)
 
     async def lane_died(self, lane: str, reason: str) -> None:
-        await self._do(lambda: self._dispatcher.lane_died(lane, reason))
+        self._do(lambda: self._dispatcher.lane_died(lane, reason))
+
+    # The trial clients' side.
+
+    async def submit(self, ticket: int, plan: str, lane: str | None = None) -> None:
+        """Queue a trial.
+
+        Args:
+            ticket: the number of this start of a trial. A client that is started again repeats it, and changes nothing.
+        """
+        trial_plan = TrialPlan.from_json(plan)
+        earlier = self._starts.get(trial_plan.trial)
+        if earlier is not None and earlier.ticket == ticket:
+            return
+        # A new box: events from before a pause are no news to the client of the resumed trial.
+        self._starts[trial_plan.trial] = _Start(ticket=ticket)
+        if lane is not None:
+            self._own.add(lane)
+        self._do(lambda: self._dispatcher.submit(trial_plan, lane))
+
+    async def trial_events(self, trial: int, taken: int, timeout_s: float) -> list[Numbered[str]]:
+        """Return a trial's finished phases and its end after number `taken`; see `events`."""
+        return await self._starts[trial].box.after(taken, timeout_s)
 
     # The workers' side.
 
-    async def next_trial(self, lane: str, group: str, finished: int) -> Assignment | None:
-        """Return the trial that a worker of a lane runs next, once there is one; None when the worker shall return."""
-        async with self._changed:
-            while True:
-                found = self._dispatcher.assignment(lane, group, finished)
-                # To ask may change something, too: a new group makes a retry, or fails a trial out of attempts.
-                self._hand_out()
-                if found == "leave":
-                    return None
-                if found != "idle":
-                    return found
-                # Wait without a deadline: `close`, `retire` and `interrupt` notify, so that no worker waits for ever.
-                await self._changed.wait()
+    async def next_trial(self, lane: str, group: str, finished: int, timeout_s: float) -> Found:
+        """Return the trial that a lane runs next; `leave` when its workers shall return, `idle` if there is none yet.
 
-    async def ask(self, question: str) -> Decision:
+        Called by rank 0 for all ranks. An answer that gets lost is no harm: the next call gets the same trial.
+
+        Args:
+            timeout_s: how long to wait for a trial.
+        """
+        # Who waits for the lane already has lost its answer, or is of a group that is lost. Or this call is the one
+        # that comes late: "idle" makes the other one ask again.
+        self._stop_waiting(lane, "idle")
+        found = self._found(lane, group, finished)
+        if found != "idle":
+            return found
+        waits = asyncio.get_running_loop().create_future()
+        self._idle[lane] = _IdleLane(group=group, finished=finished, found=waits)
+        try:
+            return await asyncio.wait_for(waits, timeout_s)
+        except TimeoutError:
+            return "idle"
+        finally:
+            # Unless somebody else waits for the lane by now.
+            if lane in self._idle and self._idle[lane].found is waits:
+                del self._idle[lane]
+
+    async def tell(self, sender: str, number: int, what: str, *content: Any) -> Any:
+        """Take in what a worker tells, once; return the answer.
+
+        Args:
+            number: ascends with all that a sender tells; a call that is repeated has the same number.
+            what: `ask`, `post`, `finish`, `release`, `crashed` or `interrupt`.
+        """
+        acts: dict[str, Callable[..., Any]] = {
+            "ask": self._ask,
+            "post": lambda event: self._dispatcher.post(from_json(event)),
+            "finish": self._dispatcher.finish,
+            "release": self._dispatcher.release,
+            "crashed": self._dispatcher.crashed,
+            "interrupt": self._interrupt,
+        }
+        return self._told.take(sender, number, lambda: self._do(lambda: acts[what](*content)))
+
+    def _ask(self, question: str) -> Decision:
         asked = from_json(question)
         assert isinstance(asked, Question), f"{asked} asks nothing"
-        return await self._do(lambda: self._dispatcher.ask(asked))
+        return self._dispatcher.ask(asked)
 
-    async def post(self, event: str) -> None:
-        posted = from_json(event)
-        await self._do(lambda: self._dispatcher.post(posted))
+    # Inside.
 
-    async def finish(self, lane: str, sequence: int, ending: TrialEnding) -> None:
-        await self._do(lambda: self._dispatcher.finish(lane, sequence, ending))
+    def _do(self, act: Callable[[], Any]) -> Any:
+        """Change the dispatcher, hand out the events of that, and give lanes that wait what is ready."""
+        answer = act()
+        self._hand_out()
+        for lane in list(self._idle):
+            # Lanes are alike: where one finds nothing, the next ones would not either. Lanes of single trials are not.
+            if not self._answer(lane) and lane not in self._own:
+                break
+        return answer
 
-    async def release(self, lane: str, sequence: int, decision: Decision) -> None:
-        await self._do(lambda: self._dispatcher.release(lane, sequence, decision))
+    def _interrupt(self, reason: str) -> None:
+        self._dispatcher.interrupt(reason)
+        self._hand_out()
+        self._answer_all()
 
-    async def crashed(self, trial: int, reason: str) -> None:
-        await self._do(lambda: self._dispatcher.crashed(trial, reason))
+    def _found(self, lane: str, group: str, finished: int) -> Found:
+        found = self._dispatcher.assignment(lane, group, finished)
+        # To ask may change something, too: a new group makes a retry, or fails a trial out of attempts.
+        self._hand_out()
+        return found
 
-    async def _do(self, act: Callable[[], Any]) -> Any:
-        """Change the dispatcher, hand out the events of that, and wake all who wait."""
-        async with self._changed:
-            answer = act()
-            self._hand_out()
-            # Also without an event: an assignment may be ready now, or a lane may return.
-            self._changed.notify_all()
-            return answer
+    def _answer(self, lane: str) -> bool:
+        """Give a lane that waits what there is for it; return whether there was something."""
+        waits = self._idle.get(lane)
+        found: Found = "idle" if waits is None else self._found(lane, waits.group, waits.finished)
+        if found == "idle":
+            return False
+        self._stop_waiting(lane, found)
+        return True
+
+    def _answer_all(self) -> None:
+        for lane in list(self._idle):
+            self._answer(lane)
+
+    def _stop_waiting(self, lane: str, found: Found) -> None:
+        waits = self._idle.pop(lane, None)
+        # Its call may have been cancelled, or have come to its time limit, and not have gone on yet. Then the lane asks
+        # again, and gets the same.
+        if waits is not None and not waits.found.done():
+            waits.found.set_result(found)
 
     def _hand_out(self) -> None:
         """Sort new events into the driver's box and those of the trials' clients."""
         events, self._dispatcher.events = self._dispatcher.events, []
         for event in events:
             text = to_json(event)
-            self._unread.append(text)
-            if isinstance(event, PhaseFinished | OffLane):
-                self._trial_events[event.trial].append(text)
-        if events:
-            self._changed.notify_all()
-
-    async def _wait_for(self, found: Callable[[], list[str]], timeout_s: float) -> list[str]:
-        # With a deadline: Ray does not end a call when its caller dies, and the call would wait here for ever.
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(found), timeout_s)
-            except TimeoutError:
-                return []
-            return found()
+            self._events.add(text)
+            if isinstance(event, PhaseFinished | OffLane) and event.trial in self._starts:
+                self._starts[event.trial].box.add(text)

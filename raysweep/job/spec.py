@@ -11,6 +11,8 @@ from raysweep.job.search import SearchSpec
 from raysweep.job.section import Section, StrategySection
 
 Masking = Literal["bert", "mask"]
+MAX_LANES = 1_000
+"""Each lane keeps a call waiting at the one process that hands out the trials; it is measured with so many."""
 
 
 class ModelSpec(StrategySection):
@@ -80,8 +82,8 @@ class TrainingSpec(Section):
 class ScaleSpec(Section):
     workers: int = Field(default=1, ge=1)
     """Worker processes of one trial; they train it together, with DDP."""
-    lanes: int = Field(default=1, ge=1)
-    """Trials that run at once, each on a group of workers that stays up from trial to trial."""
+    lanes: int = Field(default=1, ge=1, le=MAX_LANES)
+    """Trials that run at once, each on a group of workers that stays up from trial to trial; at most 1000."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPU cores that each worker reserves."""
     gpus_per_worker: float = Field(default=0.0, ge=0)

@@ -148,9 +148,12 @@ def _heads(evidence: Evidence) -> Iterator[str]:
         by_key = {phase.key: phase for phase in phases}
         # The label of a control arm's phase begins with "<arm>: ". The arms of a trial that has ended list the keys of
         # shared phases, too; before that their chains are not whole.
-        own = [phase for phase in phases if ": " not in phase.label and (record is None or phase.key in record.phases)]
+        own = [phase for phase in phases if ": " not in phase.label]
         # A trial that went on with other code began again: the chain is that of its last baseline.
         own = own[max((at for at, phase in enumerate(own) if phase.label == "baseline"), default=0) :]
+        if record is not None:
+            # In the order of its plan: a record that was mended stands at the end of its file.
+            own = [by_key[key] for key in record.phases if key in by_key]
         arms = record.controls if record else {}
         # A small model's heads follow from those of the trial and not from decisions.
         chains = [[by_key[key] for key in keys if key in by_key]

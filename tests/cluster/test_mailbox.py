@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,6 +32,7 @@ from raysweep.sweep.lanes import Assignment
 
 COMPLETE = TrialEnding(status="COMPLETE")
 NEVER = 30.0
+ROUND_S = 20.0
 
 
 def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -54,15 +56,25 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+NUMBERS = itertools.count(1)
+
+
+async def tell(mailbox: Mailbox, what: str, *content: Any) -> Any:
+    """Tell something new."""
+    return await mailbox.tell("a worker", next(NUMBERS), what, *content)
+
+
 class Group:
-    """A worker group as the mailbox sees it: its ranks ask, rank 0 finishes."""
+    """A worker group as the mailbox sees it: rank 0, which asks for all."""
 
     def __init__(self, mailbox: Mailbox, name: str, lane: str = "lane-0") -> None:
         self.mailbox, self.name, self.lane = mailbox, name, lane
         self.finished = -1
 
     async def ask(self) -> Assignment | None:
-        return await self.mailbox.next_trial(self.lane, self.name, self.finished)
+        while (found := await self.mailbox.next_trial(self.lane, self.name, self.finished, ROUND_S)) == "idle":
+            pass
+        return None if found == "leave" else found
 
     def asking(self) -> asyncio.Task[Assignment | None]:
         return asyncio.create_task(self.ask())
@@ -74,7 +86,7 @@ class Group:
         return assignment
 
     async def finish(self, assignment: Assignment) -> None:
-        await self.mailbox.finish(self.lane, assignment.sequence, COMPLETE)
+        await tell(self.mailbox, "finish", self.lane, assignment.sequence, COMPLETE)
         self.finished = assignment.sequence
 
     async def run(self) -> Assignment:
@@ -103,28 +115,29 @@ def finished(trial: int) -> Event:
     return PhaseFinished(trial=trial, record={"key": f"key-{trial}"})
 
 
-async def new_events(mailbox: Mailbox, timeout_s: float = 0.01) -> list[Event]:
-    return [from_json(event) for event in await mailbox.events(timeout_s)]
-
-
-async def trial_event(mailbox: Mailbox, trial: int, timeout_s: float = 0.01) -> Event | None:
-    event = await mailbox.trial_event(trial, timeout_s)
-    return None if event is None else from_json(event)
-
-
 SEEN: WeakKeyDictionary[Mailbox, list[Event]] = WeakKeyDictionary()
 
 
 async def everything(mailbox: Mailbox) -> list[Event]:
     """Return all that has happened so far."""
+    await new_events(mailbox)
+    return SEEN[mailbox]
+
+
+async def new_events(mailbox: Mailbox, timeout_s: float = 0.01) -> list[Event]:
     seen = SEEN.setdefault(mailbox, [])
-    seen += await new_events(mailbox)
-    return seen
+    found = [from_json(event) for _, event in await mailbox.events(len(seen), timeout_s)]
+    seen += found
+    return found
+
+
+async def trial_events(mailbox: Mailbox, trial: int, taken: int = 0, timeout_s: float = 0.01) -> list[Event]:
+    return [from_json(event) for _, event in await mailbox.trial_events(trial, taken, timeout_s)]
 
 
 async def submit(mailbox: Mailbox, *trials: int, lane: str | None = None) -> None:
     for trial in trials:
-        await mailbox.submit(plan_of(trial), lane)
+        await mailbox.submit(next(NUMBERS), plan_of(trial), lane)
 
 
 async def finals(mailbox: Mailbox) -> dict[int, TrialFinished]:
@@ -142,46 +155,87 @@ async def retries(mailbox: Mailbox) -> list[tuple[int, int]]:
 
 
 @on_a_loop
-async def test_all_ranks_of_a_lane_get_the_same_trial(mailbox: Mailbox) -> None:
+async def test_a_lane_that_waits_before_there_is_a_trial_gets_it(mailbox: Mailbox) -> None:
+    asked = Group(mailbox, "g").asking()
+    await settle()
+    assert not asked.done()
     await submit(mailbox, 1, 2)
-    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
-    first, second = await rank_0.take(), await rank_1.take()
-    assert (
-        (first.trial, first.plan, first.sequence) == (second.trial, second.plan, second.sequence) == (1, plan_of(1), 0)
-    )
+    given = await asked
+    assert given is not None and (given.trial, given.plan, given.sequence) == (1, plan_of(1), 0)
 
 
 @on_a_loop
-async def test_ranks_that_wait_before_there_is_a_trial_get_the_same_one(mailbox: Mailbox) -> None:
-    asked = [Group(mailbox, "g").asking() for _ in range(3)]
-    await settle()
-    assert not any(task.done() for task in asked)
+async def test_a_lane_whose_answer_was_lost_gets_the_same_trial_again(mailbox: Mailbox) -> None:
     await submit(mailbox, 1, 2)
-    assert [given.trial for task in asked if (given := await task)] == [1, 1, 1]
+    group = Group(mailbox, "g")
+    assert await group.take() == await group.take()
+    lost = Group(mailbox, "h", "lane-1").asking()
+    await settle()
+    lost.cancel()
+    assert (await Group(mailbox, "h", "lane-1").take()).trial == 2
+    assert await retries(mailbox) == []
 
 
 @on_a_loop
-async def test_a_rank_that_asks_late_still_gets_the_current_trial(mailbox: Mailbox) -> None:
-    await submit(mailbox, 1, 2)
-    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
-    await rank_0.take()
-    await settle()
-    assert (await rank_1.take()).trial == 1
+async def test_a_lane_hears_within_a_round_that_there_is_nothing_yet(mailbox: Mailbox) -> None:
+    assert await mailbox.next_trial("lane-0", "g", -1, 0.01) == "idle"
+    await submit(mailbox, 1)
+    assert (await Group(mailbox, "g").take()).trial == 1
 
 
 @on_a_loop
-async def test_the_next_trial_is_given_only_when_the_current_one_is_finished(mailbox: Mailbox) -> None:
-    await submit(mailbox, 1, 2)
-    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
-    current = await rank_0.take()
-    await rank_1.take()
-    rank_1.finished = current.sequence  # it passed the last barrier; rank 0 has not told yet
-    waiting = rank_1.asking()
+async def test_a_call_that_comes_late_does_not_send_its_own_lane_away(mailbox: Mailbox) -> None:
+    group = Group(mailbox, "g")
+    waiting = group.asking()
     await settle()
-    assert not waiting.done()
-    await rank_0.finish(current)
-    following = await waiting
-    assert following is not None and (following.trial, following.sequence) == (2, 1)
+    late = asyncio.create_task(mailbox.next_trial("lane-0", "g", -1, 0.01))
+    await submit(mailbox, 1)
+    given = await waiting
+    assert given is not None and given.trial == 1
+    await late
+
+
+@on_a_loop
+async def test_idle_lanes_hold_one_call_each_and_a_change_wakes_only_whom_it_concerns(mailbox: Mailbox) -> None:
+    asked: list[str] = []
+    find = mailbox._dispatcher.assignment
+
+    def counted(lane: str, group: str, finished: int) -> Any:
+        asked.append(lane)
+        return find(lane, group, finished)
+
+    mailbox._dispatcher.assignment = counted  # type: ignore[method-assign]
+    lanes = [Group(mailbox, "g", f"lane-{number}").asking() for number in range(100)]
+    await settle()
+    asked.clear()
+    await tell(mailbox, "post", to_json(logged(1)))
+    assert len(asked) == 1
+    await submit(mailbox, 1)
+    assert asked[1:] == ["lane-0", "lane-1"]
+    await mailbox.close()
+    await asyncio.gather(*lanes)
+
+
+@on_a_loop
+async def test_a_repeated_start_of_a_trial_changes_nothing_and_its_client_reads_on(mailbox: Mailbox) -> None:
+    await mailbox.submit(7, plan_of(1))
+    group = Group(mailbox, "g")
+    first = await group.take()
+    await tell(mailbox, "post", to_json(finished(1)))
+    await mailbox.submit(7, plan_of(1))  # its client died, and was started again
+    other = Group(mailbox, "h", "lane-1").asking()
+    await settle()
+    assert not other.done(), "it would run twice"
+    await group.finish(first)
+    await mailbox.submit(7, plan_of(1))
+    await settle()
+    assert not other.done(), "it has ended"
+    ended = TrialFinished(trial=1, ending=COMPLETE, attempts=1)
+    assert await trial_events(mailbox, 1) == [finished(1), ended]
+    assert await trial_events(mailbox, 1, taken=1) == [ended]
+    await mailbox.submit(8, plan_of(1))  # it was paused, and goes on
+    assert (given := await other) is not None and given.trial == 1
+    assert await trial_events(mailbox, 1) == []
 
 
 @on_a_loop
@@ -250,11 +304,11 @@ async def test_the_next_trial_after_a_retried_one_starts_at_attempt_one(mailbox:
 async def test_a_finished_trial_is_not_given_again_to_a_restarted_group(mailbox: Mailbox) -> None:
     await submit(mailbox, 1)
     await Group(mailbox, "g1").run()
-    new = [Group(mailbox, "g2").asking() for _ in range(2)]
+    new = Group(mailbox, "g2").asking()
     await settle()
-    assert not any(task.done() for task in new)
+    assert not new.done()
     await submit(mailbox, 2)
-    assert [given.trial for task in new if (given := await task)] == [2, 2]
+    assert (given := await new) is not None and given.trial == 2
     assert attempt(mailbox, 2) == 1
 
 
@@ -262,17 +316,16 @@ async def test_a_finished_trial_is_not_given_again_to_a_restarted_group(mailbox:
 async def test_those_who_wait_for_a_dead_group_take_no_trial(mailbox: Mailbox) -> None:
     """Ray does not end a call when its caller dies: it still waits in the mailbox when the next trial comes."""
     await submit(mailbox, 1)
-    dead = [Group(mailbox, "g1"), Group(mailbox, "g1")]
-    await dead[0].finish(await dead[0].take())
-    dead[1].finished = dead[0].finished
-    orphans = [rank.asking() for rank in dead]
+    dead = Group(mailbox, "g1")
+    await dead.run()
+    orphan = dead.asking()
     await settle()
-    new = [Group(mailbox, "g2").asking() for _ in range(2)]
+    new = Group(mailbox, "g2").asking()
     await settle()
     await submit(mailbox, 2)
-    assert [given.trial for task in new if (given := await task)] == [2, 2]
+    assert (given := await new) is not None and given.trial == 2
     assert attempt(mailbox, 2) == 1
-    assert await asyncio.gather(*orphans) == [None, None]
+    assert await orphan is None
     assert await retries(mailbox) == []
 
 
@@ -293,7 +346,7 @@ async def test_a_trial_out_of_attempts_fails_with_the_reason_of_the_crash_and_th
     await submit(mailbox, 1, 2)
     await Group(mailbox, "g1").take()
     await Group(mailbox, "g2").take()
-    await mailbox.crashed(1, "rank 1: ValueError: no such thing")
+    await tell(mailbox, "crashed", 1, "rank 1: ValueError: no such thing")
     following = await Group(mailbox, "g3").take()
     assert (following.trial, attempt(mailbox, 2)) == (2, 1)
     failed = (await finals(mailbox))[1]
@@ -318,8 +371,8 @@ async def test_the_first_rank_to_crash_is_the_reason_not_those_that_it_took_alon
     await submit(mailbox, 1, 2)
     await Group(mailbox, "g1").take()
     await Group(mailbox, "g2").take()
-    await mailbox.crashed(1, "rank 1: ValueError: the cause")
-    await mailbox.crashed(1, "rank 0: connection closed by peer")
+    await tell(mailbox, "crashed", 1, "rank 1: ValueError: the cause")
+    await tell(mailbox, "crashed", 1, "rank 0: connection closed by peer")
     await Group(mailbox, "g3").take()
     error = (await finals(mailbox))[1].ending.error or ""
     assert "the cause" in error and "closed by peer" not in error
@@ -329,9 +382,9 @@ async def test_the_first_rank_to_crash_is_the_reason_not_those_that_it_took_alon
 async def test_the_reason_is_that_of_the_last_attempt(mailbox: Mailbox) -> None:
     await submit(mailbox, 1, 2)
     await Group(mailbox, "g1").take()
-    await mailbox.crashed(1, "of the first attempt")
+    await tell(mailbox, "crashed", 1, "of the first attempt")
     await Group(mailbox, "g2").take()
-    await mailbox.crashed(1, "of the second attempt")
+    await tell(mailbox, "crashed", 1, "of the second attempt")
     await Group(mailbox, "g3").take()
     error = (await finals(mailbox))[1].ending.error or ""
     assert "of the second attempt" in error and "of the first attempt" not in error
@@ -352,11 +405,11 @@ async def test_attempts_of_one_trial_are_not_charged_to_the_next() -> None:
 @on_a_loop
 async def test_lanes_get_distinct_trials(mailbox: Mailbox) -> None:
     a, b = Group(mailbox, "g", "lane-0"), Group(mailbox, "h", "lane-1")
-    asked = [a.asking(), a.asking(), b.asking(), b.asking()]
+    asked = [a.asking(), b.asking()]
     await settle()
     await submit(mailbox, 1, 2, 3)
     given = [assignment for task in asked if (assignment := await task)]
-    assert [assignment.trial for assignment in given] == [1, 1, 2, 2]
+    assert [assignment.trial for assignment in given] == [1, 2]
     await a.finish(given[0])
     assert (await a.take()).trial == 3
 
@@ -411,18 +464,9 @@ async def test_a_trial_with_a_lane_of_its_own_is_left_to_it(mailbox: Mailbox) ->
 async def test_close_lets_all_return_but_only_when_no_trial_waits(mailbox: Mailbox) -> None:
     await submit(mailbox, 1, 2)
     await mailbox.close()
-    rank_0, rank_1 = Group(mailbox, "g"), Group(mailbox, "g")
-    first, _ = await rank_0.take(), await rank_1.take()
-    rank_1.finished = first.sequence
-    await rank_0.finish(first)
-    second, _ = await rank_1.take(), await rank_0.take()
-    assert second.trial == 2
-    rank_1.finished = second.sequence
-    late = rank_1.asking()
-    await settle()
-    assert not late.done()
-    await rank_0.finish(second)
-    assert (await late, await rank_0.ask(), await Group(mailbox, "h", "lane-1").ask()) == (None, None, None)
+    group = Group(mailbox, "g")
+    assert [(await group.run()).trial for _ in range(2)] == [1, 2]
+    assert (await group.ask(), await Group(mailbox, "h", "lane-1").ask()) == (None, None)
 
 
 @on_a_loop
@@ -508,10 +552,10 @@ async def test_a_lane_that_dies_between_trials_fails_nothing(mailbox: Mailbox) -
 async def test_events_come_in_order_and_once(mailbox: Mailbox) -> None:
     posted = [logged(1, step) for step in range(5)]
     for event in posted[:3]:
-        await mailbox.post(to_json(event))
+        await tell(mailbox, "post", to_json(event))
     assert await new_events(mailbox) == posted[:3]
     for event in posted[3:]:
-        await mailbox.post(to_json(event))
+        await tell(mailbox, "post", to_json(event))
     assert await new_events(mailbox) == posted[3:]
     assert await new_events(mailbox) == []
 
@@ -521,60 +565,85 @@ async def test_whoever_asks_for_events_waits_for_the_next_one(mailbox: Mailbox) 
     asked = asyncio.create_task(new_events(mailbox, NEVER))
     await settle()
     assert not asked.done()
-    await mailbox.post(to_json(logged(1)))
+    await tell(mailbox, "post", to_json(logged(1)))
     assert await asked == [logged(1)]
 
 
 @on_a_loop
 async def test_what_asks_for_no_answer_cannot_be_asked(mailbox: Mailbox) -> None:
-    assert await mailbox.ask(to_json(logged(1))) == Decision(action="go")
+    assert await tell(mailbox, "ask", to_json(logged(1))) == Decision(action="go")
     with pytest.raises(AssertionError, match="LaneStarted"):
-        await mailbox.ask(to_json(LaneStarted(lane="l", group="g", pids=[])))
+        await tell(mailbox, "ask", to_json(LaneStarted(lane="l", group="g", pids=[])))
+
+
+@on_a_loop
+async def test_events_are_kept_until_the_reader_says_that_they_are_written(mailbox: Mailbox) -> None:
+    for step in range(3):
+        await tell(mailbox, "post", to_json(logged(1, step)))
+    first = await mailbox.events(0, NEVER)
+    assert await mailbox.events(0, NEVER) == first  # the answer was lost
+    assert await mailbox.events(2, NEVER) == first[2:]
+    assert await mailbox.events(0, NEVER) == first[2:]  # a driver that starts anew
+    assert await mailbox.events(3, 0.01) == []
+
+
+@on_a_loop
+async def test_what_is_told_twice_under_one_number_counts_once(mailbox: Mailbox) -> None:
+    for _ in range(2):
+        await mailbox.tell("s", 1, "post", to_json(logged(1)))
+    assert await mailbox.tell("s", 2, "ask", to_json(logged(1))) == Decision(action="go")
+    await mailbox.interrupt("enough")
+    assert await mailbox.tell("s", 2, "ask", to_json(logged(1))) == Decision(action="go"), "the same answer again"
+    assert (await mailbox.tell("s", 3, "ask", to_json(logged(1)))).action == "leave"
+    await mailbox.tell("s", 1, "post", to_json(logged(1)))  # comes late
+    await mailbox.tell("another", 1, "post", to_json(logged(1)))
+    assert [type(event) for event in await new_events(mailbox)].count(StepLogged) == 4
 
 
 @on_a_loop
 async def test_a_trial_sees_only_its_own_phases_and_its_end(mailbox: Mailbox) -> None:
-    await submit(mailbox, 1, 2)
+    await submit(mailbox, 1, 2, 3)
     group = Group(mailbox, "g")
     assignment = await group.take()
     for trial in (1, 2):
-        await mailbox.post(to_json(logged(trial)))
-        await mailbox.post(to_json(finished(trial)))
+        await tell(mailbox, "post", to_json(logged(trial)))
+        await tell(mailbox, "post", to_json(finished(trial)))
     await group.finish(assignment)
-    assert await trial_event(mailbox, 1) == finished(1)
-    assert await trial_event(mailbox, 1) == TrialFinished(trial=1, ending=COMPLETE, attempts=1)
-    assert await trial_event(mailbox, 1) is None
-    assert await trial_event(mailbox, 3) is None
+    ended = TrialFinished(trial=1, ending=COMPLETE, attempts=1)
+    assert await trial_events(mailbox, 1) == [finished(1), ended]
+    assert await trial_events(mailbox, 1, taken=2) == []
+    assert await trial_events(mailbox, 3) == []
 
 
 @on_a_loop
 async def test_whoever_asks_for_a_trial_waits_through_the_events_of_others(mailbox: Mailbox) -> None:
-    asked = asyncio.create_task(trial_event(mailbox, 1, NEVER))
+    await submit(mailbox, 1, 2)
+    asked = asyncio.create_task(trial_events(mailbox, 1, 0, NEVER))
     for event in (logged(1), finished(2), LaneStarted(lane="l", group="g", pids=[])):
-        await mailbox.post(to_json(event))
+        await tell(mailbox, "post", to_json(event))
     await settle()
     assert not asked.done()
-    await mailbox.post(to_json(finished(1)))
-    assert await asked == finished(1)
+    await tell(mailbox, "post", to_json(finished(1)))
+    assert await asked == [finished(1)]
 
 
 @on_a_loop
 async def test_every_way_in_which_a_trial_ends_wakes_whoever_asks_for_it(mailbox: Mailbox) -> None:
     await mailbox.expect_lanes(1)
     await submit(mailbox, 1, 2, 3, 4)
-    asked = [asyncio.create_task(trial_event(mailbox, trial, NEVER)) for trial in (1, 2, 3, 4)]
+    asked = [asyncio.create_task(trial_events(mailbox, trial, 0, NEVER)) for trial in (1, 2, 3, 4)]
     await Group(mailbox, "g1").take()
     await Group(mailbox, "g2").take()
     group = Group(mailbox, "g3")
     second = await group.take()  # trial 1 is out of attempts; this is trial 2
-    first = await asked[0]
+    (first,) = await asked[0]
     assert isinstance(first, TrialFinished) and (first.trial, first.ending.status) == (1, "FAILED")
-    await mailbox.release("lane-0", second.sequence, Decision(action="pause"))
-    assert await asked[1] == TrialPaused(trial=2)
+    await tell(mailbox, "release", "lane-0", second.sequence, Decision(action="pause"))
+    assert await asked[1] == [TrialPaused(trial=2)]
     group.finished = second.sequence
     await group.take()
     await mailbox.interrupt("enough")
-    assert await asked[3] == TrialLeft(trial=4)
+    assert await asked[3] == [TrialLeft(trial=4)]
     await mailbox.lane_died("lane-0", "lost")
-    third = await asked[2]
+    (third,) = await asked[2]
     assert isinstance(third, TrialFinished) and third.trial == 3
