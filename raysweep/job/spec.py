@@ -83,7 +83,7 @@ class ScaleSpec(Section):
     workers: int = Field(default=1, ge=1)
     """Worker processes of one trial; they train it together, with DDP."""
     lanes: int = Field(default=1, ge=1, le=MAX_LANES)
-    """Trials that run at once, each on a group of workers that stays up from trial to trial; at most 1000."""
+    """Trials that run at once, each on a group of workers that stays up from trial to trial."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPU cores that each worker reserves."""
     gpus_per_worker: float = Field(default=0.0, ge=0)

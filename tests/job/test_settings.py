@@ -36,7 +36,7 @@ def test_a_setting_has_its_type_default_and_meaning() -> None:
     assert find("scale.lanes") == [
         Setting(
             key="scale.lanes",
-            type="whole number, at least 1",
+            type="whole number, at least 1 and at most 1000",
             default="1",
             doc="Trials that run at once, each on a group of workers that stays up from trial to trial.",
         )
