@@ -110,6 +110,10 @@ class DiskFullError(RunError):
     pass
 
 
+class DamagedWarning(UserWarning):
+    """Lines of a sweep's records were left out, because they are damaged."""
+
+
 def known_names_hint(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the name that was probably meant, and all known names."""
     names = sorted(known)

@@ -13,6 +13,7 @@ import click
 from raysweep.cli import export, jobs, lifecycle, look, settings, simulate
 from raysweep.cli import run as work
 from raysweep.cli.analyze import heads as analyze
+from raysweep.cli.common import notes_of_damage
 
 # `work` and `analyze` are named apart from `run` and `heads`, which are commands in the modules of these names.
 
@@ -29,7 +30,8 @@ class _Commands(click.Group):
         from raysweep.errors import RaysweepError, SpecError
 
         try:
-            return super().invoke(ctx)
+            with notes_of_damage():
+                return super().invoke(ctx)
         except RaysweepError as error:
             # A line for each fault, so that every line starts with "error: ".
             for fault in error.faults if isinstance(error, SpecError) else [error]:

@@ -7,14 +7,16 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from raysweep.errors import UsageError
+from raysweep.errors import DamagedWarning, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +54,25 @@ class NewFile(click.Path):
         if not path.parent.is_dir():
             raise UsageError(f"--out {str(path)!r}: {str(path.parent)!r} is no folder. Make it first.")
         return path
+
+
+@contextmanager
+def notes_of_damage() -> Iterator[None]:
+    """Print each warning of damaged records once, as a note."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, DamagedWarning):
+            before(message, category, *where, **more)
+        # A command may read a file several times.
+        elif str(message) not in said:
+            said.add(str(message))
+            print_notes([str(message)])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamagedWarning)
+        before, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def make_interruptible() -> None:

@@ -11,6 +11,7 @@ from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.code import check_code, code_of, record_code
+from raysweep.sweep.mending import mend
 from raysweep.sweep.observer import Observer
 
 
@@ -29,7 +30,10 @@ def go_on(
         UsageError: a change is refused, or the code changed and that is not accepted; the sweep stays as it was.
     """
     code.read_again()
+    watching = observer or Silent()
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
+        if mended := mend(folder):
+            watching.mended(mended)
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
         job = change(before := check_job(stored.spec.resolved(), stored.source))
@@ -43,7 +47,6 @@ def go_on(
         if address is None:
             check_local_room(job)
         fingerprints = check_unchanged(job, about, folder.name)
-        watching = observer or Silent()
         if changed:
             watching.code_changed(changed)
         # Nothing is written before every check has passed.

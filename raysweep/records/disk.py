@@ -1,4 +1,4 @@
-"""The size of a folder, and one clear error where the disk is full."""
+"""The size of a folder, files that are replaced whole, and one clear error where the disk is full."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def refuse_when_full(target: Path) -> Iterator[None]:
             f"no space is left for {str(target)!r}. What was written before is whole: free some space "
             "('raysweep gc' finds checkpoints that nothing needs), then resume the sweep."
         ) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        DiskFullError: there is no room for it; the file is as it was.
+    """
+    # By a rename, so that a reader in another process never sees half a file, nor a kill leaves one.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with refuse_when_full(path):
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def size(path: Path) -> int:

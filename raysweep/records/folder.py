@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,9 @@ from raysweep.contracts import Report
 from raysweep.errors import ArchiveError, known_names_hint
 from raysweep.job.jobfile import Job, read_job
 from raysweep.job.yamlfile import dump_mapping, load_mapping
-from raysweep.records.disk import refuse_when_full
-from raysweep.records.jsonlines import JsonLines
+from raysweep.records.disk import replace_text
+from raysweep.records.jsonlines import DamagedLine, JsonLines
+from raysweep.records.lines import READERS, Exported, JournalEntry, LaneGroup, Reopened, Voided, skimming
 from raysweep.records.results import check_new_sweep, is_sweep, list_sweeps, make_folder
 from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, TrialRecord
 
@@ -62,7 +61,7 @@ class SweepFolder:
             sweep = SweepFolder(folder)
             sweep.replace_environment(environment)
             # The job comes last: a folder that holds one is a sweep, so it must hold everything else by then.
-            _write_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))
+            replace_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))
         except OSError as error:
             raise ArchiveError(
                 f"results folder {str(results)!r} cannot be written ({error.strerror}). Choose another with --results."
@@ -130,20 +129,26 @@ class SweepFolder:
         """Replace the sweep's job by one with other limits."""
         path = self.path / "job.yaml"
         before = path.stat()
-        with refuse_when_full(path):
-            _write_text(path, dump_mapping(job.spec.resolved()))
+        replace_text(path, dump_mapping(job.spec.resolved()))
         # Sweeps are listed by the age of their job.
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def environment(self) -> dict[str, Any]:
-        """Return what env.json says of the machine, the versions and the way in which the sweep was started."""
-        return json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        """Return what env.json says of the machine, the versions and the way in which the sweep was started.
+
+        Raises:
+            ArchiveError: the file is missing or damaged.
+        """
+        path = self.path / "env.json"
+        try:
+            return dict(json.loads(path.read_bytes()).items())
+        except (OSError, ValueError, AttributeError) as error:
+            way = "Put it back from a copy; the sweep cannot be used without it."
+            raise ArchiveError(f"{path} cannot be read: {error}. {way}") from error
 
     def replace_environment(self, environment: Mapping[str, Any]) -> None:
         """Write env.json anew, whole or not at all."""
-        path = self.path / "env.json"
-        with refuse_when_full(path):
-            _write_text(path, json.dumps(environment, indent=2, sort_keys=True) + "\n")
+        replace_text(self.path / "env.json", json.dumps(environment, indent=2, sort_keys=True) + "\n")
 
     @property
     def simulated(self) -> bool:
@@ -152,31 +157,37 @@ class SweepFolder:
 
     def proposals(self) -> dict[int, Proposal]:
         """Return the latest attempt of every proposed trial: the last of its lines."""
-        return {proposal.trial: proposal for proposal in self._lines.read("plans.jsonl", lambda line: Proposal(**line))}
+        return {proposal.trial: proposal for proposal in self._read("plans.jsonl")}
 
     def phases(self, stop: str | None = None) -> list[PhaseRecord]:
         """Return all phase records, without the field `stop` and those after it; see `PhaseRecord.skim`."""
-        return list(self._lines.read("phases.jsonl", PhaseRecord.from_dict, _skimming(stop)))
+        return list(self._lines.read("phases.jsonl", READERS["phases.jsonl"], skimming(stop)))
 
     def phases_since(self, byte: int, stop: str | None = None) -> tuple[list[PhaseRecord], int]:
         """Return the phase records from a byte of their file on, and the byte from which to read next time."""
-        new, end = self._lines.read_since("phases.jsonl", byte)
-        load = _skimming(stop)
-        return [PhaseRecord.from_dict(load(line)) for line in new], end
+        return self._lines.read_since("phases.jsonl", byte, READERS["phases.jsonl"], skimming(stop))
+
+    def endings(self) -> list[TrialRecord | Reopened]:
+        """Return every final record, and every line that opened a trial again, in order."""
+        return self._read("trials.jsonl")
 
     def trials(self) -> dict[int, TrialRecord]:
         """Return the final record of each trial that has ended and was not reopened since, in the order of endings."""
         ended: dict[int, TrialRecord] = {}
-        for line in self._lines.read("trials.jsonl", _ending):
+        for line in self.endings():
             # Removed first: a dict keeps the place of a key that is set again, but the trial has ended anew.
             ended.pop(line.trial, None)
             if isinstance(line, TrialRecord):
                 ended[line.trial] = line
         return ended
 
-    def lanes(self) -> list[dict[str, Any]]:
+    def journal(self) -> list[JournalEntry]:
+        """Return the lines of study.journal; see sweep/journal.py."""
+        return self._read("study.journal")
+
+    def lanes(self) -> list[LaneGroup]:
         """Return one entry for each worker group that was started."""
-        return list(self._lines.read("lanes.jsonl", dict))
+        return self._read("lanes.jsonl")
 
     def add_proposal(self, proposal: Proposal) -> None:
         self._lines.append("plans.jsonl", proposal.__dict__)
@@ -198,31 +209,29 @@ class SweepFolder:
 
     def reopen(self, trial: int) -> None:
         """Count a trial that has ended as unfinished again; its finished phases stay."""
-        self._lines.append("trials.jsonl", _Reopened(trial=trial, reopened=True).__dict__)
+        self._lines.append("trials.jsonl", Reopened(trial=trial, reopened=True).__dict__)
         self._lines.sync()
 
     def sessions(self) -> list[Session]:
         """Return all sessions, oldest first, each as it was last written."""
-        seen = {
-            session.session: session for session in self._lines.read("sessions.jsonl", lambda line: Session(**line))
-        }
-        return list(seen.values())
+        return list({session.session: session for session in self._read("sessions.jsonl")}.values())
 
     def add_session(self, session: Session) -> None:
         self._lines.append("sessions.jsonl", session.__dict__)
 
-    def exports(self) -> list[dict[str, Any]]:
-        """Return one entry for each exported model: trial, key of its last phase, and the folder."""
-        return list(self._lines.read("exports.jsonl", dict))
+    def exports(self) -> list[Exported]:
+        """Return one entry for each exported model."""
+        return self._read("exports.jsonl")
 
     def add_export(self, trial: int, key: str, out: Path) -> None:
         self._lines.append("exports.jsonl", {"trial": trial, "key": key, "out": str(out)})
         # `raysweep gc` keeps what was exported, and knows it from this line alone.
         self._lines.sync()
 
-    def exhaust(self) -> None:
-        """Note that the sampler has nothing left to propose, even if the job asks for more trials."""
-        (self.path / "exhausted").touch()
+    def exhaust(self, exhausted: bool = True) -> None:
+        """Note whether the sampler has nothing left to propose, even if the job asks for more trials."""
+        marker = self.path / "exhausted"
+        marker.touch() if exhausted else marker.unlink(missing_ok=True)
 
     def exhausted(self) -> bool:
         return (self.path / "exhausted").exists()
@@ -241,17 +250,17 @@ class SweepFolder:
         """Return everything that was reported to the stopping rule, in order."""
         found: dict[tuple[int, int, str, int], Report] = {}
         # A later attempt trains some steps again and reports them again; the rule decided on the first report.
-        for line in self._lines.read("reports.jsonl", dict):
-            if "void" in line:
-                found = {place: report for place, report in found.items() if report.trial != line["trial"]}
+        for line in self._read("reports.jsonl"):
+            if isinstance(line, Voided):
+                found = {place: report for place, report in found.items() if report.trial != line.trial}
             else:
-                found.setdefault((line["trial"], line["cycle"], line["phase"], line["step"]), Report(**line))
+                found.setdefault((line.trial, line.cycle, line.phase, line.step), line)
         return list(found.values())
 
     def void_reports(self, trials: Sequence[int]) -> None:
         """Let what some trials have reported so far count no more: they begin again."""
         for trial in trials:
-            self._lines.append("reports.jsonl", {"trial": trial, "void": True})
+            self._lines.append("reports.jsonl", Voided(trial=trial, void=True).__dict__)
 
     def reports(self) -> dict[int, list[Report]]:
         """Return the reports to the stopping rule by trial, in order."""
@@ -264,37 +273,28 @@ class SweepFolder:
         self._lines.append("reports.jsonl", report.__dict__)
 
     def retries(self) -> list[Retry]:
-        return list(self._lines.read("retries.jsonl", lambda line: Retry(**line)))
+        return self._read("retries.jsonl")
 
     def add_retry(self, retry: Retry) -> None:
         self._lines.append("retries.jsonl", retry.__dict__)
 
-    def lines(self, file: str, stop: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the objects in the lines of one of its files; `stop` as in `phases`."""
-        return self._lines.read(file, dict, _skimming(stop))
+    def damaged(self) -> dict[str, list[DamagedLine]]:
+        """Return the lines that hold no record, by their file; files without any are left out."""
+        found = {file: self._lines.damaged(file, read) for file, read in READERS.items()}
+        return {file: lines for file, lines in found.items() if lines}
+
+    def set_aside(self, file: str, lines: Sequence[DamagedLine]) -> None:
+        """Move lines of a file to `<file>.damaged`. Only for the process that holds the sweep's lock."""
+        self._lines.set_aside(file, lines)
+        self._phases_seen = None
+
+    def insert_phases(self, records: Mapping[int, Sequence[PhaseRecord]]) -> None:
+        """Add phase records before the lines of their numbers, from 1; as `set_aside` in who may."""
+        self._lines.insert("phases.jsonl", {line: list(map(vars, found)) for line, found in records.items()})
+        self._phases_seen = None
 
     def add_lane(self, entry: Mapping[str, Any]) -> None:
         self._lines.append("lanes.jsonl", entry)
 
-
-@dataclass(frozen=True)
-class _Reopened:
-    """A line of trials.jsonl that takes back the ending of a trial."""
-
-    trial: int
-    reopened: bool
-
-
-def _ending(line: dict[str, Any]) -> TrialRecord | _Reopened:
-    return _Reopened(**line) if "reopened" in line else TrialRecord.from_dict(line)
-
-
-def _skimming(stop: str | None) -> Callable[[bytes], Any]:
-    return json.loads if stop is None else partial(PhaseRecord.skim, stop=stop)
-
-
-def _write_text(path: Path, text: str) -> None:
-    # By a rename, so that a reader in another process never sees half a file, nor a kill leaves one.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    def _read(self, file: str) -> list[Any]:
+        return list(self._lines.read(file, READERS[file]))

@@ -118,7 +118,8 @@ class PhaseRecord:
             # The name was found inside an earlier field, such as events, which hold records of their own.
             return json.loads(line)
         # A line of an older raysweep may have its fields in another order, with a needed one behind the cut.
-        return content if "trial" in content and "schema" in content else json.loads(line)
+        whole = isinstance(content, dict) and "trial" in content and "schema" in content
+        return content if whole else json.loads(line)
 
     def outcome(self) -> dict[str, Any]:
         """Return the fields that are equal between two runs of the same phase: all but where and how long it ran."""

@@ -48,7 +48,8 @@ class Agenda:
         self._looked_ahead = False
         self._exhausted = folder.exhausted()
         self._searched = sum(map(points.is_search, self._proposals.values()))
-        self._newest = max(self._proposals, default=0)
+        self._free = 1
+        """All smaller numbers are those of trials."""
         self._replay()
 
     @property
@@ -130,7 +131,7 @@ class Agenda:
     def _searching(self) -> Proposal | None:
         if not self._search_left:
             return None
-        trial, search = self._newest + 1, self._spec.search
+        trial, search = self._next_number(), self._spec.search
         values = self._study.ask(trial) if self._study else {}
         if values is None:
             # In the archive, too: a resumed sweep must not ask a used-up grid again, nor wait for its trials.
@@ -145,7 +146,7 @@ class Agenda:
         following = self._to_follow()
         if not following:
             return None
-        new, trial = following.popleft(), self._newest + 1
+        new, trial = following.popleft(), self._next_number()
         return self._added(
             Proposal(trial=trial, values=new.values, proposer=new.proposer, attempt=1, seed=new.seed, of=new.of)
         )
@@ -165,10 +166,15 @@ class Agenda:
     def _of_search(self, trials: Iterable[int]) -> list[Proposal]:
         return [self._proposals[trial] for trial in trials if points.is_search(self._proposals[trial])]
 
+    def _next_number(self) -> int:
+        # Usually the number after the newest. Where the plan of a trial was lost, its number is given out anew.
+        while self._free in self._proposals:
+            self._free += 1
+        return self._free
+
     def _added(self, proposal: Proposal) -> Proposal:
         # Written before anybody runs it: a trial that leaves a trace must be known to a resumed sweep.
         self._folder.add_proposal(proposal)
         self._proposals[proposal.trial] = proposal
-        self._newest = max(self._newest, proposal.trial)
         self._open.add(proposal.trial)
         return proposal

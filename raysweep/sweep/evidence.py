@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
 
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import LOG_EVERY, TRAINING_PHASES
 from raysweep.records import points
 from raysweep.records.folder import SweepFolder
-from raysweep.records.schema import Proposal, Retry, Status, TrialRecord
-
-CREATE_TRIAL = 4
-"""The operation of Optuna's journal that adds a trial, here always one that has ended."""
-STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING")
-"""Optuna's states of a trial, by their numbers in the journal."""
+from raysweep.records.jsonlines import DamagedLine
+from raysweep.records.lines import CREATE_TRIAL, STATES, Reopened
+from raysweep.records.schema import PhaseRecord, Proposal, Retry, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +61,8 @@ class Evidence:
     """Whether a driver runs the sweep right now."""
     told: list[tuple[int | None, str]]
     """Trial and Optuna's state of each line of the study's journal."""
+    damaged: dict[str, list[DamagedLine]]
+    """Lines that hold no record, by their file."""
     endings: list[Ending]
     ended: dict[int, TrialRecord]
     """The final records of trials that are not open, in the order in which they ended."""
@@ -80,12 +76,12 @@ class Evidence:
         """Read a sweep's folder, also while the sweep runs."""
         # Last-written first: in a running sweep no line that is read then refers to one that is not read yet.
         running = folder.running()
-        told = list(_told(folder.path / "study.journal"))
-        endings, ended = _endings(folder.lines("trials.jsonl"))
+        told = [(entry.trial, STATES[entry.state]) for entry in folder.journal() if entry.op_code == CREATE_TRIAL]
+        endings, ended = _endings(folder.endings())
         phases: dict[int, list[Phase]] = defaultdict(list)
         # Trajectories, statistics and samples are most of a record's bytes, and no invariant needs them.
-        for line in folder.lines("phases.jsonl", stop="trajectory"):
-            phases[line["trial"]].append(_phase(line))
+        for record in folder.phases(stop="trajectory"):
+            phases[record.trial].append(_phase(record))
         return Evidence(
             folder=folder,
             job=folder.job(),
@@ -93,6 +89,7 @@ class Evidence:
             hosts={session.host for session in folder.sessions()},
             running=running,
             told=told,
+            damaged=folder.damaged(),
             endings=endings,
             ended=ended,
             phases=phases,
@@ -113,60 +110,46 @@ class Evidence:
         return not self.running and not self.open_trials and len(self.ended) >= self.planned
 
 
-def _endings(lines: Iterable[Mapping[str, Any]]) -> tuple[list[Ending], dict[int, TrialRecord]]:
+def _endings(lines: Iterable[TrialRecord | Reopened]) -> tuple[list[Ending], dict[int, TrialRecord]]:
     """Follow each trial through its final records and the lines that opened it again."""
     endings: list[Ending] = []
     ended: dict[int, TrialRecord] = {}
     for line in lines:
-        # Removed first, so that the dict keeps the order of the latest endings. A line without a status opens the trial
-        # again.
-        earlier = ended.pop(line["trial"], None)
-        if line.get("status") in get_args(Status):
-            record = ended[line["trial"]] = TrialRecord.from_dict(line)
-            endings.append(Ending(record=record, was_open=earlier is None))
+        # Removed first, so that the dict keeps the order of the latest endings.
+        earlier = ended.pop(line.trial, None)
+        if isinstance(line, TrialRecord):
+            ended[line.trial] = line
+            endings.append(Ending(record=line, was_open=earlier is None))
     return endings, ended
 
 
-def _told(journal: Path) -> Iterator[tuple[int | None, str]]:
-    if not journal.exists():
-        return
-    # Line by line and without Optuna: only the trial's number and its state are needed.
-    with journal.open("rb") as stream:
-        for line in stream:
-            # The driver may be in the middle of a line.
-            if line.endswith(b"\n"):
-                entry = json.loads(line)
-                if entry["op_code"] == CREATE_TRIAL:
-                    yield entry.get("user_attrs", {}).get("trial"), STATES[entry.get("state", 0)]
-
-
-def _phase(line: Mapping[str, Any]) -> Phase:
-    arm = "" if line["arm"] == "main" else f"{line['arm']}: "
+def _phase(record: PhaseRecord) -> Phase:
+    arm = "" if record.arm == "main" else f"{record.arm}: "
     acts = [
         Act(kind=act["phase"], cycle=act["cycle"], heads=act["decision"]["heads"])
-        for act in (line, *(line["events"] or ()))
+        for act in (vars(record), *(record.events or ()))
         if act.get("decision")
     ]
     # Not the seconds, the trial and the arm, which differ between trials that share the phase.
-    outcome = (line["loss"], line["head_map"], line["steps"], line["curve"], acts)
+    outcome = (record.loss, record.head_map, record.steps, record.curve, acts)
     return Phase(
-        trial=line["trial"],
-        label=arm + line["phase"] + (f"@{line['cycle']}" if line["cycle"] > 1 else ""),
-        kind=line["phase"],
-        key=line["key"],
-        head_map=line["head_map"],
+        trial=record.trial,
+        label=arm + record.phase + (f"@{record.cycle}" if record.cycle > 1 else ""),
+        kind=record.phase,
+        key=record.key,
+        head_map=record.head_map,
         acts=acts,
-        misstep=_misstep(line),
+        misstep=_misstep(record),
         outcome=hash(repr(outcome)),
     )
 
 
-def _misstep(line: Mapping[str, Any]) -> str | None:
+def _misstep(record: PhaseRecord) -> str | None:
     """Compare the logged steps with those of an uninterrupted training: every tenth one and the last."""
     # A worker that resumed from a wrong step, or lost points of its curve, leaves a step out or repeats one.
-    steps = line["steps"] if line["phase"] in TRAINING_PHASES else 0
+    steps = record.steps if record.phase in TRAINING_PHASES else 0
     expected = [*range(LOG_EVERY, steps, LOG_EVERY), *([steps] if steps else [])]
-    logged = [int(point["step"]) for point in line["curve"]]
+    logged = [int(point["step"]) for point in record.curve]
     if logged != expected:
         # The first point that differs; if one list begins with the other, the first that only the longer one has.
         wrong = next((at for at, pair in enumerate(zip(logged, expected, strict=False)) if pair[0] != pair[1]),
@@ -174,7 +157,7 @@ def _misstep(line: Mapping[str, Any]) -> str | None:
         found = f"step {logged[wrong]}" if wrong < len(logged) else "nothing"
         wanted = f"step {expected[wrong]}" if wrong < len(expected) else "nothing"
         return f"point {wrong + 1} of its curve is {found}, not {wanted}"
-    evaluated = [point["step"] for point in line["evaluations"]]
+    evaluated = [point["step"] for point in record.evaluations]
     if any(later <= earlier for earlier, later in zip([0, *evaluated], evaluated, strict=False)):
         return f"its held-out evaluations at steps {', '.join(f'{step:g}' for step in evaluated)} do not ascend"
     return None

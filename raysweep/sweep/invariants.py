@@ -9,6 +9,7 @@ from typing import Any
 
 from raysweep.records import points
 from raysweep.records.folder import SweepFolder
+from raysweep.records.jsonlines import described
 from raysweep.sweep.checkpoints import broken_parts
 from raysweep.sweep.evidence import Act, Evidence, Phase
 from raysweep.sweep.processes import left_over
@@ -40,6 +41,14 @@ def examine(folder: SweepFolder) -> dict[str, Any]:
 
 
 # One function for each invariant: it yields what breaks it. Their names are in INVARIANTS, at the end.
+
+
+def _readable(evidence: Evidence) -> Iterator[str]:
+    for file, lines in evidence.damaged.items():
+        # A driver may be in the middle of its last line.
+        broken = [line for line in lines if line.content.endswith(b"\n") or not evidence.running]
+        if broken:
+            yield f"{described(evidence.folder.path / file, broken)} left out; 'raysweep resume' sets it aside"
 
 
 def _counts(evidence: Evidence) -> Iterator[str]:
@@ -230,7 +239,7 @@ def _no_process_left(evidence: Evidence) -> Iterator[str]:
         return
     # The file was written last when the newest group started: a process that is younger has only taken over the number.
     known_since = (evidence.folder.path / "lanes.jsonl").stat().st_mtime + CLOCK_S
-    alive = left_over((pid for lane in lanes for pid in lane["pids"]), started_before=known_since)
+    alive = left_over((pid for lane in lanes for pid in lane.pids), started_before=known_since)
     if alive:
         yield f"nobody runs the sweep, but its workers are alive: processes {_some(alive)}"
 
@@ -241,6 +250,7 @@ def _some(things: Sequence[Any]) -> str:
 
 
 INVARIANTS: dict[str, Callable[[Evidence], Iterator[str]]] = {
+    "every line of the records can be read": _readable,
     "planned = finished + stopped + diverged + failed": _counts,
     "no trial is counted twice": _counted_once,
     "every record belongs to a proposed trial": _proposed,

@@ -1,60 +1,139 @@
-"""Mend a sweep's records from its phase store: a phase that is in the store, but whose record was lost, gets it back.
+"""Mend the records of a sweep: set damaged lines aside, and bring back what they held from whatever else tells of it.
 
-A record may be lost between the store and the archive, where the driver, the mailbox or the machine ends in between, or
-where a line of the archive is damaged.
+A trial's plan follows from its ending, a phase record from the phase store. What is told nowhere else is run again: its
+trial counts as unfinished.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from raysweep.job.jobfile import Job
-from raysweep.job.plan import Fingerprints, TrialPlan
 from raysweep.records import atomic_folders as entries
+from raysweep.records.atomic_folders import DamagedError
 from raysweep.records.folder import SweepFolder
-from raysweep.records.plans import plan_of
-from raysweep.records.schema import PhaseRecord
+from raysweep.records.jsonlines import DamagedLine, described
+from raysweep.records.lines import CREATE_STUDY
+from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
 from raysweep.sweep.checkpoints import OUTCOME
 
 
-def mend(folder: SweepFolder, job: Job, fingerprints: Fingerprints) -> list[PhaseRecord]:
-    """Add the missing phase records of every trial; return what was added.
+def mend(folder: SweepFolder) -> list[str]:
+    """Mend the records of a sweep, and return in words what was done. The caller holds the sweep's lock.
 
-    A trial that has ended gets each phase that its final record names. An open one gets those that it has run itself:
-    it announces the others anew when it goes on.
+    Raises:
+        ArchiveError: a record is of another schema.
     """
-    recorded = {(record.trial, record.key) for record in folder.phases(stop="curve")}
-    added, endings = [], folder.trials()
-    for trial, proposal in folder.proposals().items():
-        ending = endings.get(trial)
-        arms = {"main": ending.phases, **ending.controls} if ending else _planned(plan_of(job, proposal, fingerprints))
-        # An arm names the phases that it shares with the trial, too: those are recorded once, as the trial's own.
-        for arm, key in [(arm, key) for arm, keys in arms.items() for key in keys]:
-            if (trial, key) not in recorded:
-                recorded.add((trial, key))
-                record = _stored(folder, trial, arm, key)
-                if record is not None and (ending or not record.reused):
-                    folder.add_phase(record)
-                    added.append(record)
-    return added
+    done = []
+    for file, lines in folder.damaged().items():
+        folder.set_aside(file, lines)
+        done.append(f"{described(folder.path / file, lines)} set aside in {file}.damaged")
+    _mend_journal(folder)
+    return [*done, *_mend_plans(folder), *_mend_phases(folder)]
 
 
-def _planned(plan: TrialPlan) -> dict[str, list[str]]:
-    return {arm: [phase.key for phase in phases] for arm, phases in {"main": plan.phases, **plan.controls}.items()}
+def _mend_journal(folder: SweepFolder) -> None:
+    """Remove the study's journal if it has lost its beginning: the study writes it anew from the archive."""
+    known = folder.journal()
+    if known and known[0].op_code != CREATE_STUDY:
+        (folder.path / "study.journal").unlink()
 
 
-def _stored(folder: SweepFolder, trial: int, arm: str, key: str) -> PhaseRecord | None:
-    """Return the record that a trial has of a phase in the store; None where the phase is not there, or damaged."""
-    entry = folder.store_of(trial) / key
-    if not entry.is_dir():
-        return None
+def _mend_plans(folder: SweepFolder) -> Iterator[str]:
+    proposals = folder.proposals()
+    lost = [record for trial, record in sorted(folder.trials().items()) if trial not in proposals]
+    for record in lost:
+        folder.add_proposal(_proposal(record))
+    if lost:
+        yield f"the plans of trials {', '.join(str(record.trial) for record in lost)} were taken from how they ended"
+    proposals = folder.proposals()
+    gone = sorted(set(range(1, max(proposals, default=0) + 1)) - set(proposals))
+    if not gone:
+        return
+    # Nothing tells what such a trial was: its number is proposed anew, perhaps as another point. What records have of
+    # it would then be another trial's.
+    unknown = [
+        DamagedLine(number=number, why="nothing tells of its trial's plan", content=json.dumps(vars(record)).encode())
+        for number, record in enumerate(folder.phases(), start=1)
+        if record.trial in gone
+    ]
+    if unknown:
+        folder.set_aside("phases.jsonl", unknown)
+    folder.void_reports(gone)
+    folder.exhaust(False)
+    yield f"trials {', '.join(map(str, gone))} are proposed again: their plans are lost"
+
+
+def _proposal(record: TrialRecord) -> Proposal:
+    return Proposal(
+        trial=record.trial, values=record.values, proposer=record.proposer, attempt=max(1, record.attempts),
+        seed=record.seed, of=record.of,
+    )  # fmt: skip
+
+
+def _mend_phases(folder: SweepFolder) -> Iterator[str]:
+    """Bring back the records of phases that trials have ended with; open trials announce theirs by themselves."""
+    where: dict[int, dict[str, int]] = defaultdict(dict)
+    end = 1
+    for end, record in enumerate(folder.phases(stop="curve"), start=2):
+        where[record.trial][record.key] = end - 1
+    found: dict[int, list[PhaseRecord]] = defaultdict(list)
+    again = []
+    for trial, ended in folder.trials().items():
+        lost = list(_lost(ended, where[trial], end))
+        stored = [_stored(folder, ended, each) for each in lost]
+        for phase, known in zip(lost, stored, strict=True):
+            if known is not None and (phase.ran or not known.reused):
+                found[phase.line].append(known)
+        if any(phase.ran and known is None for phase, known in zip(lost, stored, strict=True)):
+            again.append(trial)
+    if found:
+        folder.insert_phases(found)
+        yield f"{sum(map(len, found.values()))} phase records were brought back from the checkpoints"
+    for trial in again:
+        folder.reopen(trial)
+    if again:
+        yield f"trials {', '.join(map(str, again))} are run again: records of their phases are lost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lost:
+    """A phase of a trial that has ended without a record of it."""
+
+    key: str
+    arm: str
+    ran: bool
+    """Whether it must have run: a trial that was stopped may have ended before."""
+    line: int
+    """The line of phases.jsonl before which its record belongs."""
+
+
+def _lost(ended: TrialRecord, lines: Mapping[str, int], end: int) -> Iterator[_Lost]:
+    """Yield the phases of a trial that have no record, each once; `end` is the number of the line after the last."""
+    seen = set(lines)
+    for arm, keys in {"main": ended.phases, **ended.controls}.items():
+        for at, key in enumerate(keys):
+            if key not in seen:
+                before = [lines[other] + 1 for other in keys[:at] if other in lines]
+                after = [lines[other] for other in keys[at:] if other in lines]
+                ran = ended.status == "COMPLETE" or arm != "main" or bool(after)
+                # Records of a trial stand in the order of its phases: behind the one before, or in front of the next.
+                line = (before[-1:] or after[:1] or [end])[0]
+                yield _Lost(key=key, arm=arm, ran=ran, line=line)
+            seen.add(key)
+
+
+def _stored(folder: SweepFolder, ended: TrialRecord, lost: _Lost) -> PhaseRecord | None:
+    """Return the record of a phase as the phase store has it, None where it has not."""
+    entry = folder.store_of(ended.trial) / lost.key
     try:
         entries.check(entry, OUTCOME)
-    except entries.DamagedError:
-        # The trial that next needs the phase sets the entry aside and says so.
+    except DamagedError:
         return None
     outcome = json.loads((entry / OUTCOME).read_bytes())
-    record = PhaseRecord.from_dict(outcome["record"])
-    reused = outcome["trial"] != trial
-    return replace(record, trial=trial, arm=arm, reused=reused, seconds=0.0 if reused else record.seconds)
+    reused = outcome["trial"] != ended.trial
+    about = {"trial": ended.trial, "arm": lost.arm, "reused": reused}
+    # How long fetching it took is known no more.
+    return PhaseRecord.from_dict(outcome["record"] | about | ({"seconds": 0.0} if reused else {}))

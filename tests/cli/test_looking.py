@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from support.sound import damage
 from support.sweeps import contents, finished_sweep
 
 import raysweep
@@ -144,3 +145,33 @@ def test_a_stored_setting_of_another_type_is_still_an_error() -> None:
     assert result.exit_code == 2
     assert "job.yaml: cycle.learn.steps = 'many': " in result.stderr
     assert "cannot be read: " in invoke("list", "sweeps").stdout
+
+
+# Damaged records.
+
+LOOKS = (("status", "heads-1"), ("show", "heads-1"), ("show", "heads-1", "1"))
+
+
+@pytest.mark.parametrize("command", LOOKS)
+@pytest.mark.parametrize("file", ["trials.jsonl", "phases.jsonl"])
+def test_what_looks_at_damaged_records_says_so_in_one_line(command: tuple[str, ...], file: str) -> None:
+    folder = finished_sweep(RESULTS)
+    damage(folder, file, 3, lambda line: bytes(len(line)))
+    before = contents(folder.path)
+    for options in ((), ("--json",)):
+        result = invoke(*command, *options)
+        assert result.exit_code == 0, result.stderr
+        (note,) = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+        assert note.endswith("left out. 'raysweep resume' runs again what was lost.") and f"{file}: line 3" in note
+    assert json.loads(result.stdout)["sweep"] == "heads-1"
+    assert contents(folder.path) == before, "a look changes nothing"
+
+
+def test_a_check_counts_damaged_lines_as_faults() -> None:
+    folder = finished_sweep(RESULTS)
+    damage(folder, "lanes.jsonl", 1, lambda line: b"[]")
+    result = invoke("status", "heads-1", "--check", "--json")
+    (fault,) = json.loads(result.stdout)["invariants"]["every line of the records can be read"]
+    assert result.exit_code == 1
+    said = "lanes.jsonl: line 1 (it holds list, not a record) is damaged and left out; 'raysweep resume' sets it aside"
+    assert fault.endswith(said)

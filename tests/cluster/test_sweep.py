@@ -175,7 +175,7 @@ def reference(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> SweepFo
 
 def test_a_sweep_runs_all_trials_in_one_worker_group(reference: SweepFolder) -> None:
     assert len(reference.lanes()) == 1
-    assert len(set(reference.lanes()[0]["pids"])) == 2
+    assert len(set(reference.lanes()[0].pids)) == 2
     assert sorted(reference.trials()) == [1, 2, 3, 4]
 
 
@@ -315,8 +315,8 @@ def test_a_worker_group_for_each_trial_comes_to_the_same_as_a_lane(
     reference: SweepFolder, cluster: str, tmp_path: Path
 ) -> None:
     folder = run(cluster, tmp_path, "scale.isolation=process")
-    assert [entry["lane"] for entry in folder.lanes()] == [f"trial-{trial}" for trial in range(1, TRIALS + 1)]
-    assert len({entry["group"] for entry in folder.lanes()}) == TRIALS
+    assert [entry.lane for entry in folder.lanes()] == [f"trial-{trial}" for trial in range(1, TRIALS + 1)]
+    assert len({entry.group for entry in folder.lanes()}) == TRIALS
     assert_same(folder, reference)
     wait_until(lambda: not sweep_processes(), "its processes are gone")
 
@@ -326,7 +326,7 @@ def test_lanes_that_take_every_processor_run_each_trial_once_and_the_baseline_on
     reference: SweepFolder, cluster: str, tmp_path: Path
 ) -> None:
     folder = run(cluster, tmp_path, f"scale.lanes={CPUS // 2}")
-    lanes = [entry["lane"] for entry in folder.lanes()]  # a lane that is ready too late is not among them
+    lanes = [entry.lane for entry in folder.lanes()]  # a lane that is ready too late is not among them
     assert lanes and len(set(lanes)) == len(lanes)
     assert baselines_run(folder) == 1
     assert_same(folder, reference)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.inline import InlineDriver, new_sweep, search_job
 from support.jobs import checked_job, quick_job
+from support.sound import damage
 from support.sweeps import contents
 
 from raysweep import api
@@ -20,6 +22,7 @@ from raysweep.job.jobfile import check_job
 from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord
+from raysweep.reports.live.progress import Silent
 from raysweep.sweep import lifecycle
 
 
@@ -63,6 +66,34 @@ def refusal(error: pytest.ExceptionInfo[SpecError]) -> str:
 
 
 # Resume.
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("trials.jsonl", ()),
+        ("phases.jsonl", ("1 phase records were brought back",)),
+        ("plans.jsonl", ("the plans of trials 2 were taken from how they ended",)),
+    ],
+)
+def test_a_resumed_sweep_runs_what_a_damaged_line_lost(
+    sweep: SweepFolder, results: Path, driver: InlineDriver, file: str, said: tuple[str, ...]
+) -> None:
+    before = [outcomes(sweep, trial) for trial in (1, 2, 3)]
+    objectives = {trial: record.objectives for trial, record in sweep.trials().items()}
+    damage(sweep, file, 2, lambda line: bytes(len(line)))
+    told: list[str] = []
+
+    class Watching(Silent):
+        def mended(self, done: Sequence[str]) -> None:
+            told.extend(done)
+
+    api.resume("s", results=results, observer=Watching())
+    assert f"{file}: line 2 (it holds control characters) is damaged and set aside in {file}.damaged" in told[0]
+    assert len(told) == 1 + len(said) and all(text in told[1] for text in said)
+    assert [outcomes(sweep, trial) for trial in (1, 2, 3)] == before
+    assert {trial: record.objectives for trial, record in sweep.trials().items()} == objectives
+    assert driver.ran == [], "what the checkpoints hold is not trained again"
 
 
 def test_a_resumed_sweep_may_be_given_other_limits(results: Path, driver: InlineDriver) -> None:
@@ -244,8 +275,7 @@ def test_what_failed_is_retried_from_its_last_phase(results: Path, driver: Inlin
     assert {trial: record.status for trial, record in after.items()} == dict.fromkeys((1, 3, 2), "COMPLETE")
     assert (after[1], after[3]) == (before[1], before[3])
     assert driver.ran == [(2, "grow"), (2, "learn")]
-    lines = list(folder.lines("trials.jsonl"))
-    assert [line["trial"] for line in lines] == [1, 2, 3, 2, 2], "nothing is ever taken away"
+    assert [line.trial for line in folder.endings()] == [1, 2, 3, 2, 2], "nothing is ever taken away"
 
 
 def test_only_what_is_named_is_retried(sweep: SweepFolder, results: Path) -> None:

@@ -35,6 +35,7 @@ from raysweep.errors import RunError
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records.folder import SweepFolder
+from raysweep.records.lines import LaneGroup
 from raysweep.records.schema import Proposal
 from raysweep.sweep.recorder import Recorder
 
@@ -186,7 +187,7 @@ def test_a_failed_trial_is_also_a_record_and_says_why(recorder: Recorder, folder
 def test_worker_groups_are_recorded(recorder: Recorder, folder: SweepFolder, witness: Witness) -> None:
     recorder.handle(group(name="g1"))
     recorder.handle(group(name="g2"))
-    assert folder.lanes() == [{"lane": "lane-0", "group": name, "pids": [11, 12]} for name in ("g1", "g2")]
+    assert folder.lanes() == [LaneGroup("lane-0", name, [11, 12]) for name in ("g1", "g2")]
     assert witness.of("lane_started") == [([11, 12],), ([11, 12],)]
 
 

@@ -25,6 +25,7 @@ class Silent:
     """An observer that ignores every event."""
 
     def code_changed(self, changes: Sequence[str]) -> None: ...
+    def mended(self, done: Sequence[str]) -> None: ...
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None: ...
     def lane_started(self, pids: list[int]) -> None: ...
     def trial_started(self, plan: TrialPlan) -> None: ...
@@ -73,6 +74,10 @@ class Progress(Silent):
 
     def code_changed(self, changes: Sequence[str]) -> None:
         self._print(f"going on with other code; changed since the sweep began: {', '.join(changes)}")
+
+    def mended(self, done: Sequence[str]) -> None:
+        for text in done:
+            self._print(text)
 
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None:
         spec = self._spec = job.spec

@@ -97,7 +97,7 @@ class _Known:
         self._store, self._sharing = folder.store, about["sharing"]
         self._job, self._fingerprints = folder.job(), Fingerprints(**about["fingerprints"])
         self._proposals, self._ended = folder.proposals(), folder.trials()
-        self._exported = [(entry["trial"], entry["key"]) for entry in folder.exports()]
+        self._exported = [(export.trial, export.key) for export in folder.exports()]
         self.own: defaultdict[int, list[PhaseRecord]] = defaultdict(list)
         """Each trial's own phases, in order, without those of its control arms."""
         self._ran: defaultdict[int, set[str]] = defaultdict(set)

@@ -259,7 +259,7 @@ def test_the_best_and_the_referenced_survive_every_policy(tmp_path: Path, seed: 
         name: text for name, (_, text) in contents(folder.path).items() if not name.endswith((TENSORS, "manifest.json"))
     }
     assert after == before
-    must = {entry["key"] for entry in folder.exports()}
+    must = {entry.key for entry in folder.exports()}
     ended = folder.trials()
     complete = sorted((r.objective, t) for t, r in ended.items() if r.status == "COMPLETE")
     must |= {ended[trial].phases[-1] for _, trial in complete[: keep.sweep_best]}
