@@ -83,7 +83,7 @@ def resume(
     """Continue a sweep: finished trials stay, the others go on from their last checkpoint.
 
     Args:
-        overrides: `key=value` settings of its limits, such as budget.hours; `lifecycle.CHANGEABLE` lists them.
+        overrides: `key=value` settings of its limits, such as budget.hours; see `job.identity.CHANGEABLE`.
         accept_new_code: go on although the code that decides on outcomes changed since the sweep began. Trials that
             have ended stay as they are; the others are run by the code that is here, under new phase keys.
 

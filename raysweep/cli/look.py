@@ -54,25 +54,28 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("sweep")
 @click.option("--check", is_flag=True, help="Check the invariants of its records, store and processes instead.")
+@click.option("--deep", is_flag=True, help="With --check: read every checkpoint, too, which takes long.")
 @results_option
 @json_option
-def status(sweep: str, check: bool, results: Path, as_json: bool) -> None:
+def status(sweep: str, check: bool, deep: bool, results: Path, as_json: bool) -> None:
     """Show how far a sweep has come.
 
     Read-only: works on any sweep, running or not. With --check, exits with 1 where an invariant is broken.
     """
+    if deep and not check:
+        raise click.UsageError("--deep says how to check: give --check, too.")
     folder = open_sweep(results, sweep)
     if check:
-        _check(folder, as_json)
+        _check(folder, deep, as_json)
     else:
         report_sweep(folder, as_json)
 
 
-def _check(folder: SweepFolder, as_json: bool) -> None:
+def _check(folder: SweepFolder, deep: bool, as_json: bool) -> None:
     from raysweep.reports.tables.invariants import print_invariants
     from raysweep.sweep.invariants import examine
 
-    found = examine(folder)
+    found = examine(folder, deep)
     # Read-only as all of `status`: what is broken is named, and not repaired.
     if as_json:
         print_json(found)

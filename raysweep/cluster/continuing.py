@@ -11,6 +11,7 @@ from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.code import check_code, code_of, record_code
+from raysweep.sweep.lifecycle import check_same
 from raysweep.sweep.mending import mend
 from raysweep.sweep.observer import Observer
 
@@ -36,7 +37,8 @@ def go_on(
             watching.mended(mended)
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
-        job = change(before := check_job(stored.spec.resolved(), stored.source))
+        check_same(folder, before := check_job(stored.spec.resolved(), stored.source))
+        job = change(before)
         # Before the model and the data are looked at: other code may see other data in the same files.
         changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
         # Imported only now, since torch and Ray take seconds: whoever is refused above learns it at once.

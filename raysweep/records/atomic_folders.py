@@ -86,8 +86,11 @@ def manifest(folder: Path) -> FolderManifest:
         DamagedError: it is missing or cannot be read.
     """
     try:
-        return FolderManifest(**json.loads((folder / MANIFEST).read_bytes()))
-    except (OSError, TypeError, ValueError) as error:
+        found = FolderManifest(**json.loads((folder / MANIFEST).read_bytes()))
+        if not (isinstance(found.sha256, dict) and isinstance(found.collected, list)):
+            raise TypeError("it holds something else")
+        return found
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise DamagedError(f"{MANIFEST} cannot be read ({error})") from error
 
 

@@ -41,6 +41,13 @@ def outcome_of(search: SearchSpec | None, records: Sequence[PhaseRecord], haltin
         halting: the halting rules of the trial's plan; see halting.py.
     """
     kept, halt = result(records, halting)
+    return outcome_at(search, records, kept, halt)
+
+
+def outcome_at(
+    search: SearchSpec | None, records: Sequence[PhaseRecord], kept: PhaseRecord, halt: Halt | None = None
+) -> Outcome:
+    """Return what a completed trial is worth if one of its records, `kept`, is its result."""
     lookup = _lookup(kept, records)
     constraints = search.constraints if search else ()
     return Outcome(
@@ -92,7 +99,8 @@ def _by_goals(candidates: Mapping[Candidate, Goals]) -> list[tuple[Candidate, li
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+    # Not strict: of a record that was edited by hand, a check says that its objectives are not those of the job.
+    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=False))
 
 
 def _lookup(kept: PhaseRecord, records: Sequence[PhaseRecord]) -> Callable[[str], float | None]:

@@ -224,6 +224,9 @@ class Proposal:
     seed: int
     of: int | None = None
     """The trial that this one replicates or confirms on another seed, or was forked from."""
+    job: str = ""
+    """Hash of the job that it was planned by, see job/identity.py; empty where a record of how it ended is all that is
+    left of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raysweep.contracts import Report
+from raysweep.job.identity import job_hash
 from raysweep.job.jobfile import Job
 from raysweep.records import points
 from raysweep.records.folder import SweepFolder
@@ -31,7 +32,7 @@ class Agenda:
 
     def __init__(self, folder: SweepFolder, job: Job, study: Study | None) -> None:
         self._folder = folder
-        self._spec = job.spec
+        self._spec, self._job = job.spec, job_hash(job.spec)
         self._study = study
         self._proposals = folder.proposals()
         self._records = folder.trials()
@@ -140,7 +141,9 @@ class Agenda:
             return None
         self._searched += 1
         proposer = search.sampler.name if self._study and search else "job"
-        return self._added(Proposal(trial=trial, values=values, proposer=proposer, attempt=1, seed=self._spec.seed))
+        return self._added(
+            Proposal(trial=trial, values=values, proposer=proposer, attempt=1, seed=self._spec.seed, job=self._job)
+        )
 
     def _following_up(self) -> Proposal | None:
         following = self._to_follow()
@@ -148,8 +151,11 @@ class Agenda:
             return None
         new, trial = following.popleft(), self._next_number()
         return self._added(
-            Proposal(trial=trial, values=new.values, proposer=new.proposer, attempt=1, seed=new.seed, of=new.of)
-        )
+            Proposal(
+                trial=trial, values=new.values, proposer=new.proposer, attempt=1, seed=new.seed, of=new.of,
+                job=self._job,
+            )
+        )  # fmt: skip
 
     def _to_follow(self) -> deque[points.FollowUp]:
         """Return the points to run on more seeds; none while the search, which comes first, has more to propose."""

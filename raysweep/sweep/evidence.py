@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import LOG_EVERY, TRAINING_PHASES
@@ -38,6 +38,8 @@ class Phase:
     """What is wrong with the steps that it logged; None if nothing is."""
     outcome: int
     """Hash of the fields that its key determines."""
+    measured: PhaseRecord
+    """Its record without what would fill the memory: curve, evaluations, events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,7 @@ def _phase(record: PhaseRecord) -> Phase:
         acts=acts,
         misstep=_misstep(record),
         outcome=hash(repr(outcome)),
+        measured=replace(record, curve=[], evaluations=[], events=None),
     )
 
 

@@ -7,19 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
-from raysweep.records import points
+from raysweep.records import objectives, points
 from raysweep.records.folder import SweepFolder
 from raysweep.records.jsonlines import described
 from raysweep.sweep.checkpoints import broken_parts
+from raysweep.sweep.deep import DEEP
 from raysweep.sweep.evidence import Act, Evidence, Phase
+from raysweep.sweep.lifecycle import other_jobs
 from raysweep.sweep.processes import left_over
+from raysweep.sweep.wording import some
 
 TOLD_AS = {"COMPLETE": "COMPLETE", "STOPPED": "PRUNED"}
 """Status of a record -> state in the study's journal; FAIL for any other status."""
 CLOCK_S = 1.0
 """By how much the start of a process, which is counted from boot, may be off."""
-SHOWN = 5
-"""How many trials, keys or processes a message lists."""
 
 
 def check(folder: SweepFolder) -> list[str]:
@@ -27,8 +28,12 @@ def check(folder: SweepFolder) -> list[str]:
     return [broken for found in examine(folder)["invariants"].values() for broken in found]
 
 
-def examine(folder: SweepFolder) -> dict[str, Any]:
-    """Return how far a sweep has come, and what breaks each invariant."""
+def examine(folder: SweepFolder, deep: bool = False) -> dict[str, Any]:
+    """Return how far a sweep has come, and what breaks each invariant.
+
+    Args:
+        deep: whether to read every checkpoint, too, which takes long.
+    """
     evidence = Evidence.read(folder)
     return {
         "sweep": folder.name,
@@ -36,7 +41,7 @@ def examine(folder: SweepFolder) -> dict[str, Any]:
         "ended": len(evidence.ended),
         "open": evidence.open_trials,
         "running": evidence.running,
-        "invariants": {name: list(judge(evidence)) for name, judge in INVARIANTS.items()},
+        "invariants": {name: list(judge(evidence)) for name, judge in (INVARIANTS | (DEEP if deep else {})).items()},
     }
 
 
@@ -59,11 +64,11 @@ def _counts(evidence: Evidence) -> Iterator[str]:
         yield f"the search proposed {searched} trials, but {planned} were planned"
     cancelled = [trial for trial, record in evidence.ended.items() if record.status == "CANCELLED"]
     if cancelled and evidence.finished:
-        yield f"trials {_some(cancelled)} were cancelled, and the sweep ended without them"
+        yield f"trials {some(cancelled)} were cancelled, and the sweep ended without them"
     # Trials are numbered without gaps, also those that run points on more seeds.
     missing = _missing_numbers(evidence.proposals)
     if missing:
-        yield f"trials {_some(missing)} were passed over"
+        yield f"trials {some(missing)} were passed over"
 
 
 def _missing_numbers(trials: Sequence[int] | dict[int, Any]) -> list[int]:
@@ -81,7 +86,7 @@ def _proposed(evidence: Evidence) -> Iterator[str]:
     for what, trials in (("an end", evidence.ended), ("phases", evidence.phases)):
         unknown = sorted(set(trials) - set(evidence.proposals))
         if unknown:
-            yield f"trials {_some(unknown)} have {what}, but were never proposed"
+            yield f"trials {some(unknown)} have {what}, but were never proposed"
     for trial, record in evidence.ended.items():
         proposal = evidence.proposals.get(trial)
         if proposal is not None and (record.values, record.seed) != (proposal.values, proposal.seed):
@@ -96,6 +101,30 @@ def _whole_trials(evidence: Evidence) -> Iterator[str]:
             missing = [key for key in record.phases if key not in recorded]
             if missing:
                 yield f"trial {trial} is complete, but {len(missing)} of its {len(record.phases)} phases are missing"
+
+
+def _objectives(evidence: Evidence) -> Iterator[str]:
+    search = evidence.job.spec.search
+    for trial, record in evidence.ended.items():
+        found = {phase.key: phase.measured for phase in evidence.phases.get(trial, ())}
+        own = [found[key] for key in record.phases if key in found]
+        kept = found.get(record.halted["kept"] if record.halted else record.phases[-1] if record.phases else "")
+        # Without the record of its result, the trial lacks a phase, which another invariant says.
+        if record.status != "COMPLETE" or kept is None:
+            continue
+        measured = objectives.outcome_at(search, own, kept)
+        first = next(iter(measured.objectives.values()))
+        # As text, because NaN differs from itself.
+        recorded = {"objectives": record.objectives, "violations": record.violations, "objective": record.objective}
+        expected = {"objectives": measured.objectives, "violations": measured.violations, "objective": first}
+        for name in (name for name in recorded if repr(recorded[name]) != repr(expected[name])):
+            yield f"trial {trial}: {name} {recorded[name]} is recorded, but its phases measured {expected[name]}"
+
+
+def _planned_by_the_job(evidence: Evidence) -> Iterator[str]:
+    edited = other_jobs(evidence.proposals.values(), evidence.job)
+    if edited:
+        yield f"job.yaml is not the job that trials {some(edited)} were planned by: it was edited"
 
 
 def _steps(evidence: Evidence) -> Iterator[str]:
@@ -135,7 +164,7 @@ def _told_once(evidence: Evidence) -> Iterator[str]:
             yield f"the sampler was told {latest[trial]} of trial {trial}, which is {record.status}"
     untold = [trial for trial in _due(evidence, list(results), told) if trial not in told]
     if untold:
-        yield f"the sampler was never told of trials {_some(untold)}"
+        yield f"the sampler was never told of trials {some(untold)}"
 
 
 def _due(evidence: Evidence, results: list[int | None], told: Container[int | None]) -> list[int | None]:
@@ -182,7 +211,7 @@ def _chain_faults(chain: Sequence[Phase]) -> Iterator[str]:
             if grown != expected[layer][head]
         ]  # fmt: skip
         if wrong:
-            yield f"trial {phase.trial}, {phase.label}: heads {_some(wrong)} are not what its decisions made them"
+            yield f"trial {phase.trial}, {phase.label}: heads {some(wrong)} are not what its decisions made them"
         # From what was recorded and not from what was expected: one fault is reported once.
         before = phase.head_map
 
@@ -217,7 +246,7 @@ def _best_on_disk(evidence: Evidence) -> Iterator[str]:
         kept = best.halted["kept"] if best.halted else best.phases[-1]
         missing = list(broken_parts(evidence.folder.store_of(best.trial), kept))
         if missing:
-            yield f"of the best trial, {best.trial}, the store lacks {_some(missing)}"
+            yield f"of the best trial, {best.trial}, the store lacks {some(missing)}"
 
 
 def _waste(evidence: Evidence) -> Iterator[str]:
@@ -241,12 +270,7 @@ def _no_process_left(evidence: Evidence) -> Iterator[str]:
     known_since = (evidence.folder.path / "lanes.jsonl").stat().st_mtime + CLOCK_S
     alive = left_over((pid for lane in lanes for pid in lane.pids), started_before=known_since)
     if alive:
-        yield f"nobody runs the sweep, but its workers are alive: processes {_some(alive)}"
-
-
-def _some(things: Sequence[Any]) -> str:
-    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
-    return ", ".join(map(str, things[:SHOWN])) + more
+        yield f"nobody runs the sweep, but its workers are alive: processes {some(alive)}"
 
 
 INVARIANTS: dict[str, Callable[[Evidence], Iterator[str]]] = {
@@ -254,7 +278,9 @@ INVARIANTS: dict[str, Callable[[Evidence], Iterator[str]]] = {
     "planned = finished + stopped + diverged + failed": _counts,
     "no trial is counted twice": _counted_once,
     "every record belongs to a proposed trial": _proposed,
+    "every trial was planned by the job": _planned_by_the_job,
     "a completed trial has all its phases": _whole_trials,
+    "objectives are those of the phase records": _objectives,
     "the steps of every training phase run from 1 to its last": _steps,
     "no trial took more attempts than allowed": _attempts,
     "the sampler was told each result once": _told_once,

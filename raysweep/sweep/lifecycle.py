@@ -5,24 +5,21 @@ Nothing is written here. A sweep may be given other limits but no other meaning:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from raysweep.errors import ArchiveError, Fault, SpecError, UsageError, known_names_hint
 from raysweep.job.checks.sections import TRIAL_SECTIONS
+from raysweep.job.identity import CHANGEABLE, job_hash
 from raysweep.job.jobfile import Job, apply_values, check_job, parse_settings
 from raysweep.job.paths import get_path
 from raysweep.job.plan import Fingerprints, PhasePlan, TrialPlan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.plans import plan_of
 from raysweep.records.schema import Proposal, Status
+from raysweep.sweep.wording import some
 
-CHANGEABLE = (
-    "budget.hours", "budget.flops", "budget.disk_gb", "search.trials", "scale.lanes", "scale.max_attempts",
-    "scale.checkpoint_every_steps",
-)  # fmt: skip
-"""Settings that decide how much is run and where, and cannot change a result."""
 Values = dict[str, Any]
 
 
@@ -63,6 +60,27 @@ def with_trials(job: Job, trials: str | int) -> Job:
             f"--trials {text}: the sweep has {planned} trials already. Give more in all, or +N for N more."
         )
     return _checked(job, {"search.trials": wanted})
+
+
+def check_same(folder: SweepFolder, job: Job) -> None:
+    """Check that a sweep's job is still the one that its trials were planned by.
+
+    Raises:
+        ArchiveError: it was edited.
+    """
+    other = other_jobs(folder.proposals().values(), job)
+    if other:
+        raise ArchiveError(
+            f"{folder.path / 'job.yaml'} is not the job that trials {some(other)} of sweep "
+            f"{folder.name!r} were planned by: it was edited. Put it back as it was; limits are changed with 'raysweep "
+            "resume --set', trials with 'raysweep fork', all else in a new sweep."
+        )
+
+
+def other_jobs(proposals: Iterable[Proposal], job: Job) -> list[int]:
+    """Return the trials that were planned by another job than this one."""
+    now = job_hash(job.spec)
+    return [proposal.trial for proposal in proposals if proposal.job not in ("", now)]
 
 
 def to_retry(folder: SweepFolder, statuses: Collection[Status]) -> list[int]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from raysweep.records import atomic_folders as entries
-from raysweep.records.atomic_folders import DamagedError
 from raysweep.records.folder import SweepFolder
 from raysweep.records.jsonlines import DamagedLine, described
 from raysweep.records.lines import CREATE_STUDY
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
-from raysweep.sweep.checkpoints import OUTCOME
+from raysweep.sweep.checkpoints import stored_record
+from raysweep.sweep.wording import some
 
 
 def mend(folder: SweepFolder) -> list[str]:
@@ -47,7 +46,7 @@ def _mend_plans(folder: SweepFolder) -> Iterator[str]:
     for record in lost:
         folder.add_proposal(_proposal(record))
     if lost:
-        yield f"the plans of trials {', '.join(str(record.trial) for record in lost)} were taken from how they ended"
+        yield f"the plans of trials {some([record.trial for record in lost])} were taken from how they ended"
     proposals = folder.proposals()
     gone = sorted(set(range(1, max(proposals, default=0) + 1)) - set(proposals))
     if not gone:
@@ -63,7 +62,7 @@ def _mend_plans(folder: SweepFolder) -> Iterator[str]:
         folder.set_aside("phases.jsonl", unknown)
     folder.void_reports(gone)
     folder.exhaust(False)
-    yield f"trials {', '.join(map(str, gone))} are proposed again: their plans are lost"
+    yield f"trials {some(gone)} are proposed again: their plans are lost"
 
 
 def _proposal(record: TrialRecord) -> Proposal:
@@ -95,7 +94,7 @@ def _mend_phases(folder: SweepFolder) -> Iterator[str]:
     for trial in again:
         folder.reopen(trial)
     if again:
-        yield f"trials {', '.join(map(str, again))} are run again: records of their phases are lost"
+        yield f"trials {some(again)} are run again: records of their phases are lost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +126,10 @@ def _lost(ended: TrialRecord, lines: Mapping[str, int], end: int) -> Iterator[_L
 
 def _stored(folder: SweepFolder, ended: TrialRecord, lost: _Lost) -> PhaseRecord | None:
     """Return the record of a phase as the phase store has it, None where it has not."""
-    entry = folder.store_of(ended.trial) / lost.key
-    try:
-        entries.check(entry, OUTCOME)
-    except DamagedError:
+    stored = stored_record(folder.store_of(ended.trial), lost.key)
+    if stored is None:
         return None
-    outcome = json.loads((entry / OUTCOME).read_bytes())
-    reused = outcome["trial"] != ended.trial
-    about = {"trial": ended.trial, "arm": lost.arm, "reused": reused}
-    # How long fetching it took is known no more.
-    return PhaseRecord.from_dict(outcome["record"] | about | ({"seconds": 0.0} if reused else {}))
+    reused = stored.trial != ended.trial
+    # How long it took to fetch a reused one is known no more.
+    seconds = 0.0 if reused else stored.seconds
+    return replace(stored, trial=ended.trial, arm=lost.arm, reused=reused, seconds=seconds)

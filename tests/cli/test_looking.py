@@ -175,3 +175,11 @@ def test_a_check_counts_damaged_lines_as_faults() -> None:
     assert result.exit_code == 1
     said = "lanes.jsonl: line 1 (it holds list, not a record) is damaged and left out; 'raysweep resume' sets it aside"
     assert fault.endswith(said)
+
+
+def test_a_deep_check_is_a_check() -> None:
+    finished_sweep(RESULTS)
+    result = invoke("status", "heads-1", "--deep")
+    assert result.exit_code == 2 and "give --check, too" in result.stderr
+    names = json.loads(invoke("status", "heads-1", "--check", "--deep", "--json").stdout)["invariants"]
+    assert "every checkpoint is as it was written" in names

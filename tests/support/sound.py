@@ -27,8 +27,8 @@ def curve(steps: int) -> list[dict[str, float]]:
     return [{"step": float(step), "loss": 3.0 - step / 1000, "lr": 0.1, "gradient_norm": 1.0} for step in points]
 
 
-def phase(trial: int, label: str, key: str | None = None, **changes: Any) -> PhaseRecord:
-    record = phase_record(trial, label, 40.0)
+def phase(trial: int, label: str, key: str | None = None, perplexity: float = 40.0, **changes: Any) -> PhaseRecord:
+    record = phase_record(trial, label, perplexity)
     key = key or ("baseline" if label == "baseline" else record.key)  # all trials share their baseline
     return replace(record, key=key, curve=curve(record.steps), **changes)
 
@@ -65,8 +65,9 @@ def store(folder: SweepFolder, phases: list[PhaseRecord]) -> None:
                 save_file({"weights": np.arange(10.0)}, entry / f"{name}.safetensors")
 
 
-def whole(trial: int) -> list[PhaseRecord]:
-    return [phase(trial, label) for label in LABELS]
+def whole(trial: int, learned: float = 40.0) -> list[PhaseRecord]:
+    """Return the phases of a trial; all trials have the same baseline."""
+    return [phase(trial, label, perplexity=learned if label == "learn" else 40.0) for label in LABELS]
 
 
 def sound(results: Path, **search: Any) -> SweepFolder:
@@ -75,8 +76,8 @@ def sound(results: Path, **search: Any) -> SweepFolder:
     (folder.path / "study.journal").write_text('{"op_code": 0, "study_name": "raysweep", "directions": [1]}\n')
     for trial in range(1, 5):
         propose(folder, trial, ENTROPY if trial == 2 else TAYLOR)
-    end(folder, 1, whole(1), objective=3.0)
-    end(folder, 2, whole(2), values=ENTROPY, attempts=2, objective=3.5)
+    end(folder, 1, whole(1))
+    end(folder, 2, whole(2, learned=41.0), values=ENTROPY, attempts=2)
     end(folder, 3, [phase(3, "baseline")], "DIVERGED", error="loss is nan")
     end(folder, 4, [phase(4, "baseline"), phase(4, "prune")], "STOPPED")
     folder.add_retry(Retry(trial=2, attempt=2, phase="learn", cycle=1, reached=30, resumed_at=20, interval=20))

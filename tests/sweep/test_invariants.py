@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sound import end, phase, propose, rewrite, sound, tell, whole
+from support.sound import end, phase, propose, rewrite, sound, store, tell, whole
 from support.sweeps import DECISIONS, ENTROPY, TAYLOR, make_sweep, trial_record
 
+from raysweep.job.identity import job_hash
+from raysweep.job.yamlfile import dump_mapping, load_mapping
 from raysweep.records import atomic_folders as entries
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Session, TrialRecord
+from raysweep.sweep.deep import DEEP
 from raysweep.sweep.invariants import INVARIANTS, check, examine
 
 
@@ -123,6 +128,114 @@ def phases_of(folder: SweepFolder, trial: int) -> list[str]:
     return [record.phase for record in folder.phases() if record.trial == trial]
 
 
+OBJECTIVES = "objectives are those of the phase records"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"objectives": {"loss": 0.5}}, "objectives {'loss': 0.5}"),
+        ({"objective": 0.5}, "objective 0.5"),
+        ({"objectives": {}}, "objectives {}"),
+        ({"violations": {"perplexity <= 30": -1.0}}, "violations {'perplexity <= 30': -1.0}"),
+    ],
+)
+def test_a_result_that_was_changed(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "trials.jsonl", lambda lines: lines[1].update(change))
+    (fault,) = broken(folder)[OBJECTIVES]
+    assert fault.startswith(f"trial 2: {said} is recorded, but its phases measured ")
+
+
+def test_a_result_that_is_no_number_is_still_the_same(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    rewrite(folder, "phases.jsonl", lambda lines: lines[9].update(loss=math.nan))
+    rewrite(folder, "trials.jsonl", lambda lines: lines[1].update(objectives={"loss": math.nan}, objective=math.nan))
+    assert check(folder) == []
+
+
+def test_the_result_of_a_halted_trial_is_that_of_the_phase_it_kept(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    kept = {"rule": "regression", "cycle": 1, "kept": "baseline", "reason": "worse"}
+    rewrite(folder, "trials.jsonl", lambda lines: lines[1].update(halted=kept))
+    assert "its phases measured 3.688" in broken(folder)[OBJECTIVES][1]
+
+
+def test_a_job_that_was_edited(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    mark = job_hash(folder.job().spec)
+    rewrite(folder, "plans.jsonl", lambda lines: [line.update(job=mark) for line in lines])
+    assert check(folder) == []
+    job = load_mapping(folder.path / "job.yaml")
+    job["budget"] = {"hours": 3.0}
+    (folder.path / "job.yaml").write_text(dump_mapping(job))
+    assert check(folder) == [], "a limit may change"
+    job["cycle"]["learn"]["lr"] = 0.5
+    (folder.path / "job.yaml").write_text(dump_mapping(job))
+    said = "job.yaml is not the job that trials 1, 2, 3, 4 were planned by: it was edited"
+    assert said in only(folder, "every trial was planned by the job")
+
+
+# All checkpoints.
+
+WRITTEN, STORED = DEEP
+
+
+def deep(folder: SweepFolder) -> dict[str, list[str]]:
+    return {name: faults for name, faults in examine(folder, deep=True)["invariants"].items() if faults}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> SweepFolder:
+    """The sound sweep with all its checkpoints."""
+    folder = sound(tmp_path)
+    for trial in (2, 3, 4):
+        store(folder, [record for record in folder.phases() if record.trial == trial])
+    assert deep(folder) == {}
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("entry", "file"),
+    [("learn-of-2", "tensors.safetensors"), ("grow-of-2", "slices.safetensors"), ("measure-of-2", "outcome.json")],
+)
+def test_a_damaged_file_of_any_trial(stored: SweepFolder, entry: str, file: str) -> None:
+    path = stored.store / entry / file
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert check(stored) == [], "only the best trial's are read without being asked"
+    ((name, (fault,)),) = deep(stored).items()
+    assert name == WRITTEN and f"{entry}/{file}; 'raysweep repair'" in fault
+
+
+def test_an_entry_that_is_gone_or_lost_its_manifest(stored: SweepFolder) -> None:
+    (stored.store / "learn-of-2" / "manifest.json").write_text("{}")
+    shutil.rmtree(stored.store / "grow-of-2")
+    damaged, gone = deep(stored)[WRITTEN]
+    assert "learn-of-2/manifest.json" in damaged and gone.startswith("trial 2 has no checkpoints of grow; ")
+
+
+def test_a_checkpoint_inside_a_phase_is_looked_at_too(stored: SweepFolder) -> None:
+    (stored.store / "late.partial").mkdir()
+    with entries.appearing(stored.store / "late.partial" / "step-000000005", stored.store) as part:
+        (part / "progress.json").write_text("{}")
+        (part / "tensors.safetensors").write_text("x")
+    assert deep(stored) == {}
+    (stored.store / "late.partial" / "step-000000005" / "tensors.safetensors").write_text("y")
+    assert "late.partial/step-000000005/tensors.safetensors" in deep(stored)[WRITTEN][0]
+
+
+def test_what_was_collected_or_set_aside_is_no_damage(stored: SweepFolder) -> None:
+    entries.collect(stored.store / "learn-of-2", "tensors.safetensors")
+    (stored.store / "old.damaged").mkdir()
+    (stored.store / ".part-left").mkdir()
+    assert deep(stored) == {}
+
+
+def test_a_phase_record_that_was_changed(stored: SweepFolder) -> None:
+    rewrite(stored, "phases.jsonl", lambda lines: lines[6].update(loss=1.0, perplexity=2.0))
+    assert deep(stored) == {STORED: ["trial 2, prune: loss, perplexity is not what its checkpoint says"]}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -200,7 +313,7 @@ def test_replicates_are_no_results_of_the_search(tmp_path: Path) -> None:
     propose(folder, 5, proposer="replicate")
     for record in whole(5):
         folder.add_phase(record)
-    folder.add_trial(replace(trial_record(5, phases=whole(5)), proposer="replicate", objectives={"loss": 3.0}))
+    folder.add_trial(replace(trial_record(5, phases=whole(5)), proposer="replicate"))
     assert check(folder) == []
     tell(folder, 5, 1)
     assert only(folder, TOLD) == "the sampler knows a trial as COMPLETE that is no result of its search: 5"
@@ -335,7 +448,8 @@ def test_a_halted_trial_is_restored_from_the_phase_it_went_back_to(tmp_path: Pat
 def test_a_trial_that_misses_a_constraint_is_not_the_best(tmp_path: Path) -> None:
     folder = sound(tmp_path)
     rewrite(folder, "trials.jsonl", lambda lines: lines[0].update(violations={"perplexity <= 30": 0.5}))
-    assert "of the best trial, 2, the store lacks learn-of-2" in only(folder, BEST)
+    (fault,) = broken(folder)[BEST]
+    assert "of the best trial, 2, the store lacks learn-of-2" in fault
 
 
 def test_more_steps_wasted_than_between_two_checkpoints(tmp_path: Path) -> None:

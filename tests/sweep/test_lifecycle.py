@@ -6,24 +6,29 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.inline import InlineDriver, new_sweep, search_job
 from support.jobs import checked_job, quick_job
-from support.sound import damage
+from support.sound import damage, rewrite
 from support.sweeps import contents
 
 from raysweep import api
 from raysweep.cluster import ownership
 from raysweep.errors import ArchiveError, SpecError, UsageError
+from raysweep.job.identity import job_hash
 from raysweep.job.jobfile import check_job
+from raysweep.job.paths import get_path, set_path
 from raysweep.job.plan import Fingerprints
+from raysweep.job.yamlfile import dump_mapping, load_mapping
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep import lifecycle
+from raysweep.sweep.agenda import Agenda
 
 
 @pytest.fixture
@@ -94,6 +99,30 @@ def test_a_resumed_sweep_runs_what_a_damaged_line_lost(
     assert [outcomes(sweep, trial) for trial in (1, 2, 3)] == before
     assert {trial: record.objectives for trial, record in sweep.trials().items()} == objectives
     assert driver.ran == [], "what the checkpoints hold is not trained again"
+
+
+@pytest.mark.parametrize("path", ["cycle.learn.lr", "data.seq_len", "seed", "scale.workers"])
+def test_a_job_that_was_edited_is_not_gone_on_with(sweep: SweepFolder, results: Path, path: str) -> None:
+    rewrite(sweep, "plans.jsonl", lambda lines: [line.update(job=job_hash(sweep.job().spec)) for line in lines])
+    job = load_mapping(sweep.path / "job.yaml")
+    set_path(job, path, 2 * (get_path(job, path) or 1))
+    (sweep.path / "job.yaml").write_text(dump_mapping(job))
+    before = contents(sweep.path)
+    with pytest.raises(ArchiveError) as refused:
+        api.resume("s", results=results)
+    said = str(refused.value)
+    assert "job.yaml is not the job that trials 1, 2, 3 of sweep 's' were planned by: it was edited." in said
+    assert "Put it back as it was" in said and "\n" not in said
+    assert {name: text for name, text in contents(sweep.path).items() if not name.endswith((".lock", "/s"))} == {
+        name: text for name, text in before.items() if not name.endswith((".lock", "/s"))
+    }
+
+
+def test_every_trial_is_planned_by_its_job(sweep: SweepFolder) -> None:
+    job = sweep.job()
+    rewrite(sweep, "plans.jsonl", lambda lines: lines.pop())
+    planned = Agenda(sweep, replace(job, space=None), None).next()
+    assert planned is not None and planned.job == job_hash(job.spec)
 
 
 def test_a_resumed_sweep_may_be_given_other_limits(results: Path, driver: InlineDriver) -> None:
