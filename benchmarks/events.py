@@ -118,7 +118,7 @@ async def deliver(events: int, folder: Path, seed: int = SEED) -> Outcome:
             while reader.written < events:
                 reader.take(await network.call(lambda: mailbox.events(reader.written, SHORT_S)))  # noqa: B023
         # All that the next driver knows.
-        new, byte = lines.read_since(FILE, byte)
+        new, byte = lines.read_since(FILE, byte, dict)
         written += len(new)
     await asyncio.gather(*workers, *network.late)
     found = Counter(line["event"] for line in lines.read(FILE, dict))

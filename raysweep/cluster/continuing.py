@@ -33,11 +33,13 @@ def go_on(
     code.read_again()
     watching = observer or Silent()
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
-        if mended := mend(folder):
-            watching.mended(mended)
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
-        check_same(folder, before := check_job(stored.spec.resolved(), stored.source))
+        before = check_job(stored.spec.resolved(), stored.source)
+        # Before any record is looked at: what is known by now may change what is left to do.
+        if mended := mend(folder, before, Fingerprints(**about["fingerprints"])):
+            watching.mended(mended)
+        check_same(folder, before)
         job = change(before)
         # Before the model and the data are looked at: other code may see other data in the same files.
         changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)

@@ -93,15 +93,14 @@ class _Session:
         """What kept events from being recorded."""
 
     def run(self, address: str | None) -> str | None:
-        # Before anything is looked at: what an earlier session did not come to write counts as done.
-        mend(self.folder, self.job, self.fingerprints)
         remaining = self.agenda.remaining
         self.observer.sweep_started(self.folder, self.job, remaining)
         if not remaining:
             return None
         with self.limits, connected(address, self.job):
             self._run(remaining)
-            mend(self.folder, self.job, self.fingerprints)
+            if mended := mend(self.folder, self.job, self.fingerprints):
+                self.observer.mended(mended)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self.stopped
 

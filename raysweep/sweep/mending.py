@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from raysweep.job.jobfile import Job
+from raysweep.job.plan import Fingerprints, TrialPlan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.jsonlines import DamagedLine, described
 from raysweep.records.lines import CREATE_STUDY
+from raysweep.records.plans import plan_of
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
 from raysweep.sweep.checkpoints import stored_record
 from raysweep.sweep.wording import some
 
 
-def mend(folder: SweepFolder) -> list[str]:
+def mend(folder: SweepFolder, job: Job, fingerprints: Fingerprints) -> list[str]:
     """Mend the records of a sweep, and return in words what was done. The caller holds the sweep's lock.
+
+    Records may be lost where a line is damaged, or between the store and the archive, where the driver, the mailbox or
+    the machine ends in between.
 
     Raises:
         ArchiveError: a record is of another schema.
@@ -30,7 +37,7 @@ def mend(folder: SweepFolder) -> list[str]:
         folder.set_aside(file, lines)
         done.append(f"{described(folder.path / file, lines)} set aside in {file}.damaged")
     _mend_journal(folder)
-    return [*done, *_mend_plans(folder), *_mend_phases(folder)]
+    return [*done, *_mend_plans(folder), *_mend_phases(folder, job, fingerprints)]
 
 
 def _mend_journal(folder: SweepFolder) -> None:
@@ -47,15 +54,15 @@ def _mend_plans(folder: SweepFolder) -> Iterator[str]:
         folder.add_proposal(_proposal(record))
     if lost:
         yield f"the plans of trials {some([record.trial for record in lost])} were taken from how they ended"
-    proposals = folder.proposals()
-    gone = sorted(set(range(1, max(proposals, default=0) + 1)) - set(proposals))
+    proposals, phases = folder.proposals(), folder.phases()
+    gone = sorted({*range(1, max(proposals, default=0) + 1), *(record.trial for record in phases)} - set(proposals))
     if not gone:
         return
     # Nothing tells what such a trial was: its number is proposed anew, perhaps as another point. What records have of
     # it would then be another trial's.
     unknown = [
         DamagedLine(number=number, why="nothing tells of its trial's plan", content=json.dumps(vars(record)).encode())
-        for number, record in enumerate(folder.phases(), start=1)
+        for number, record in enumerate(phases, start=1)
         if record.trial in gone
     ]
     if unknown:
@@ -72,21 +79,25 @@ def _proposal(record: TrialRecord) -> Proposal:
     )  # fmt: skip
 
 
-def _mend_phases(folder: SweepFolder) -> Iterator[str]:
-    """Bring back the records of phases that trials have ended with; open trials announce theirs by themselves."""
+def _mend_phases(folder: SweepFolder, job: Job, fingerprints: Fingerprints) -> Iterator[str]:
+    """Bring back the records of phases that trials have run, as far as the phase store has them."""
     where: dict[int, dict[str, int]] = defaultdict(dict)
     end = 1
     for end, record in enumerate(folder.phases(stop="curve"), start=2):
         where[record.trial][record.key] = end - 1
     found: dict[int, list[PhaseRecord]] = defaultdict(list)
     again = []
-    for trial, ended in folder.trials().items():
-        lost = list(_lost(ended, where[trial], end))
-        stored = [_stored(folder, ended, each) for each in lost]
+    endings = folder.trials()
+    for trial, proposal in folder.proposals().items():
+        arms = _arms(endings[trial] if trial in endings else plan_of(job, proposal, fingerprints))
+        complete = trial in endings and endings[trial].status == "COMPLETE"
+        lost = list(_lost(arms, where[trial], end, complete))
+        stored = [_stored(folder.store_of(trial), trial, each) for each in lost]
         for phase, known in zip(lost, stored, strict=True):
             if known is not None and (phase.ran or not known.reused):
                 found[phase.line].append(known)
-        if any(phase.ran and known is None for phase, known in zip(lost, stored, strict=True)):
+        # An open trial runs again whatever it lacks.
+        if trial in endings and any(phase.ran and known is None for phase, known in zip(lost, stored, strict=True)):
             again.append(trial)
     if found:
         folder.insert_phases(found)
@@ -109,27 +120,38 @@ class _Lost:
     """The line of phases.jsonl before which its record belongs."""
 
 
-def _lost(ended: TrialRecord, lines: Mapping[str, int], end: int) -> Iterator[_Lost]:
-    """Yield the phases of a trial that have no record, each once; `end` is the number of the line after the last."""
+def _arms(source: TrialRecord | TrialPlan) -> dict[str, list[str]]:
+    """Return the keys of a trial's own phases and of each control arm's, as it ended or as it was planned."""
+    if isinstance(source, TrialRecord):
+        return {"main": source.phases, **source.controls}
+    return {arm: [phase.key for phase in phases] for arm, phases in {"main": source.phases, **source.controls}.items()}
+
+
+def _lost(arms: Mapping[str, Sequence[str]], lines: Mapping[str, int], end: int, complete: bool) -> Iterator[_Lost]:
+    """Yield the phases of a trial that have no record, each once.
+
+    Args:
+        lines: the line of each of its phases that has one.
+        end: the number of the line after the last.
+        complete: whether the trial has run all of them.
+    """
     seen = set(lines)
-    for arm, keys in {"main": ended.phases, **ended.controls}.items():
+    for arm, keys in arms.items():
         for at, key in enumerate(keys):
             if key not in seen:
                 before = [lines[other] + 1 for other in keys[:at] if other in lines]
                 after = [lines[other] for other in keys[at:] if other in lines]
-                ran = ended.status == "COMPLETE" or arm != "main" or bool(after)
                 # Records of a trial stand in the order of its phases: behind the one before, or in front of the next.
                 line = (before[-1:] or after[:1] or [end])[0]
-                yield _Lost(key=key, arm=arm, ran=ran, line=line)
+                yield _Lost(key=key, arm=arm, ran=complete or bool(after), line=line)
             seen.add(key)
 
 
-def _stored(folder: SweepFolder, ended: TrialRecord, lost: _Lost) -> PhaseRecord | None:
+def _stored(store: Path, trial: int, lost: _Lost) -> PhaseRecord | None:
     """Return the record of a phase as the phase store has it, None where it has not."""
-    stored = stored_record(folder.store_of(ended.trial), lost.key)
+    stored = stored_record(store, lost.key)
     if stored is None:
         return None
-    reused = stored.trial != ended.trial
+    reused = stored.trial != trial
     # How long it took to fetch a reused one is known no more.
-    seconds = 0.0 if reused else stored.seconds
-    return replace(stored, trial=ended.trial, arm=lost.arm, reused=reused, seconds=seconds)
+    return replace(stored, trial=trial, arm=lost.arm, reused=reused, seconds=0.0 if reused else stored.seconds)

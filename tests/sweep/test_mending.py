@@ -7,13 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.sound import damage, phase, propose, rewrite, sound
-from support.sweeps import ENTROPY, TAYLOR, contents
+from support.sound import damage, phase, propose, rewrite, sound, store
+from support.sweeps import ENTROPY, TAYLOR, contents, make_sweep, trial_record
 
+from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
+from raysweep.records.plans import plan_of
+from raysweep.records.schema import PhaseRecord
+from raysweep.sweep import mending
 from raysweep.sweep.agenda import Agenda
 from raysweep.sweep.invariants import check
-from raysweep.sweep.mending import mend
+
+
+def mend(folder: SweepFolder) -> list[str]:
+    return mending.mend(folder, folder.job(), Fingerprints(model="m", data="d"))
 
 
 def nulled(folder: SweepFolder, file: str, number: int) -> None:
@@ -147,3 +154,51 @@ def test_mending_twice_is_mending_once(tmp_path: Path) -> None:
     for file, number in (("plans.jsonl", 1), ("phases.jsonl", 1), ("trials.jsonl", 2), ("retries.jsonl", 1)):
         nulled(folder, file, number)
     assert mend(folder) and mend(folder) == []
+
+
+# Records that were lost on their way, not damaged.
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SweepFolder:
+    """A sweep of two trials that share all phases, the first of which ran them; nothing is recorded."""
+    folder = make_sweep(tmp_path)
+    for trial in (1, 2):
+        propose(folder, trial)
+    store(folder, records_of(folder, 1))
+    return folder
+
+
+def records_of(folder: SweepFolder, trial: int) -> list[PhaseRecord]:
+    phases = plan_of(folder.job(), folder.proposals()[trial], Fingerprints(model="m", data="d")).phases
+    return [replace(phase(trial, each.label, key=each.key), reused=trial != 1) for each in phases]
+
+
+def told(folder: SweepFolder) -> list[tuple[int, str, bool]]:
+    return [(record.trial, record.phase, record.reused) for record in folder.phases()]
+
+
+@pytest.mark.parametrize("lost", ["baseline", "prune", "learn"])
+def test_a_trial_that_has_ended_gets_back_whatever_record_was_lost(shared: SweepFolder, lost: str) -> None:
+    whole = [record for trial in (1, 2) for record in records_of(shared, trial)]
+    for record in whole:
+        if record.phase != lost:
+            shared.add_phase(record)
+    for trial in (1, 2):
+        shared.add_trial(trial_record(trial, "COMPLETE", records_of(shared, trial)))
+    assert any("phases are missing" in fault for fault in check(shared))
+    assert mend(shared) == ["2 phase records were brought back from the checkpoints"] and mend(shared) == []
+    assert told(shared) == [(record.trial, record.phase, record.reused) for record in whole]
+    assert not [fault for fault in check(shared) if "missing" in fault or "heads" in fault]
+
+
+def test_an_open_trial_gets_back_what_it_ran_and_announces_the_rest_itself(shared: SweepFolder) -> None:
+    for record in records_of(shared, 1)[:2]:
+        shared.add_phase(record)
+    assert mend(shared) == ["3 phase records were brought back from the checkpoints"]
+    assert told(shared) == [(1, record.phase, False) for record in records_of(shared, 1)]
+
+
+def test_a_damaged_checkpoint_brings_nothing_back(shared: SweepFolder) -> None:
+    (shared.store / records_of(shared, 1)[-1].key / "outcome.json").write_text("{}")
+    assert mend(shared) == ["4 phase records were brought back from the checkpoints"]
