@@ -58,8 +58,10 @@ class Lane:
         import ray.train
         import ray.train.torch
 
+        from raysweep.cluster.trainer import LaneTrainer
+
         self.config = config
-        self._trainer = ray.train.torch.TorchTrainer(
+        self._trainer = LaneTrainer(
             work,
             train_loop_config=config.__dict__,
             torch_config=ray.train.torch.TorchConfig(

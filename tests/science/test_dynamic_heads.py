@@ -113,6 +113,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 SMALL = DataSpec(name="python-docs", seq_len=16, eval_tokens=256, probe_windows=4)
 
 
+@pytest.mark.slow
 def test_both_formats_of_an_export_and_a_plain_folder_can_be_asked(exported: dict[str, Path], tmp_path: Path) -> None:
     question = RouterOptions(penalties=(1.0,), steps=2, batch_size=2)
     answers = [dynamic_heads(str(exported[form]), SMALL, question, cpu()) for form in ("compact", "dense")]

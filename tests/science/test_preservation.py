@@ -342,6 +342,7 @@ def test_another_vocabulary_is_refused_whatever_tokenizer_is_named(folder: Path)
     assert result.exit_code == 2 and f"has {VOCABULARY} tokens" in result.stderr
 
 
+@pytest.mark.slow
 def test_both_formats_of_an_export_are_one_function(tmp_path: Path) -> None:
     sweep = finished_sweep(tmp_path, "small", model__name="llama-nano")
     for form in ("compact", "dense"):

@@ -381,6 +381,7 @@ def test_the_command_prints_and_draws(text: Path, tmp_path: Path) -> None:
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_an_export_is_stressed_with_the_heads_it_has(text: Path, tmp_path: Path) -> None:
     sweep = finished_sweep(tmp_path, "small", model__name="llama-nano")
     contents = []

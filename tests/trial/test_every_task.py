@@ -118,6 +118,7 @@ def test_images_are_told_apart(tmp_path: Path) -> None:
     assert records[0].tokens == 80 * 32 * 17  # 16 patches and the class
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bert-nano", pytest.param("vit-nano", marks=pytest.mark.slow)])
 def test_a_trial_found_in_the_store_goes_on_as_one_that_never_stopped(model: str, tmp_path: Path) -> None:
     data = {"data__name": "digits"} if model == "vit-nano" else {}

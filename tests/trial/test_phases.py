@@ -338,7 +338,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tup
         pytest.param("learn", 9, {}, marks=pytest.mark.slow),  # after it, the multiplier still falling
         pytest.param("learn", 12, {}, marks=pytest.mark.slow),  # past the first point of the curve
         ("learn", 6, {"training__accumulation": 2}),
-        ("learn", 3, {"model__name": "llama-nano", "cycle__grow__init": "small_random"}),
+        pytest.param(
+            "learn", 3, {"model__name": "llama-nano", "cycle__grow__init": "small_random"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_trial_killed_at_a_checkpoint_ends_as_if_nothing_had_happened(
@@ -372,6 +374,7 @@ def test_a_trial_killed_again_and_again_ends_as_if_nothing_had_happened(
     assert_same_stores(plan, tmp_path, folder)
 
 
+@pytest.mark.slow
 def test_how_often_checkpoints_are_written_changes_nothing(tmp_path: Path, uninterrupted: Callable[..., Any]) -> None:
     folder, records = uninterrupted(long_plan())
     for every in (1, 1000):

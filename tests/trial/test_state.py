@@ -117,7 +117,7 @@ TRIALS: dict[str, dict[str, Any]] = {
 }
 
 
-ALWAYS = ("gpt2", "llama with groups gone")
+ALWAYS = ("gpt2",)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,14 @@ NETWORKS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", NETWORKS, ids=str)
+SELDOM = NETWORKS[:1] + NETWORKS[2:4] + NETWORKS[5:7]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, marks=pytest.mark.slow) if options in SELDOM else options for options in NETWORKS],
+    ids=str,
+)
 def test_it_learns_in_one_phase_and_its_record_holds_what_it_cost(options: dict[str, Any], tmp_path: Path) -> None:
     plan = quick_plan(
         model={"name": "pnn-nano", **options}, cycle={"baseline": {"steps": 20, "lr": 3e-3}}, data__eval_tokens=256

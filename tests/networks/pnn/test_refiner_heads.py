@@ -272,7 +272,9 @@ QUICK: dict[str, Any] = {"model__name": "pnn-nano", "cycle__baseline__lr": 3e-3}
     "changes",
     [
         pytest.param({"cycle__cycles": 3, "model__num_steps": 2}, marks=pytest.mark.slow),
-        {"cycle__grow__init": "rewind", "model__num_steps": 6, "model__final_norm": True},
+        pytest.param(
+            {"cycle__grow__init": "rewind", "model__num_steps": 6, "model__final_norm": True}, marks=pytest.mark.slow
+        ),
         {"model__trunk": "hierarchical", "model__block_widths": (32, 48), "cycle__grow__init": "gradmax",
          "cycle__grow__strategy": "gradient_sensitivity"},
         pytest.param(
@@ -296,6 +298,7 @@ def test_heads_go_and_come_back_over_whole_cycles(changes: dict[str, Any], tmp_p
             assert record.loss == pytest.approx(before.loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_controls_run_beside_the_cycle(tmp_path: Path) -> None:
     controls = ["dense", "no_regrow", "random_random", "rewind", "from_scratch_small"]
     plan = quick_plan(**QUICK, cycle__cycles=1, search__controls=controls)
@@ -336,7 +339,7 @@ def test_a_trial_that_was_cut_off_goes_on_as_one_that_never_stopped(tmp_path: Pa
     ("form", "options"),
     [
         ("compact", {"model__trunk": "hierarchical", "model__block_widths": (32, 48)}),
-        ("dense", {}),
+        pytest.param("dense", {}, marks=pytest.mark.slow),
         pytest.param(
             "dense", {"model__trunk": "hierarchical", "model__block_widths": (32, 48)}, marks=pytest.mark.slow
         ),

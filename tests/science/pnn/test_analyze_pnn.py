@@ -106,6 +106,7 @@ def test_other_models_are_compared(folder: Path) -> None:
     assert any(one["name"].endswith(f"minus {stack}") for one in found["comparisons"])
 
 
+@pytest.mark.slow
 def test_what_does_not_apply_is_said_among_all_and_refused_when_asked_for(folder: Path) -> None:
     result = analyzed(folder, "--experiment", "gates", model="ungated")
     assert result.exit_code == 2 and "--experiment gates: " in result.stderr and "its gate 'none'" in result.stderr

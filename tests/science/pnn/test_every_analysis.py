@@ -25,8 +25,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
                     "tie_word_embeddings": True},
 }  # fmt: skip
 
-
-SELDOM = ("hierarchical", "shared_layer", "one step", "scalar gate")
+# The refiner itself is asked below.
+SELDOM = ("refiner", "hierarchical", "shared_layer", "one step", "scalar gate")
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def test_the_embedded_corpus_becomes_tokens() -> None:
     assert store.tokenizer().decode(store.evaluation.tolist()) == load_splits(spec)[1]
 
 
+@pytest.mark.slow
 def test_wikitext_2_becomes_tokens(shared_data: Path) -> None:
     store = tokens_of(shared_data / "wikitext-2", vocab_size=1024, train="test", evaluate="valid")
     text = (shared_data / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
@@ -307,6 +308,7 @@ def test_three_processes_at_once_build_one_entry(corpus: Path, cache: Path) -> N
     assert json.loads((entries[0] / "about.json").read_text())["tokens"]["train"] == len(json.loads(outcomes[0][0])[2])
 
 
+@pytest.mark.slow
 def test_two_machines_train_the_same_tokenizer(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = []
     for machine, threads in (("a", 1), ("b", 4)):

@@ -251,6 +251,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_pairs_are_learnt_and_their_metrics_stand_in_records_and_tables(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs")
     sweep = finished_sweep(

@@ -171,11 +171,10 @@ TASKS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("what", "form"),
     [
-        ("causal", "compact"),
         ("images", "dense"),
         *(
             pytest.param(what, "compact", marks=pytest.mark.slow)
-            for what in ("masked", "sentences", "pairs", "images", "own")
+            for what in ("causal", "masked", "sentences", "pairs", "images", "own")
         ),
         *(pytest.param(what, "dense", marks=pytest.mark.slow) for what in ("causal", "own")),
     ],
@@ -208,6 +207,7 @@ def test_the_code_of_the_card_runs_as_it_stands(
     assert ("windows of 16" in text) != classifier
 
 
+@pytest.mark.slow
 def test_the_card_scales_pixels_as_the_task_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The card's code gives the logits of the trial's own batch."""
     sweep = finished_sweep(tmp_path / "results", "s", cycle__cycles=1, **TASKS["images"])

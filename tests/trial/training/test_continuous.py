@@ -215,7 +215,12 @@ def test_each_growth_says_when_its_slots_had_gone(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     "every",
-    [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow), 7],
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(5, marks=pytest.mark.slow),
+        7,
+    ],
 )  # at step 7 two multipliers and two gates are on their way
 def test_a_killed_run_goes_on_between_events_bit_for_bit(often: Often, every: int, tmp_path: Path) -> None:
     plan, folder, records = often

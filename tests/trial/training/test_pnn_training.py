@@ -318,6 +318,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(options: dict[str
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in whole.state.tensors().items())
 
 
+@pytest.mark.slow
 def test_a_trial_with_dropout_killed_between_checkpoints_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     options = {"name": "pnn-nano", "dropout": 0.2, "random_depth": True}
     plan = quick_plan(model=options, cycle__cycles=1, cycle__learn__steps=12, scale__checkpoint_every_steps=5)
