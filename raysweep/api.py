@@ -272,9 +272,9 @@ def plan(
     checked = load_job(job, _with_trials(overrides, trials))  # before the imports below, which take seconds
     from raysweep.trial.forecast.earlier import earlier_phases
     from raysweep.trial.forecast.estimate import estimate
-    from raysweep.trial.forecast.preflight import preflight
+    from raysweep.trial.forecast.preflight import check
 
-    return checked, estimate(checked, preflight(checked), earlier_phases(results, checked), calibrate=calibrate)
+    return checked, estimate(checked, check(checked), earlier_phases(results, checked), calibrate=calibrate)
 
 
 def _with_trials(overrides: Sequence[str], trials: int | None) -> list[str]:

@@ -24,18 +24,35 @@ class ModelSpec(StrategySection):
     task."""
 
 
+class ColumnsSpec(Section):
+    text: str | None = None
+    """The text, or the first sentence of a pair."""
+    second: str | None = None
+    """The second sentence of a pair."""
+    label: str | None = None
+    """The class, for sequence_classification."""
+
+
 class DataSpec(Section):
     name: str = "python-docs"
-    """The corpus. For language modelling `python-docs`, a name on the Hugging Face hub, a text file, or a folder of
-    text files. For sequence_classification a GLUE task (`cola`, `sst2`, `mrpc`, ...), a .tsv or .csv file with the
-    columns `sentence` and `label`, or `sentence1`, `sentence2` and `label`, or a folder of such files. For
-    image_classification `digits`."""
+    """The corpus. For language modelling `python-docs`, a name on the Hugging Face hub, a text file, a table (.jsonl,
+    .csv, .tsv, .parquet) with a column of texts, or a folder of either. For sequence_classification a GLUE task
+    (`cola`, `sst2`, `mrpc`, ...), a table with a column of texts or two, and one of labels, or a folder of tables. For
+    image_classification `digits`. See docs/data.md."""
     train: str | None = None
     """Split to train on: a split of the hub data set, or the name of a file in the folder without its ending. Default:
     the corpus's own training split; a corpus without splits is divided by the hash of its text."""
     evaluate: str | None = None
-    """Split that held-out numbers are measured on, named as in `train`. Default: the corpus's own validation split; of
-    a corpus without splits, one part in ten."""
+    """Split that a sweep chooses by, named as in `train`. Default: the corpus's own validation split; of a corpus
+    without one, one part in ten of what would be trained on."""
+    test: str | None = None
+    """Split that is neither trained on nor chosen by, named as in `train`. Default: the corpus's own test split, where
+    it has one."""
+    columns: ColumnsSpec = ColumnsSpec()
+    """Columns of a table, by the names in its first line; by their numbers, from 1, where `header` is false. Default:
+    those with a usual name, such as `text` and `label`."""
+    header: bool = True
+    """Whether the first line of a .csv or .tsv file names its columns."""
     tokenizer: str | None = None
     """Name on the hub or folder of a tokenizer; or `wordpiece`, lower-case as BERT's, trained on the training split to
     the vocabulary size of a from-scratch model. Default: the model's own; for from-scratch models a byte-level BPE

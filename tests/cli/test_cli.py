@@ -43,6 +43,7 @@ from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Session, Status
 from raysweep.sweep.limits import ASKED
 from raysweep.trial.forecast.estimate import estimate
+from raysweep.trial.forecast.preflight import Checked
 
 HEAVY = ("torch", "ray", "transformers", "optuna", "pydantic")
 COMMANDS = [
@@ -657,7 +658,10 @@ def test_a_person_sees_the_plan_and_is_asked_about_long_work(
     fake: FakeSweep, monkeypatch: pytest.MonkeyPatch, seconds: float | None, asks: bool
 ) -> None:
     checked = checked_job(JOB, "job.yaml")
-    plan = replace(estimate(checked, Fingerprints(model="m", data="d"), []), seconds=seconds, seconds_from="a guess")
+    found = Checked(
+        fingerprints=Fingerprints(model="m", data="d"), data={"classes": None, "splits": {}, "left_out": []}
+    )
+    plan = replace(estimate(checked, found, []), seconds=seconds, seconds_from="a guess")
     monkeypatch.setattr(api, "plan", lambda *given, **asked: (checked, plan))
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda stream: True)
     refused = invoke("run", write_job(), "--results", "first", input="n\n")

@@ -22,6 +22,7 @@ ESTIMATE: dict[str, Any] = {
     "steps_shared": 780, "parameters": 940_800, "seconds": 7200.0, "seconds_from": "31 phases of this model run before",
     "worker_memory_bytes": 2**30, "disk_bytes": 2**29, "example": [{"phase": "baseline"}, {"phase": "prune"}],
     "saving": "7 of 8 trials reuse 2 prefixes: 73% fewer steps", "stages": [stage("baseline", 8)],
+    "data": {"classes": None, "splits": {}, "left_out": []},
 }  # fmt: skip
 SCALED_JOB = {
     **copy.deepcopy(JOB),
@@ -105,3 +106,22 @@ def test_beginnings_of_their_own_are_shown_and_counted() -> None:
     lines = tree(*seeds, stage("baseline", 1, seed=7))
     assert lines[0] == "baseline   seed 0   10 steps   4 trials"
     assert lines[-2:] == ["1 more branch of 4 trials", "1 trial alone"]
+
+
+def test_a_plan_says_what_is_read_of_the_corpus() -> None:
+    train = {"rows": 540, "origin": "a.csv", "repeated": 0, "sample": "a film\nlike a\tbath " * 9}
+    data = {
+        "classes": ["neg", "pos"],
+        "splits": {
+            "train": train,
+            "choose": {"rows": 60, "origin": "b.csv", "repeated": 3, "sample": ""},
+            "test": {"rows": 0, "origin": "the corpus has none", "repeated": 0, "sample": ""},
+        },
+        "left_out": ["notes.csv"],
+    }
+    lines = {line.split()[0]: " ".join(line.split()) for line in printed(data=data).splitlines()}
+    assert lines["classes"] == "classes neg, pos" and lines["left"] == "left out notes.csv"
+    assert lines["train"] == 'train 540 from a.csv: "a film like a bath a film like a bath a film like a bath a…"'
+    assert (
+        lines["choose"] == "choose 60 from b.csv, 3 of its parts stand in train, too" and lines["test"] == "test none"
+    )

@@ -15,6 +15,8 @@ from raysweep.reports.wording import count, duration
 
 BRANCHES = (5, 3, 3)
 """How many branches of a stage are printed, by its depth; the others are counted."""
+SAMPLE = 50
+"""Characters of a split's beginning that are printed."""
 
 
 def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console: Console) -> None:
@@ -25,6 +27,7 @@ def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console:
     rows = {
         "model": f"{job['model']['name']}, {estimate['parameters']:,} parameters",
         "data": f"{job['data']['name']}, windows of {job['data']['seq_len']} tokens",
+        **_data_rows(estimate["data"]),
         "trials": f"{estimate['trials']} on {lanes} of {workers}{_follow_ups(job, estimate['trials'])}",
         "phases of a trial": " → ".join(phase["phase"] for phase in estimate["example"]),
         "phases": f"{phases}" + (f", of which {shared} are run: {_by_kind(estimate)}" if shared < phases else ""),
@@ -46,6 +49,18 @@ def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console:
         _grow(forest, estimate["stages"], BRANCHES)
         console.print(forest)
         print_line(console, "estimate: how much is shared depends on the values that the sampler will pick.")
+
+
+def _data_rows(data: Mapping[str, Any]) -> dict[str, str]:
+    """Write what is read of the corpus: classes, and of each split its examples, its files and its beginning."""
+    rows = {"  classes": ", ".join(data["classes"] or ())}
+    for name, split in data["splits"].items():
+        # On one line: what matters is whether this is the text that was meant.
+        sample = " ".join(split["sample"].split())[:SAMPLE]
+        repeated = f", {split['repeated']} of its parts stand in train, too" if split["repeated"] else ""
+        begins = f': "{sample}…"' if sample else ""
+        rows[f"  {name}"] = f"{split['rows']:,} from {split['origin']}{repeated}{begins}" if split["rows"] else "none"
+    return {**rows, "  left out": ", ".join(data["left_out"])}
 
 
 def _follow_ups(job: Mapping[str, Any], trials: int) -> str:

@@ -17,20 +17,28 @@ from raysweep.job.plan import content_key
 from raysweep.job.spec import DataSpec, ModelSpec
 from raysweep.networks.configuration import task_of
 from raysweep.trial.data.corpora import check_there
-from raysweep.trial.data.images import load_images
-from raysweep.trial.data.sentences import no_sentences, prepare_sentences
+from raysweep.trial.data.images import image_samples, load_images
+from raysweep.trial.data.labelled import no_sentences
+from raysweep.trial.data.sentences import prepare_sentences
+from raysweep.trial.data.splits import Corpus
 from raysweep.trial.data.tokenizers import tokenizer_source
 from raysweep.trial.data.tokens import TokenStore, prepare, windows_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Examples to train on and held-out examples, one a row."""
+    """Examples to train on, to choose by and to test on, one a row."""
 
     train: Examples
     evaluation: Examples
-    """The held-out examples of every evaluation."""
+    """The held-out examples of every evaluation, from the split that a sweep chooses by."""
     facts: Facts
+    samples: Corpus[str]
+    """Where each split came from, and how it begins."""
+    test: Examples | None = None
+    """The examples of the test split; None where the corpus has none."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes, in the order of their numbers; None for text without labels."""
     fingerprint: str
     """Hash of the content and the tokenizer; part of every phase key."""
     content_sha256: str
@@ -98,6 +106,26 @@ def check_kind(data: DataSpec, model: ModelSpec) -> None:
     check_there(data.name)
 
 
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Return what is read of a corpus, as JSON values: classes, and of each split its rows, files and beginning."""
+    rows = {"train": dataset.train, "choose": dataset.evaluation, "test": dataset.test}
+    return {
+        "classes": None if dataset.classes is None else list(dataset.classes),
+        "splits": {
+            name: {
+                "rows": 0 if examples is None else len(examples),
+                "files": list(sample.files) if sample else [],
+                "origin": sample.origin if sample else "the corpus has none",
+                "repeated": sample.repeated if sample else 0,
+                "sample": sample.content if sample else "",
+            }
+            for name, examples in rows.items()
+            for sample in [dataset.samples.named().get(name)]
+        },
+        "left_out": list(dataset.samples.left_out),
+    }
+
+
 def build_task(model: ModelSpec, facts: Facts) -> Task:
     """Return the task of a model, with the facts about its data."""
     return registry.load("tasks", task_of(model))(facts=facts)
@@ -129,13 +157,17 @@ def _windows(data: DataSpec, model: ModelSpec, task: type[Task], learned_from: D
     # windows that are left.
     windows = {
         "train": windows_of(store.train, data.seq_len),
-        "evaluate": windows_of(store.evaluation[: data.eval_tokens], data.seq_len),
+        "choose": windows_of(store.evaluation[: data.eval_tokens], data.seq_len),
     }
+    if store.test is not None:
+        windows["test"] = windows_of(store.test, data.seq_len)
     if not task.causal:
         windows = {split: _with_text(found, store.facts, data, split) for split, found in windows.items()}
     return Dataset(
         train=windows["train"],
-        evaluation=windows["evaluate"],
+        evaluation=windows["choose"],
+        test=windows.get("test"),
+        samples=store.samples,
         facts=replace(store.facts, masking=data.masking or store.facts.masking),
         fingerprint=store.fingerprint,
         content_sha256=store.text_sha256,
@@ -162,15 +194,18 @@ def _with_text(windows: Examples, facts: Facts, data: DataSpec, split: str) -> E
 def _sentences(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
     """Load a table of labelled sentences."""
     tokenizer, vocab_size = tokenizer_source(model, data)
-    rows, facts, fingerprint, digest, built = prepare_sentences(data, tokenizer=tokenizer, vocab_size=vocab_size)
+    store = prepare_sentences(data, tokenizer=tokenizer, vocab_size=vocab_size)
     return Dataset(
-        train=rows["train"],
+        train=store.rows["train"],
         # `data.eval_tokens` counts padding too, so the number of sentences does not depend on their lengths.
-        evaluation=rows["evaluation"][: max(1, data.eval_tokens // data.seq_len)],
-        facts=facts,
-        fingerprint=fingerprint,
-        content_sha256=digest,
-        tokenizer=lambda: built,
+        evaluation=store.rows["choose"][: max(1, data.eval_tokens // data.seq_len)],
+        test=store.rows.get("test"),
+        samples=store.samples,
+        classes=store.classes,
+        facts=store.facts,
+        fingerprint=store.fingerprint,
+        content_sha256=store.text_sha256,
+        tokenizer=lambda: store.tokenizer,
     )
 
 
@@ -178,10 +213,12 @@ def _images(data: DataSpec, model: ModelSpec, task: type[Task]) -> Dataset:
     """Load labelled images; all held-out ones are used, since `data.eval_tokens` is about text."""
     rows, facts = load_images(data)
     # No tokenizer turns pixels into something else, so one hash is of the content and of the examples.
-    digest = content_key([rows["train"].tolist(), rows["evaluation"].tolist()])
+    digest = content_key([rows["train"].tolist(), rows["choose"].tolist()])
     return Dataset(
         train=rows["train"],
-        evaluation=rows["evaluation"],
+        evaluation=rows["choose"],
+        samples=image_samples(),
+        classes=tuple(map(str, range(10))),
         facts=facts,
         fingerprint=digest,
         content_sha256=digest,

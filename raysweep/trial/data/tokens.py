@@ -18,13 +18,10 @@ from raysweep.job.plan import content_key
 from raysweep.job.spec import DataSpec
 from raysweep.trial.data.cache import cache_folder, keep_arrays
 from raysweep.trial.data.corpora import blocks_of, load_splits
+from raysweep.trial.data.splits import SAMPLE, Corpus
 from raysweep.trial.data.tokenizers import text_tokenizer
 
 Tokens = npt.NDArray[Any]
-
-
-SPLITS = ("train", "evaluation")
-"""Names of the splits in the cache."""
 
 
 PIECE_CHARACTERS, PIECES_AT_ONCE = 100_000, 16
@@ -38,12 +35,17 @@ class TokenStore:
     folder: Path
     train: Tokens
     evaluation: Tokens
+    """The tokens of the split that a sweep chooses by."""
+    test: Tokens | None
+    """None where the corpus has no test split."""
     vocab_size: int
     fingerprint: str
-    """Hash of both texts, the tokenizer, and how they are encoded; also the name of the cache entry."""
+    """Hash of all texts, the tokenizer, and how they are encoded; also the name of the cache entry."""
     text_sha256: str
-    """Hash of both texts alone."""
+    """Hash of all texts alone."""
     facts: Facts
+    samples: Corpus[str]
+    """The beginning of each split."""
 
     def tokenizer(self) -> Any:
         """Return the tokenizer (`encode(text).ids`, `decode(ids)`)."""
@@ -66,45 +68,40 @@ def prepare(
     Raises:
         DataError: no such corpus or tokenizer, too small a vocabulary, or text too short for one window in each split.
     """
-    train, evaluation = load_splits(data)
-    texts = {"train": train, "evaluation": evaluation}
+    corpus = load_splits(data)
+    texts = {name: split.content for name, split in corpus.named().items()}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     # Trained on the training split alone: a vocabulary that had seen the held-out text would leak its words.
-    taught = train if learned_from is None else load_splits(learned_from)[0]
+    taught = texts["train"] if learned_from is None else load_splits(learned_from).train.content
     built, identity, facts = text_tokenizer(taught, tokenizer, vocab_size, special_tokens=special_tokens)
     # The size of pieces is part of it: a token never spans two pieces, so another size gives other tokens.
     fingerprint = content_key(
         {"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens, "pieces": PIECE_CHARACTERS}
     )
     folder = cache_folder() / "tokens" / fingerprint
-    limits = {"train": data.max_tokens, "evaluation": None}
-    keep_arrays(folder, lambda: {name: _encode(texts[name], built)[: limits[name]] for name in SPLITS}, built)
+    limits = {"train": data.max_tokens}
+    keep_arrays(
+        folder, lambda: {name: _encode(text, built)[: limits.get(name)] for name, text in texts.items()}, built
+    )  # fmt: skip
     # Mapped, not read: all ranks of a node share one copy in the page cache, and none can write to it.
-    store = TokenStore(
+    tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in texts}
+    for name, found in tokens.items():
+        if len(found) < data.seq_len:
+            raise DataError(
+                f"data.name = {data.name!r}: its {name} split has {len(found)} tokens, fewer than one window of "
+                f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
+            )
+    return TokenStore(
         folder=folder,
-        train=np.load(folder / "train.npy", mmap_mode="r"),
-        evaluation=np.load(folder / "evaluation.npy", mmap_mode="r"),
+        train=tokens["train"],
+        evaluation=tokens["choose"],
+        test=tokens.get("test"),
         vocab_size=built.get_vocab_size(),
         fingerprint=fingerprint,
         text_sha256=content_key(digests),
         facts=facts,
+        samples=corpus.with_contents(lambda text: text[:SAMPLE]),
     )
-    _check_length(store, data)
-    return store
-
-
-def _check_length(store: TokenStore, data: DataSpec) -> None:
-    """Check that each split has enough tokens for one window.
-
-    Raises:
-        DataError: one has fewer.
-    """
-    for name, tokens in (("train", store.train), ("evaluate", store.evaluation)):
-        if len(tokens) < data.seq_len:
-            raise DataError(
-                f"data.name = {data.name!r}: its {name} split has {len(tokens)} tokens, fewer than one window of "
-                f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
-            )
 
 
 def windows_of(tokens: Tokens, seq_len: int) -> Tokens:

@@ -29,6 +29,7 @@ from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.records import points
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.forecast import calibration
+from raysweep.trial.forecast.preflight import Checked
 
 TYPICAL_EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a training step reaches."""
@@ -66,6 +67,8 @@ class Estimate:
     """The phases of the first trial."""
     stages: list[Stage]
     """The first phases of the stage tree; see job/stages.py."""
+    data: dict[str, Any]
+    """What is read of the corpus; see `describe` in trial/data/examples.py."""
 
     @property
     def steps(self) -> int:
@@ -92,16 +95,17 @@ class Estimate:
 
 
 def estimate(
-    job: Job, fingerprints: Fingerprints, past: Iterable[PhaseRecord], sharing: bool = True, calibrate: bool = False
+    job: Job, checked: Checked, past: Iterable[PhaseRecord], sharing: bool = True, calibrate: bool = False
 ) -> Estimate:
     """Estimate what a job takes.
 
     Args:
+        checked: the job's model and data, as `check` found them.
         past: phase records of earlier sweeps of the same model, whose pace is taken.
         sharing: equal phases of different trials run once.
         calibrate: without such records, train a few steps on this machine.
     """
-    plans = list(_drawn_plans(job, fingerprints))
+    plans = list(_drawn_plans(job, checked.fingerprints))
     tree = StageTree.of(plans)
     # Control arms included. With sharing, phases of equal keys are one, whichever trial they belong to.
     everything = [phase for plan in plans for phase in plan.every_phase()]
@@ -125,6 +129,7 @@ def estimate(
         disk_bytes=trained * parameters * 12,
         example=[{"phase": phase.label, "steps": phase.steps, "key": phase.key} for phase in plans[0].phases],
         stages=tree.roots,
+        data=checked.data,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from raysweep.errors import ArchiveError, DataError, Fault, ModelError, SpecError
@@ -12,13 +13,27 @@ from raysweep.job.spec import JobSpec
 from raysweep.networks.configuration import is_hub_name
 from raysweep.networks.fit import check_compiles, check_fit, check_model
 from raysweep.trial.data.corpora import check_there, is_hub_data
-from raysweep.trial.data.examples import check_enough, check_kind, load_dataset
+from raysweep.trial.data.examples import check_enough, check_kind, describe, load_dataset
 from raysweep.trial.forecast.rehearsal import budget_faults
 from raysweep.trial.measures.inference import check_inference
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A job whose model and data were found to be there and to fit."""
+
+    fingerprints: Fingerprints
+    data: dict[str, Any]
+    """What is read of the corpus of the job as it is written; see `describe`."""
+
+
 def preflight(job: Job) -> Fingerprints:
-    """Return the fingerprints of a job's model and data; the corpus is tokenized, and cached, for it.
+    """Return the fingerprints of a job's model and data, after the checks of `check`."""
+    return check(job).fingerprints
+
+
+def check(job: Job) -> Checked:
+    """Check a job's model and data, before anything is started; the corpus is tokenized, and cached, for it.
 
     If the job searches over models or corpora, all of them are checked, and each fingerprint is of all.
 
@@ -29,14 +44,19 @@ def preflight(job: Job) -> Fingerprints:
     # A dictionary by what the checks read: points of the space that differ in other settings are checked once.
     named = {(spec.model, spec.data, spec.training.batch_size, spec.training.compile, spec.cycle.infer): spec
              for spec in _specs(job)}  # fmt: skip
-    found = list(dict.fromkeys(map(_check, named.values())))
+    # The job as it is written comes first.
+    checked = list(map(_check, named.values()))
+    found = list(dict.fromkeys(each.fingerprints for each in checked))
     # Counts of heads last: they need models that can be built.
     faults, _ = budget_faults(job)
     if faults:
         raise SpecError(faults)
-    if len(found) == 1:
-        return found[0]
-    return Fingerprints(model=content_key([each.model for each in found]), data=content_key([e.data for e in found]))
+    whole = found[0]
+    if len(found) > 1:
+        whole = Fingerprints(
+            model=content_key([each.model for each in found]), data=content_key([each.data for each in found])
+        )
+    return Checked(fingerprints=whole, data=checked[0].data)
 
 
 def faults_here(job: Job) -> tuple[list[Fault], list[str]]:
@@ -112,8 +132,8 @@ def check_unchanged(job: Job, about: Mapping[str, Any], sweep: str) -> Fingerpri
     return fingerprints
 
 
-def _check(spec: JobSpec) -> Fingerprints:
-    """Check the model and the data of one point of the space; return their fingerprints."""
+def _check(spec: JobSpec) -> Checked:
+    """Check the model and the data of one point of the space."""
     # The cheap checks come first: a wrong model name should not wait until a corpus is tokenized.
     model = check_model(spec.model, seq_len=spec.data.seq_len)
     if spec.training.compile:
@@ -125,4 +145,4 @@ def _check(spec: JobSpec) -> Fingerprints:
         check_inference(
             spec.cycle.infer, spec.model, seq_len=spec.data.seq_len, examples=len(dataset.evaluation)
         )  # fmt: skip
-    return Fingerprints(model=model, data=dataset.fingerprint)
+    return Checked(fingerprints=Fingerprints(model=model, data=dataset.fingerprint), data=describe(dataset))

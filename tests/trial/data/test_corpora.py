@@ -12,14 +12,26 @@ import pytest
 from raysweep.errors import DataError
 from raysweep.job.names import HUB
 from raysweep.job.spec import DataSpec
-from raysweep.trial.data import corpora
-from raysweep.trial.data.corpora import BLOCK_CHARACTERS, blocks_of, load_splits, split_by_hash
+from raysweep.trial.data import hub as hub_module
+from raysweep.trial.data.corpora import BLOCK_CHARACTERS, blocks_of, load_splits
+from raysweep.trial.data.splits import Split, held_out_corpus
 
 
 def prose(num_lines: int, start: int = 0) -> str:
     return "".join(
         f"Line {number} of a text about nothing but the number {number}.\n" for number in range(start, num_lines)
     )
+
+
+def split_by_hash(text: str) -> tuple[str, str]:
+    whole = Split(content=list(blocks_of(text, BLOCK_CHARACTERS)), origin="a text")
+    corpus = held_out_corpus(whole, lambda block: block.strip().encode()).with_contents("".join)
+    return corpus.train.content, corpus.choose.content
+
+
+def texts(**data: object) -> tuple[str, str]:
+    corpus = load_splits(DataSpec.model_validate(data))
+    return corpus.train.content, corpus.choose.content
 
 
 def refusal(**data: object) -> str:
@@ -71,7 +83,7 @@ def test_a_text_without_line_ends_is_split_all_the_same() -> None:
 
 
 def test_the_embedded_corpus_needs_nothing() -> None:
-    train, evaluation = load_splits(DataSpec())
+    train, evaluation = texts()
     assert len(train) > 300_000 and len(evaluation) > 10_000
 
 
@@ -81,13 +93,13 @@ def test_the_embedded_corpus_needs_nothing() -> None:
 def test_a_text_file_is_split_by_hash(tmp_path: Path) -> None:
     file = tmp_path / "corpus.txt"
     file.write_text(prose(2000), encoding="utf-8")
-    assert load_splits(DataSpec(name=str(file))) == split_by_hash(prose(2000))
+    assert texts(name=str(file)) == split_by_hash(prose(2000))
 
 
 def test_a_file_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "corpus.txt").write_text(prose(2000), encoding="utf-8")
-    assert load_splits(DataSpec(name="~/corpus.txt")) == split_by_hash(prose(2000))
+    assert texts(name="~/corpus.txt") == split_by_hash(prose(2000))
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\n  "])
@@ -113,10 +125,10 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     file = tmp_path / "closed.txt"
     file.write_text(prose(2000))
 
-    def refuse(*args: object, **options: object) -> str:
+    def refuse(*args: object, **options: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     assert "cannot be read (Permission denied)" in refusal(name=str(file))
 
 
@@ -131,7 +143,7 @@ def test_a_split_of_a_text_without_splits_is_refused(tmp_path: Path, key: str, n
     file = tmp_path / "corpus.txt"
     file.write_text(prose(2000))
     message = refusal(name=str(file) if name == "file" else name, **{key: "valid"})
-    assert f"data.{key} = 'valid'" in message and "one text without splits" in message
+    assert f"data.{key} = 'valid'" in message and "without splits" in message
 
 
 # Folders
@@ -145,23 +157,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_keeps_its_own_splits(folder: Path) -> None:
-    assert load_splits(DataSpec(name=str(folder))) == (prose(200, 100), prose(300, 200))
+    assert texts(name=str(folder)) == (prose(200, 100), prose(300, 200))
 
 
 def test_splits_of_a_folder_are_named_by_file(folder: Path) -> None:
-    assert load_splits(DataSpec(name=str(folder), train="test", evaluate="train")) == (prose(100), prose(200, 100))
-    assert load_splits(DataSpec(name=str(folder), train="valid"))[1] == prose(100)  # not what is trained on
+    assert texts(name=str(folder), train="test", evaluate="train") == (prose(100), prose(200, 100))
+    assert texts(name=str(folder), evaluate="test")[1] == prose(100)
 
 
 def test_a_folder_with_training_text_alone_is_split_by_hash(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(prose(2000))
-    assert load_splits(DataSpec(name=str(tmp_path))) == split_by_hash(prose(2000))
+    assert texts(name=str(tmp_path)) == split_by_hash(prose(2000))
 
 
 def test_a_folder_without_splits_is_split_by_hash(tmp_path: Path) -> None:
     for stem, first in (("b", 1000), ("a", 0)):
         (tmp_path / f"{stem}.txt").write_text(prose(first + 1000, first))
-    assert load_splits(DataSpec(name=str(tmp_path))) == split_by_hash(prose(1000) + "\n" + prose(2000, 1000))
+    parts = [split_by_hash(prose(1000)), split_by_hash(prose(2000, 1000))]
+    assert texts(name=str(tmp_path)) == tuple("".join(part) for part in zip(*parts, strict=True))
 
 
 def test_a_split_that_a_folder_lacks_is_refused_with_the_nearest(folder: Path) -> None:
@@ -175,7 +188,7 @@ def test_evaluating_on_the_training_split_is_refused(folder: Path) -> None:
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("a,b\n")
-    assert "holds no .txt file" in refusal(name=str(tmp_path))
+    assert "names no column of texts" in refusal(name=str(tmp_path))
 
 
 def test_an_empty_split_is_refused_by_name(folder: Path) -> None:
@@ -185,7 +198,7 @@ def test_an_empty_split_is_refused_by_name(folder: Path) -> None:
 
 def test_wikitext_2_trains_on_one_file_and_evaluates_on_the_other(shared_data: Path) -> None:
     wikitext = shared_data / "wikitext-2"
-    train, evaluation = load_splits(DataSpec(name=str(wikitext), train="test", evaluate="valid"))
+    train, evaluation = texts(name=str(wikitext), train="test", evaluate="valid")
     assert train == (wikitext / "test.txt").read_text(encoding="utf-8")
     assert evaluation == (wikitext / "valid.txt").read_text(encoding="utf-8")
 
@@ -238,17 +251,16 @@ def test_a_hub_data_set_keeps_its_splits(hub: Path, monkeypatch: pytest.MonkeyPa
     publish(hub / "validation.jsonl", ["four"])
     publish(hub / "test.jsonl", ["five"])
     serve(monkeypatch, "wikitext-2", hub)
-    assert load_splits(DataSpec(name="wikitext-2")) == ("one\ntwo\n\nthree\n", "four\n")
-    assert load_splits(DataSpec(name="wikitext-2", train="test"))[0] == "five\n"
-    assert load_splits(DataSpec(name="wikitext-2", evaluate="test"))[1] == "five\n"
-    assert load_splits(DataSpec(name="wikitext-2", train="validation")) == ("four\n", "five\n")
+    assert texts(name="wikitext-2") == ("one\ntwo\n\nthree\n", "four\n")
+    assert texts(name="wikitext-2", train="test")[0] == "five\n"
+    assert texts(name="wikitext-2", evaluate="test")[1] == "five\n"
 
 
 def test_the_hub_s_parquet_copy_of_a_scripted_data_set_is_readable(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split, text in (("train", prose(50)), ("test", "t"), ("validation", "v")):
         publish(hub / "default" / split / "0000.parquet", [text])  # as on the branch refs/convert/parquet
     serve(monkeypatch, "tiny_shakespeare", hub)
-    assert load_splits(DataSpec(name="tiny_shakespeare")) == (prose(50), "v\n")
+    assert texts(name="tiny_shakespeare") == (prose(50), "v\n")
 
 
 def test_any_data_set_with_a_text_column_can_be_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,14 +271,14 @@ def test_any_data_set_with_a_text_column_can_be_named(hub: Path, monkeypatch: py
     monkeypatch.setattr(
         datasets, "load_dataset", lambda path, *rest, **options: load(str(hub / path), *rest, **options)
     )
-    assert load_splits(DataSpec(name="someone/corpus")) == split_by_hash(prose(2000))  # it has a training split alone
+    assert texts(name="someone/corpus") == split_by_hash(prose(2000))  # it has a training split alone
 
 
 def test_rows_without_text_are_left_out(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(hub / "train.jsonl", ["one", None, "two"])
-    publish(hub / "test.jsonl", ["three"])
+    publish(hub / "validation.jsonl", ["three"])
     serve(monkeypatch, "wikitext-2", hub)
-    assert load_splits(DataSpec(name="wikitext-2")) == ("one\ntwo\n", "three\n")
+    assert texts(name="wikitext-2") == ("one\ntwo\n", "three\n")
 
 
 def test_a_data_set_without_a_text_column_is_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +306,8 @@ def test_a_streamed_data_set_is_read_only_as_far_as_needed(hub: Path, monkeypatc
     publish(hub / "train.jsonl", [f"document {number:04d} " * 10 for number in range(1000)])
     publish(hub / "validation.jsonl", ["held out"])
     serve(monkeypatch, "c4", hub)
-    train, evaluation = load_splits(DataSpec(name="c4", max_tokens=400))
-    assert 400 * corpora.CHARACTERS_PER_TOKEN <= len(train) < 400 * corpora.CHARACTERS_PER_TOKEN + 200
+    train, evaluation = texts(name="c4", max_tokens=400)
+    assert 400 * hub_module.CHARACTERS_PER_TOKEN <= len(train) < 400 * hub_module.CHARACTERS_PER_TOKEN + 200
     assert train.startswith("document 0000 ")
     assert evaluation == "held out\n"
 
@@ -314,5 +326,5 @@ def test_a_stream_that_breaks_off_is_one_clear_error(hub: Path, monkeypatch: pyt
         yield "a"
         raise ConnectionError("the line went dead")
 
-    monkeypatch.setattr(corpora, "_texts", broken)
+    monkeypatch.setattr(hub_module, "_texts", broken)
     assert "ConnectionError: the line went dead" in refusal(name="c4", max_tokens=400)

@@ -23,6 +23,7 @@ from raysweep.trial.data import tokens as data
 from raysweep.trial.data.cache import cache_folder
 from raysweep.trial.data.corpora import load_splits
 from raysweep.trial.data.examples import check_enough, load_dataset
+from raysweep.trial.data.splits import Corpus, Split
 from raysweep.trial.data.tokens import BatchOrder, TokenStore, prepare, shard, windows_of
 
 STRANGE = "naïve café — 你好, мир! 🤖👩\u200d👧 \u200b e\u0301 \ufeff tabs\t\x00\x0b\u2028 <unk> <|endoftext|>"
@@ -83,7 +84,7 @@ def test_every_text_survives_the_round_trip(corpus: Path) -> None:
 def test_the_stored_tokens_are_the_whole_text(corpus: Path) -> None:
     (corpus / "train.txt").write_text(prose(600) + STRANGE, encoding="utf-8", newline="")
     store = tokens_of(corpus)
-    train, evaluation = load_splits(DataSpec(name=str(corpus)))
+    train, evaluation = (split.content for split in load_splits(DataSpec(name=str(corpus))).named().values())
     assert store.tokenizer().decode(store.train.tolist()) == train
     assert store.tokenizer().decode(store.evaluation.tolist()) == evaluation
 
@@ -97,7 +98,7 @@ def test_two_texts_share_the_tokenizer_of_one(corpus: Path, tmp_path: Path) -> N
     alone = prepare(spec, tokenizer=None, vocab_size=300)
     assert shared.tokenizer().to_str() == first.tokenizer().to_str() != alone.tokenizer().to_str()
     for store in (shared, alone):
-        assert store.tokenizer().decode(store.evaluation.tolist()) == load_splits(spec)[1]
+        assert store.tokenizer().decode(store.evaluation.tolist()) == load_splits(spec).choose.content
 
 
 def test_a_text_is_encoded_piece_by_piece_without_loss(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +124,8 @@ def test_tokens_take_two_bytes_where_the_vocabulary_allows(
     tmp_path: Path, corpus: Path, num_words: int, dtype: Any
 ) -> None:
     last = f"w{num_words - 1}"
-    for split in ("train", "valid"):
-        (corpus / f"{split}.txt").write_text(f"w0 {last} " * 20)
+    for split, times in (("train", 20), ("valid", 21)):
+        (corpus / f"{split}.txt").write_text(f"w0 {last} " * times)
     tokenizer = save_tokenizer(words_tokenizer([f"w{index}" for index in range(num_words)]), tmp_path / "tokenizer")
     store = tokens_of(corpus, tokenizer=tokenizer)
     assert store.train.dtype == dtype and store.vocab_size == num_words + 1
@@ -141,7 +142,8 @@ def test_a_pretrained_tokenizer_that_truncates_and_pads_does_neither_here(tmp_pa
 
 
 def test_tokens_of_a_stream_are_cut_to_the_number_asked_for(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "load_splits", lambda spec: (prose(600), prose(700, 600)))
+    train, choose = (Split(content=text, origin="here") for text in (prose(600), prose(700, 600)))
+    monkeypatch.setattr(data, "load_splits", lambda spec: Corpus(train=train, choose=choose))
     whole = tokens_of(corpus)
     cut = tokens_of(corpus, max_tokens=500)
     assert cut.train.tolist() == whole.train[:500].tolist()
@@ -153,7 +155,7 @@ def test_the_embedded_corpus_becomes_tokens() -> None:
     store = prepare(spec, tokenizer=None, vocab_size=1024)
     assert store.vocab_size == 1024
     assert len(store.train) > 100_000 and len(store.evaluation) > 10_000
-    assert store.tokenizer().decode(store.evaluation.tolist()) == load_splits(spec)[1]
+    assert store.tokenizer().decode(store.evaluation.tolist()) == load_splits(spec).choose.content
 
 
 @pytest.mark.slow
@@ -181,7 +183,7 @@ def test_the_smallest_vocabulary_is_the_bytes(corpus: Path) -> None:
 
 def test_a_text_shorter_than_one_window_is_refused(corpus: Path) -> None:
     (corpus / "valid.txt").write_text("short")
-    with pytest.raises(DataError, match="its evaluate split has . tokens, fewer than one window of data.seq_len = 16"):
+    with pytest.raises(DataError, match="its choose split has . tokens, fewer than one window of data.seq_len = 16"):
         tokens_of(corpus)
 
 

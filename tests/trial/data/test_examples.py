@@ -14,7 +14,7 @@ from raysweep.errors import DataError, UsageError
 from raysweep.job.jobfile import check_job
 from raysweep.job.spec import DataSpec, ModelSpec
 from raysweep.trial.data.examples import Dataset, build_task, load_dataset
-from raysweep.trial.data.sentences import read_table
+from raysweep.trial.data.labelled import Labelled, read_sentences
 from raysweep.trial.forecast.preflight import preflight
 
 SENTENCES = [(f"number {number} is {'odd' if number % 2 else 'even'}", number % 2) for number in range(400)]
@@ -43,39 +43,45 @@ def text_of(dataset: Dataset, row: np.ndarray, tokenizer: Tokenizer) -> str:
 # Sentences.
 
 
+def table(path: Path, content: str, **data: Any) -> list[Labelled]:
+    path.write_text(content)
+    return read_sentences(path, DataSpec.model_validate({"name": str(path), **data}))
+
+
 @pytest.mark.parametrize(
-    ("file", "content"),
+    ("file", "content", "header"),
     [
-        ("a.tsv", "sentence\tlabel\na \"b\tgood\nc, d\tbad\n"),
-        ("a.tsv", "label\tidx\tsentence\ngood\t0\ta \"b\nbad\t1\tc, d\n"),
-        ("a.tsv", "a \"b\tgood\nc, d\tbad\n"),
-        ("a.tsv", "gj04\tgood\t\ta \"b\ngj04\tbad\t*\tc, d\n"),
-        ("a.csv", 'label,sentence\ngood,"a ""b"\nbad,"c, d"\n'),
+        ("a.tsv", "sentence\tlabel\na \"b\tgood\nc, d\tbad\n", True),
+        ("a.tsv", "label\tidx\tsentence\ngood\t0\ta \"b\nbad\t1\tc, d\n", True),
+        ("a.tsv", "a \"b\tgood\nc, d\tbad\n", False),
+        ("a.tsv", "gj04\tgood\t\ta \"b\ngj04\tbad\t*\tc, d\n", False),
+        ("a.csv", 'label,sentence\ngood,"a ""b"\nbad,"c, d"\n', True),
     ],
 )  # fmt: skip
-def test_a_table_is_read_with_a_header_or_as_sst2_and_cola_are(tmp_path: Path, file: str, content: str) -> None:
-    (tmp_path / file).write_text(content)
-    assert read_table(tmp_path / file) == [("good", 'a "b', None), ("bad", "c, d", None)]
+def test_a_table_is_read_with_a_header_or_as_sst2_and_cola_are(
+    tmp_path: Path, file: str, content: str, header: bool
+) -> None:
+    assert table(tmp_path / file, content, header=header) == [("good", 'a "b', None), ("bad", "c, d", None)]
 
 
 def test_a_quotation_mark_of_a_tsv_is_text(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text('"so" he said\t1\n"and\t0\n')
-    assert read_table(tmp_path / "a.tsv") == [("1", '"so" he said', None), ("0", '"and', None)]
+    found = table(tmp_path / "a.tsv", '"so" he said\t1\n"and\t0\n', header=False)
+    assert found == [("1", '"so" he said', None), ("0", '"and', None)]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("", "is empty"),
-        ("a\tb\tc\nd\te\tf\n", "names no text and label"),
-        ("sentence\tlabel\nfine\t1\nno label\n", "row 3: no sentence with a label"),
+        ("a\tb\tc\nd\te\tf\n", "names no column of texts .* data.header: false"),
+        ("sentence\tlabel\nfine\t1\nno label\n", "row 3: 1 cells, but the first line has 2"),
+        ("sentence\tlabel\nfine\t1\nno label\t \n", "row 3: no sentence with a label"),
         ("sentence\tlabel\n \t1\n", "row 2"),
     ],
 )
 def test_a_table_that_is_none_is_refused_with_its_row(tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / "a.tsv").write_text(content)
     with pytest.raises(DataError, match=said):
-        read_table(tmp_path / "a.tsv")
+        table(tmp_path / "a.tsv", content)
 
 
 def test_a_table_without_splits_is_split_by_the_hash_of_its_sentences(tmp_path: Path) -> None:
@@ -115,19 +121,20 @@ def test_a_row_is_the_label_the_number_of_tokens_and_the_padded_tokens(tmp_path:
 def test_labels_that_training_never_shows_and_a_single_class_are_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "train.tsv", SENTENCES[:20])
     write_table(tmp_path / "dev.tsv", [("what", 7)])
-    with pytest.raises(DataError, match="the label '7' is held out, but the training labels are 0, 1"):
+    with pytest.raises(DataError, match="the label '7' of dev.tsv is none of the training labels: 0, 1"):
         sentences(tmp_path)
     for name in ("train", "dev"):
-        write_table(tmp_path / f"{name}.tsv", [("what", 7)])
+        write_table(tmp_path / f"{name}.tsv", [(f"what of {name}", 7)])
     with pytest.raises(DataError, match="nothing to tell apart"):
         sentences(tmp_path)
 
 
 @pytest.mark.parametrize(("folder", "splits", "count"), [
-    ("sst2", {}, 6919), ("cola", {"train": "in_domain_train", "evaluate": "in_domain_dev"}, 8551),
+    ("sst2", {}, 6919), ("cola", {"evaluate": "in_domain_dev", "test": "out_of_domain_dev"}, 8551),
 ])  # fmt: skip
 def test_real_tables_are_read_whole(shared_data: Path, folder: str, splits: dict[str, str], count: int) -> None:
-    found = sentences(shared_data / folder, **splits)
+    found = sentences(shared_data / folder, header=False, **splits)
+    assert found.test is not None and len(found.test) > 500
     assert abs(len(found.train) - count) <= 1 and found.facts.num_classes == 2
     assert 0.3 < found.train[:, 0].mean() < 0.8
 
@@ -164,8 +171,8 @@ def masked(name: Path, tokenizer: str | None = None) -> Dataset:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     (tmp_path / "corpus").mkdir()
-    for name in ("train", "valid"):
-        (tmp_path / "corpus" / f"{name}.txt").write_text("a b c d e f g h\n" * 30)
+    for name, times in (("train", 30), ("valid", 20)):
+        (tmp_path / "corpus" / f"{name}.txt").write_text("a b c d e f g h\n" * times)
     return tmp_path / "corpus"
 
 

@@ -18,9 +18,9 @@ from raysweep.records.schema import PhaseRecord
 from raysweep.trial.forecast import calibration
 from raysweep.trial.forecast import estimate as module
 from raysweep.trial.forecast.estimate import START_SECONDS, Estimate, estimate
-from raysweep.trial.forecast.preflight import preflight
+from raysweep.trial.forecast.preflight import Checked, check
 
-FINGERPRINTS = Fingerprints(model="model", data="data")
+CHECKED = Checked(fingerprints=Fingerprints(model="model", data="data"), data={})
 NO_CHOICE = {"cycle.prune.strategy": {"choice": ["taylor"]}}
 PARAMETERS = 940_800
 """Of gpt2-nano."""
@@ -34,7 +34,7 @@ def estimated(
     job["search"] = {"space": dict(space), "trials": trials} if space else None
     if job["search"] is None:
         del job["search"]
-    return estimate(checked_job(job, "job.yaml"), FINGERPRINTS, past, sharing)
+    return estimate(checked_job(job, "job.yaml"), CHECKED, past, sharing)
 
 
 def record(phase: str, steps: int, seconds: float, reused: bool = False) -> PhaseRecord:
@@ -165,7 +165,7 @@ def test_points_on_more_seeds_are_trials_too() -> None:
     job = copy.deepcopy(JOB)
     job["search"] = {"space": SPACE, "trials": 5, "seeds": 3, "top": 2}
     checked = checked_job(job, "job.yaml")
-    found = estimate(checked, FINGERPRINTS, PAST)
+    found = estimate(checked, CHECKED, PAST)
     assert found.trials == points.planned(checked.spec, {}, {}, exhausted=False) == 5 + 2 * 2 + 3
     assert [len(stage.trials) for stage in found.stages] == [5, 2, 2, 1, 1, 1]  # a baseline a seed
     assert found.distinct["baseline"] == 6
@@ -174,7 +174,7 @@ def test_points_on_more_seeds_are_trials_too() -> None:
 def test_a_single_point_on_more_seeds_is_not_confirmed() -> None:
     job = copy.deepcopy(JOB)
     job["search"] = {"seeds": 3}
-    assert estimate(checked_job(job, "job.yaml"), FINGERPRINTS, PAST).trials == 3
+    assert estimate(checked_job(job, "job.yaml"), CHECKED, PAST).trials == 3
 
 
 def test_what_is_saved_is_said_in_words_and_in_json() -> None:
@@ -202,20 +202,20 @@ def test_a_calibration_trains_a_few_steps_of_the_job_itself(monkeypatch: pytest.
     job["training"] = {"batch_size": 4}
     checked = checked_job(job, "job.yaml")
     threads = torch.get_num_threads()
-    found = estimate(checked, preflight(checked), [], calibrate=True)
+    found = estimate(checked, check(checked), [], calibrate=True)
     assert found.seconds_from == "6 training steps measured here"
     assert found.seconds is not None and START_SECONDS < found.seconds < START_SECONDS + 3 * 140
     assert torch.get_num_threads() == threads
     measured = calibration.Calibration(step=0.5, rest=2.0, steps=6)
     monkeypatch.setattr(calibration, "measure", lambda *given, **asked: measured)
     single = checked_job({**job, "search": {}}, "job.yaml")
-    found = estimate(single, FINGERPRINTS, [], calibrate=True)
+    found = estimate(single, CHECKED, [], calibrate=True)
     assert found.seconds == pytest.approx(START_SECONDS + 140 * 0.5 + 5 * 2.0)
 
 
 def test_what_is_known_of_the_past_is_not_measured_again() -> None:
     checked = checked_job(JOB, "job.yaml")
-    assert "run before" in estimate(checked, FINGERPRINTS, PAST, calibrate=True).seconds_from
+    assert "run before" in estimate(checked, CHECKED, PAST, calibrate=True).seconds_from
 
 
 def test_a_network_that_predicts_hidden_tokens_at_each_step_costs_what_it_computes(
