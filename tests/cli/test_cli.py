@@ -318,7 +318,8 @@ def test_tensorboard_is_ended_with_the_command_that_started_it(monkeypatch: pyte
 
 PLAN_FIELDS = {
     "trials", "phases", "phases_shared", "steps", "steps_shared", "parameters", "seconds", "seconds_from",
-    "worker_memory_bytes", "disk_bytes", "example", "distinct", "saving", "trials_reusing", "prefixes_reused", "stages",
+    "worker_memory_bytes", "data", "disk_bytes", "example", "distinct", "saving", "trials_reusing", "prefixes_reused",
+    "stages",
 }  # fmt: skip
 
 
@@ -343,6 +344,11 @@ def test_a_plan_is_counted_and_starts_nothing(workplace: Path) -> None:
     assert (found["steps"], found["steps_shared"]) == (420, 140)
     assert [phase["phase"] for phase in found["example"]] == list(WHOLE)
     assert [path.name for path in workplace.iterdir()] == ["job.yaml"]
+    train, choose, test = (found["data"]["splits"][name] for name in ("train", "choose", "test"))
+    assert (
+        train["rows"] > 1000 and choose["rows"] == 64 and (test["rows"], test["files"], test["sample"]) == (0, [], "")
+    )
+    assert len(train["sample"]) == len(choose["sample"]) == 200 and train["sample"] != choose["sample"]
 
 
 def test_a_plan_as_a_table_names_the_run_that_it_is_of() -> None:

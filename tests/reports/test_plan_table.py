@@ -121,7 +121,7 @@ def test_a_plan_says_what_is_read_of_the_corpus() -> None:
     }
     lines = {line.split()[0]: " ".join(line.split()) for line in printed(data=data).splitlines()}
     assert lines["classes"] == "classes neg, pos" and lines["left"] == "left out notes.csv"
-    assert lines["train"] == 'train 540 from a.csv: "a film like a bath a film like a bath a film like a bath a…"'
+    assert lines["train"] == 'train 540 from a.csv: "a film like a bath a film like a bath a film like …"'
     assert (
         lines["choose"] == "choose 60 from b.csv, 3 of its parts stand in train, too" and lines["test"] == "test none"
     )

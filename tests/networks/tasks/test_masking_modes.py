@@ -138,7 +138,7 @@ def test_a_text_of_special_tokens_alone_is_refused_before_anything_starts(split:
         "name": "j", "model": {"name": "pnn-nano"}, "cycle": {"baseline": {"steps": 1, "lr": 0.1}},
         "data": {"name": str(corpus), "tokenizer": "wordpiece", "seq_len": 8},
     }  # fmt: skip
-    key = {"train": "train", "valid": "evaluate"}[split]
+    key = {"train": "train", "valid": "choose"}[split]
     with pytest.raises(DataError, match=f"its {key} split holds special or unknown tokens alone"):
         preflight(check_job(job, "j.yaml"))
 
