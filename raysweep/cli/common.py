@@ -1,11 +1,10 @@
-"""Share what commands need: options, printing, and how they are interrupted."""
+"""Share what commands need: options and printing."""
 
 from __future__ import annotations
 
 import json
 import math
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,19 +72,6 @@ def notes_of_damage() -> Iterator[None]:
         warnings.simplefilter("always", DamagedWarning)
         before, warnings.showwarning = warnings.showwarning, show
         yield
-
-
-def make_interruptible() -> None:
-    """Raise KeyboardInterrupt on Ctrl-C and on the first SIGTERM."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        # A second one would cut short how Ray is shut down, and leave its processes behind.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    # SIGINT too: a shell that starts a command in the background has it ignore Ctrl-C, and Python then sets no handler.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
 
 
 def open_sweep(results: Path, sweep: str) -> SweepFolder:

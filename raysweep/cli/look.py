@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +14,19 @@ from raysweep.cli.common import (
     QUICKSTART,
     console,
     json_option,
-    make_interruptible,
     open_sweep,
     print_json,
     print_next,
     report_sweep,
     results_option,
 )
+from raysweep.sweep import signals
 
 if TYPE_CHECKING:
     from raysweep.records.folder import SweepFolder
+
+LOOK_S = 0.1
+"""Seconds between two looks at a process that is waited for."""
 
 
 @click.command("list")
@@ -134,18 +138,18 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
         folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
     if not folders:
         raise ArchiveError(f"no sweep in {str(results)!r} yet. Start one with 'raysweep run'.")
-    # SIGTERM would end raysweep alone, and leave TensorBoard on its port.
-    make_interruptible()
-    with serve_folder(folders) as logdir:
+    # A signal would end raysweep alone, and leave TensorBoard on its port.
+    with serve_folder(folders) as logdir, signals.noted(lambda: "interrupted."), signals.watched():
         server = serve(logdir, port)
         # To stderr, as all progress.
         click.echo(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)
-        try:
+        while server.poll() is None and signals.received() is None:
+            time.sleep(LOOK_S)
+        if server.poll() is not None:
             # With TensorBoard's own exit code: on stderr it says why it could not start, as where the port is taken.
-            sys.exit(server.wait())
-        except KeyboardInterrupt:
-            server.terminate()
-            server.wait()  # it reads the temporary folder, which is removed next
+            sys.exit(server.returncode)
+        server.terminate()
+        server.wait()  # it reads the temporary folder, which is removed next
 
 
 @click.command()

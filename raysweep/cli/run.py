@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -15,15 +16,15 @@ from raysweep.cli.common import (
     address_option,
     complete_command,
     json_option,
-    make_interruptible,
     report_sweep,
     results_option,
     set_option,
     trials_option,
 )
+from raysweep.cluster.waiting import unfinished
+from raysweep.sweep import signals
 
 if TYPE_CHECKING:
-    from raysweep.job.plan import TrialPlan
     from raysweep.records.folder import SweepFolder
 
 ASK_ABOVE_SECONDS = 1800
@@ -90,30 +91,42 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resume
     from raysweep.errors import RunError
     from raysweep.reports.live.progress import Progress
 
-    # Defined here: Progress imports Rich, which `raysweep --help` should not wait for.
-    class Watcher(Progress):
-        def trial_started(self, plan: TrialPlan) -> None:
-            # Once more: Ray has started since, and has put a handler of its own on SIGTERM.
-            make_interruptible()
-            super().trial_started(plan)
+    progress = Progress(Console(stderr=True))
 
-    make_interruptible()
-    progress = Watcher(Console(stderr=True))
+    # The sweep has a name from the moment its folder was written: from then on it can be resumed.
+    def parting() -> str:
+        return f"interrupted.{_way_on(progress.sweep or resumed)}"
+
     try:
         # Ray prints to stdout when a worker dies; stdout is for results. The live line, which borrows it, ends first.
-        with contextlib.redirect_stdout(sys.stderr), progress:
+        with signals.noted(parting), contextlib.redirect_stdout(sys.stderr), progress:
             folder = start(progress)
-    # The sweep has a name from the moment its folder was written: from then on it can be resumed.
-    except KeyboardInterrupt:
-        click.echo(f"interrupted.{_way_on(progress.sweep or resumed)}", err=True)
-        sys.exit(130)
     except RunError as error:
         click.echo(f"error: {error}{_way_on(progress.sweep or resumed)}", err=True)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
+    # Where the signal came with the last trial, the sweep is done all the same.
+    if signals.received() is not None and not _is_finished(folder):
+        click.echo(parting(), err=True)
+        _leave(signals.INTERRUPTED)
     report_sweep(folder, as_json)
     # Some failed trials are part of a search; a sweep without a single result has failed.
-    if not any(record.status == "COMPLETE" for record in folder.trials().values()):
-        sys.exit(1)
+    _leave(0 if any(record.status == "COMPLETE" for record in folder.trials().values()) else 1)
+
+
+def _is_finished(folder: SweepFolder) -> bool:
+    from raysweep.reports.summary import is_finished, sweep_state
+
+    return is_finished(sweep_state(folder))
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process; a call of Ray that never returns does not keep it."""
+    if unfinished():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Ray would wait for it once more when Python ends.
+        os._exit(code)
+    sys.exit(code)
 
 
 def _way_on(sweep: str | None) -> str:

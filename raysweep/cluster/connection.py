@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from raysweep.cluster.local_ray import LocalRay
+from raysweep.cluster.waiting import LOOK_S, Task, within
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.job.jobfile import Job
 from raysweep.job.spec import ScaleSpec
@@ -26,9 +29,12 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Relative paths of a job stay relative to the folder in which it was started.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # What a session ends with is said in one line, not in a trace of each call that was under way.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # The recorder writes the records and the TensorBoard runs.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ctrl-C is the command line's: it says how to go on.
+    # Signals are the command line's, see sweep/signals.py: Ray's handler of SIGTERM would abort the driver after 3 s.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Tune's snapshots are never restored: a resumed sweep starts from the archive.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
@@ -36,10 +42,29 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Environment variables that Ray reads once, when it is imported."""
-LOCAL_SETTINGS = {"RAY_worker_niceness": "0", "GLOO_SOCKET_IFNAME": "lo"}
-"""The same for a cluster on this machine alone: workers at full priority, DDP on loopback."""
+LOCAL_SETTINGS = {
+    # With a token, as Ray has it for clusters of its own: whoever reaches one can run code.
+    "RAY_AUTH_MODE": "token",
+    # Workers at full priority.
+    "RAY_worker_niceness": "0",
+    **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
+}
+"""The same for a cluster on this machine alone."""
 ANSWER_S = 10.0
-"""How long a cluster may take to accept a connection."""
+"""How long a cluster may take to accept a connection, and to say what it has."""
+START_S = 300.0
+"""How long Ray may take to start, or to let a driver join."""
+END_S = 10.0
+"""How long the driver may take to leave Ray."""
+
+
+def set_environment(address: str | None) -> None:
+    """Set the variables that Ray reads; what the user has set stays."""
+    for name, value in (SETTINGS | (LOCAL_SETTINGS if address is None else {})).items():
+        os.environ.setdefault(name, value)
+    if "ray._raylet" in sys.modules:
+        # A program that uses Ray itself has imported it before, and it has read them.
+        sys.modules["ray._raylet"].Config.initialize("")
 
 
 def check_local_room(job: Job) -> None:
@@ -78,47 +103,84 @@ def check_room(scale: ScaleSpec, *, cpus: float, gpus: float | None, source: str
         raise SpecError(faults)
 
 
+class StoppedEarly(Exception):
+    """The sweep was asked to stop while Ray was starting; there is nothing yet that could write a checkpoint."""
+
+
 @contextmanager
-def connected(address: str | None, job: Job) -> Iterator[None]:
+def connected(address: str | None, job: Job, stopped: Callable[[], bool]) -> Iterator[Callable[[], str | None]]:
     """Connect to a cluster, or start one on this machine that ends with the sweep.
 
+    Yields a function that returns which part of a cluster of our own has ended, None while all work.
+
+    Args:
+        stopped: returns whether the sweep was asked to stop; looked at while Ray starts.
+
     Raises:
-        ClusterError: none could be started, or none answers at the address.
+        ClusterError: none could be started, none answers at the address, or the cluster gives no answer.
         SpecError: the cluster is too small for the job.
+        StoppedEarly: see there.
     """
     import ray
 
+    def look() -> None:
+        if stopped():
+            raise StoppedEarly
+
     common: dict[str, Any] = {"namespace": "raysweep", "log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        # Ray replaces 127.0.0.1 by the address of the network card, but takes another loopback address as it is.
-        loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-        try:
-            # num_cpus: this process may be bound to fewer processors than the machine has.
-            ray.init("local", num_cpus=usable_cores(), include_dashboard=False, **loopback, **common)
-        # Ray raises plain exceptions of several kinds where a part of it does not answer in time.
-        except Exception as error:
-            ray.shutdown()  # or what was started before the failure would be left behind
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ClusterError(
-                f"Ray could not be started on this machine: {reason} If the machine is busy, try again; "
-                "`raysweep doctor` says what it lacks; --address takes a cluster that runs already."
-            ) from error
-    else:
-        # Workers on other machines do not inherit the driver's environment.
-        passed = {
-            name: os.environ[name] for name in (*SETTINGS, "HF_HUB_OFFLINE", "RAYSWEEP_CACHE") if name in os.environ
-        }
-        try:
-            _check_answers(address)
-            ray.init(address, runtime_env={"env_vars": passed}, **common)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"no Ray cluster answers at {address!r}: {error}") from error
+    own = LocalRay(_local_options() | common) if address is None else None
     try:
-        there = ray.cluster_resources()
+        if own is None:
+            assert address is not None
+            _connect(address, common, look)
+        else:
+            try:
+                within(START_S, "the start of Ray", lambda: ray.init(_address_of(own), **common), look)
+            except (RuntimeError, ClusterError, OSError, ValueError) as error:
+                raise ClusterError(_not_started(error)) from error
+        there = within(ANSWER_S, "the cluster's answer", ray.cluster_resources, look)
         check_room(job.spec.scale, cpus=there.get("CPU", 0), gpus=there.get("GPU", 0), source=job.source)
-        yield
+        yield own.ended if own is not None else lambda: None
     finally:
-        ray.shutdown()
+        # In a thread and for a limited time: where a part of Ray is dead or stopped, it may never return.
+        end = Task("the end of Ray", ray.shutdown)
+        end.join(END_S)
+        if own is not None:
+            own.end()
+
+
+def _local_options() -> dict[str, Any]:
+    # Ray replaces 127.0.0.1 by the address of the network card, but takes another loopback address as it is.
+    loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    # num_cpus: this process may be bound to fewer processors than the machine has.
+    return {"num_cpus": usable_cores(), "include_dashboard": False} | loopback
+
+
+def _address_of(own: LocalRay) -> str:
+    """Wait until a Ray of our own listens, and return where."""
+    while (address := own.address()) is None:
+        time.sleep(LOOK_S)
+    return address
+
+
+def _not_started(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        f"Ray could not be started on this machine: {reason} If the machine is busy, try again; "
+        "`raysweep doctor` says what it lacks; --address takes a cluster that runs already."
+    )
+
+
+def _connect(address: str, common: dict[str, Any], look: Callable[[], None]) -> None:
+    import ray
+
+    # Workers on other machines do not inherit the driver's environment.
+    passed = {name: os.environ[name] for name in (*SETTINGS, "HF_HUB_OFFLINE", "RAYSWEEP_CACHE") if name in os.environ}
+    try:
+        _check_answers(address)
+        within(START_S, "the connection", lambda: ray.init(address, runtime_env={"env_vars": passed}, **common), look)
+    except (OSError, RuntimeError, ValueError, ClusterError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address!r}: {error}") from error
 
 
 def _check_answers(address: str) -> None:

@@ -14,6 +14,7 @@ from raysweep.job.spec import BudgetSpec
 from raysweep.records import disk
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Session
+from raysweep.sweep import signals
 
 BEAT_S = 30.0
 """Seconds between two notes that a session is still at work. A killed session counts at most this much too little."""
@@ -76,7 +77,10 @@ class Limits:
         return replace(self._session, seconds=round(self._clock() - self._began, 3))
 
     def _look(self, now: float) -> tuple[str, str | None] | None:
-        # Cheapest first. A request is a file in the folder, so that it reaches a driver on another machine.
+        # Cheapest first. A signal stops a sweep as a request does.
+        if (name := signals.received()) is not None:
+            return f"interrupted by {name}", None
+        # A request is a file in the folder, so that it reaches a driver on another machine.
         if self._folder.stop_requested():
             return ASKED, None
         budget = self._budget

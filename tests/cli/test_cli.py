@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -41,6 +43,7 @@ from raysweep.job.yamlfile import dump_mapping
 from raysweep.records import atomic_folders as entries
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import Session, Status
+from raysweep.sweep import signals
 from raysweep.sweep.limits import ASKED
 from raysweep.trial.forecast.estimate import estimate
 from raysweep.trial.forecast.preflight import Checked
@@ -56,8 +59,6 @@ COMMANDS = [
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAYSWEEP_RESULTS", raising=False)
-    for module in ("work", "look"):  # the tests' own process
-        monkeypatch.setattr(f"raysweep.cli.{module}.make_interruptible", lambda: None)
     return tmp_path
 
 
@@ -278,7 +279,9 @@ def test_tensorboard_of_all_sweeps_leaves_out_those_that_never_began(monkeypatch
     shown: list[list[str]] = []
 
     class Server:
-        def wait(self) -> int:
+        returncode = 0
+
+        def poll(self) -> int:
             return 0
 
     def serve(logdir: Path, port: int) -> Server:
@@ -299,10 +302,12 @@ def test_tensorboard_is_ended_with_the_command_that_started_it(monkeypatch: pyte
     told: list[str] = []
 
     class Server:
+        def poll(self) -> int | None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return None
+
         def wait(self) -> int:
             told.append("wait")
-            if len(told) == 1:
-                raise KeyboardInterrupt
             return 0
 
         def terminate(self) -> None:
@@ -311,7 +316,7 @@ def test_tensorboard_is_ended_with_the_command_that_started_it(monkeypatch: pyte
     monkeypatch.setattr("raysweep.reports.tensorboard.server.serve", lambda logdir, port: Server())
     (finished_sweep(Path("results")).path / "tensorboard").mkdir()
     assert invoke("tensorboard", "heads-1").exit_code == 0
-    assert told == ["wait", "terminate", "wait"]
+    assert told == ["terminate", "wait"]
 
 
 # Plans.
@@ -394,7 +399,9 @@ class FakeSweep:
         phase = phase_record(1, "baseline", 40.0)
         observer.phase_finished(phase)
         if self.interrupt:
-            raise KeyboardInterrupt
+            with signals.watched():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return folder
         add_trial(folder, 1, perplexities={"baseline": 40.0}, status=self.status)
         observer.trial_finished(trial_record(1, self.status, [phase]))
         return folder
@@ -596,23 +603,25 @@ def test_an_interrupted_run_says_how_to_go_on(fake: FakeSweep) -> None:
     assert result.stderr.endswith("interrupted. Go on with: raysweep resume heads-1 --results elsewhere\n")
 
 
-def test_a_resume_that_is_interrupted_before_it_began_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+def test_a_resume_that_is_interrupted_before_it_began_says_how_to_go_on(workplace: Path) -> None:
+    code = """
+import signal
+from raysweep import api, cli
 
-    monkeypatch.setattr(api, "resume", interrupt)
-    result = invoke("resume", "heads-1")
-    assert (result.exit_code, result.stderr) == (130, "interrupted. Go on with: raysweep resume heads-1\n")
+api.resume = lambda sweep, **rest: signal.raise_signal(signal.SIGINT)
+cli.main(["resume", "heads-1"])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "interrupted. Go on with: raysweep resume heads-1\n"
 
 
 def test_ray_that_does_not_start_is_one_error_and_the_sweep_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise Exception("The current node timed out during startup.")
+    def fail(ray: Any) -> str:
+        raise RuntimeError("The current node timed out during startup.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray, "init", fail)
+        patch.setattr("raysweep.cluster.local_ray.LocalRay.address", fail)
         result = invoke("run", write_job(), "--results", "elsewhere")
     assert (result.exit_code, result.stdout) == (1, "")
     [said] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -625,29 +634,57 @@ def test_ray_that_does_not_start_is_one_error_and_the_sweep_can_go_on(monkeypatc
     assert done.exit_code == 0 and "raysweep resume heads-1" in done.stdout
 
 
-def test_sigterm_ends_a_run_as_ctrl_c_does_though_ray_takes_it_for_itself(workplace: Path) -> None:
+@pytest.mark.parametrize(("name", "again"), [("SIGINT", False), ("SIGTERM", True), ("SIGHUP", False)])
+def test_a_signal_inside_a_destructor_is_noted_and_a_second_one_leaves_at_once(
+    workplace: Path, name: str, again: bool
+) -> None:
     make_sweep(Path("results"))
-    code = """
-import signal, types
+    code = f"""
+import signal, time
 from pathlib import Path
 from raysweep import api, cli
+from raysweep.sweep import signals
+
+class Group:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
 
 def run(job, *, observer, results, **rest):
     folder = api.load("heads-1", results=results)
     observer.sweep_started(folder, folder.job(), 3)
-    signal.signal(signal.SIGTERM, lambda *taken: print("taken"))  # as Ray does when it starts
-    observer.trial_started(types.SimpleNamespace(trial=1, phases=()))
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.raise_signal(signal.SIGTERM)  # once more, while the run is cleaned up
+    with signals.watched():
+        group = Group()
+        del group
+        signal.raise_signal(signal.{name})  # as `timeout` does, which sends it to the group as well
+        print("noted", signals.received())
+        if {again}:
+            signals.SAME_S = 0.0
+            signal.raise_signal(signal.SIGTERM)
+            print("still here")
+    return folder
 
 api.run = run
 cli.main(["run", "job.yaml"])
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr.splitlines()[1:] == ["interrupted. Go on with: raysweep resume heads-1"]
+    said = ended.stderr.splitlines()[1:]
+    assert said == [f"noted {name}", "interrupted. Go on with: raysweep resume heads-1"]
+
+
+def test_nohup_keeps_a_sweep_from_being_hung_up() -> None:
+    code = """
+import signal
+from raysweep.sweep import signals
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with signals.noted(lambda: "interrupted."), signals.watched():
+    signal.raise_signal(signal.SIGHUP)
+    assert signals.received() is None
+    signal.raise_signal(signal.SIGINT)
+    assert signals.received() == "SIGINT"
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_any_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAYSWEEP_RESULTS", raising=False)
-    monkeypatch.setattr("raysweep.cli.work.make_interruptible", lambda: None)  # the tests' own process
 
 
 def stored(settings: dict[str, Any]) -> SweepFolder:
@@ -94,10 +93,11 @@ def test_its_table_is_printed(faulty: tuple[SweepFolder, str]) -> None:
 
 def test_tensorboard_opens_on_it(faulty: tuple[SweepFolder, str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Server:
-        def wait(self) -> int:
+        returncode = 0
+
+        def poll(self) -> int:
             return 0
 
-    monkeypatch.setattr("raysweep.cli.look.make_interruptible", lambda: None)
     monkeypatch.setattr("raysweep.reports.tensorboard.server.serve", lambda logdir, port: Server())
     (faulty[0].path / "tensorboard").mkdir()
     assert invoke("tensorboard", "heads-1").exit_code == 0

@@ -35,8 +35,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAYSWEEP_RESULTS", raising=False)
     monkeypatch.setattr("raysweep.cluster.driver.run_sweep", start)
-    for module in ("work", "look"):  # the tests' own process
-        monkeypatch.setattr(f"raysweep.cli.{module}.make_interruptible", lambda: None)
     write_job("good.yaml", job_mapping())
     return tmp_path
 
