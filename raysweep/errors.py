@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+LONGEST_SHOWN = 200
+"""Most characters of a value that a message shows: enough to find it by, and a line stays a line."""
+
 
 class RaysweepError(Exception):
     """Base of all errors whose message a person should read; anything else is a bug and shows its traceback."""
@@ -46,8 +49,12 @@ class Fault:
     def __str__(self) -> str:
         # A fault of the file as a whole has no key, and a whole section is no value worth printing.
         where = f"{self.file}: {self.key}" if self.key else self.file
-        shown = "" if self.value is None else f" = {self.value!r}"
+        shown = "" if self.value is None else f" = {_shortened(repr(self.value))}"
         return f"{where}{shown}: {self.message}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 class SpecError(UsageError):
@@ -118,6 +125,7 @@ def known_names_hint(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the name that was probably meant, and all known names."""
     names = sorted(known)
     # Not every key is text: YAML reads `on` as True.
-    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    # A name much longer than all others is like none, and comparing it takes time with the square of its length.
+    close = get_close_matches(str(name)[:LONGEST_SHOWN], names, n=1, cutoff=0.5)
     meant = f" Did you mean {close[0]!r}?" if close else ""
-    return f"no {name!r}.{meant} Known: {', '.join(names)}."
+    return f"no {_shortened(repr(name))}.{meant} Known: {', '.join(names)}."

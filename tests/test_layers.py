@@ -38,7 +38,7 @@ OWNERS = {
     "torch": {"networks", "trial", "science", "cluster", "strategies/init"},
     "transformers": {"networks", "trial", "science", "cluster", "strategies/init"},
     "datasets": {"networks", "trial", "cluster"},
-    "yaml": {"job/yamlfile.py"},
+    "yaml": {"job/yamlfile.py", "job/yamlvalues.py"},
     "scipy": {"records", "meta", "science", "strategies/exits", "strategies/samplers"},
     "click": {"cli"},
 }
@@ -91,7 +91,11 @@ def test_there_are_few_rooms() -> None:
         ("strategies/samplers/bad.py", "import torch", "only cluster, networks, science, strategies/init, trial"),
         ("strategies/prune/bad.py", "import optuna", "only cluster, strategies/samplers, sweep may import optuna"),
         ("job/plan.py", "try:\n    import transformers\nexcept ImportError:\n    pass", "job/plan.py: only cluster,"),
-        ("records/folder.py", "import yaml", "records/folder.py: only job/yamlfile.py may import yaml"),
+        (
+            "records/folder.py",
+            "import yaml",
+            "records/folder.py: only job/yamlfile.py, job/yamlvalues.py may import yaml",
+        ),
         ("cli/bad.py", "import optuna", "cli/bad.py: only cluster, strategies/samplers, sweep may import optuna"),
         ("job/plan.py", "from raysweep.trial import phases", "job/plan.py: trial is not below job"),
         ("job/plan.py", "def f():\n    import raysweep.trial.phases", "job/plan.py: trial is not below job"),

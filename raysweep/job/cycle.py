@@ -6,18 +6,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.job.section import Section, StrategySection
+from raysweep.job import bounds
+from raysweep.job.section import Name, Section, StrategySection
 
 
 class BaselineSpec(Section):
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=bounds.STEPS)
     """Optimizer steps."""
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=bounds.RATE)
     """Peak learning rate: reached after the warm-up (training.warmup_fraction), then lowered by a cosine."""
 
 
 class PruneSpec(StrategySection):
-    strategy: str
+    strategy: Name
     """What scores the heads: a file in raysweep/strategies/prune/, or the dotted name of a module. The heads with the
     lowest scores are removed."""
     level: float = Field(gt=0, lt=1)
@@ -28,15 +29,15 @@ class PruneSpec(StrategySection):
     normalize: Literal["none", "layer"] = "none"
     """`layer` divides the scores of each layer by their l2 norm before heads are ranked; `none` ranks them as they
     are."""
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=bounds.CYCLES)
     """Rounds in which the heads of one cycle are removed. The remaining heads are scored anew before each round."""
     unit: Literal["head", "group", "equal"] = "head"
     """What is removed at once where several query heads share one key/value head: `head`, any query head; `group`, all
     query heads of a key/value head; `equal`, one query head of every group of a layer, which keeps the groups equally
     large. Makes no difference to models whose heads share nothing."""
-    min_heads_per_layer: int = Field(default=1, ge=1)
+    min_heads_per_layer: int = Field(default=1, ge=1, le=bounds.HEADS)
     """Heads that always stay in each layer."""
-    grace_cycles: int = Field(default=1, ge=0)
+    grace_cycles: int = Field(default=1, ge=0, le=bounds.CYCLES)
     """Cycles after its growth in which a head cannot be pruned; with cycle.continuous, each event counts as a cycle."""
     contribution: bool = False
     """Before pruning, measure the true contribution of each head, the rise of the loss without it, and how well every
@@ -50,27 +51,27 @@ class MeasureSpec(Section):
 
 
 class GrowSpec(StrategySection):
-    strategy: str
+    strategy: Name
     """What chooses the slots in which heads are grown: a file in raysweep/strategies/grow/, or the dotted name of a
     module."""
     ratio: float = Field(ge=0, le=1)
     """Share of the heads removed in this cycle that are grown back; the number of heads is rounded half up, and it is
     exact."""
-    init: str = "zero_output"
+    init: Name = "zero_output"
     """What sets the first weights of new heads: a file in raysweep/strategies/init/, or the dotted name of a module."""
 
 
 class LearnSpec(Section):
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=bounds.STEPS)
     """Optimizer steps."""
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=bounds.RATE)
     """Peak learning rate: reached after the warm-up (training.warmup_fraction), then lowered by a cosine."""
-    new_head_lr_multiplier: float = Field(default=1.0, ge=1)
+    new_head_lr_multiplier: float = Field(default=1.0, ge=1, le=bounds.MULTIPLIER)
     """Factor on the optimizer's update of each new head's weights, from its birth on; falls to 1 by half a cosine. 1
     treats new heads like all others."""
-    multiplier_decay_steps: int | None = Field(default=None, ge=1)
+    multiplier_decay_steps: int | None = Field(default=None, ge=1, le=bounds.STEPS)
     """Steps from a head's birth until its multiplier is 1. Default: until the end of the phase."""
-    gate_warmup_steps: int = Field(default=0, ge=0)
+    gate_warmup_steps: int = Field(default=0, ge=0, le=bounds.STEPS)
     """Steps from a head's birth in which its gate, a factor on its output, rises linearly from `gate_start` to 1. 0
     opens it at once."""
     gate_start: float = Field(default=0.1, gt=0, le=1)
@@ -78,7 +79,7 @@ class LearnSpec(Section):
     seed_second_moments: bool = True
     """Start the second moments of Adam for a new head at the mean of the heads beside it. With false they start at 0,
     which makes its first updates several times too large."""
-    trajectory_every: int | None = Field(default=None, ge=1)
+    trajectory_every: int | None = Field(default=None, ge=1, le=bounds.STEPS)
     """Steps between two records of each new head's weights and attention; its first and last step are always recorded.
     Default: a quarter of the phase, or of the time between two events of cycle.continuous."""
 
@@ -90,11 +91,11 @@ class InferSpec(StrategySection):
     on which nothing was chosen.
     """
 
-    exit: str = "none"
+    exit: Name = "none"
     """What decides when a token leaves: a file in raysweep/strategies/exits/, or the dotted name of a module."""
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=bounds.LAYERS)
     """Applications of the module after which every token leaves; may be more or fewer than in training."""
-    min_steps: int = Field(default=1, ge=1)
+    min_steps: int = Field(default=1, ge=1, le=bounds.LAYERS)
     """Applications of the module before which no token leaves."""
 
 
@@ -105,36 +106,36 @@ class ContinuousSpec(Section):
     head that is pruned and grown again starts anew.
     """
 
-    every: int = Field(ge=1)
+    every: int = Field(ge=1, le=bounds.STEPS)
     """Training steps between two events. One event prunes, measures and grows."""
-    first: int = Field(default=0, ge=0)
+    first: int = Field(default=0, ge=0, le=bounds.STEPS)
     """Training step before which the first event takes place."""
-    events: int | None = Field(default=None, ge=1)
+    events: int | None = Field(default=None, ge=1, le=bounds.CYCLES)
     """Number of events. Default: as many as fit into the learn phase."""
-    remove: int | None = Field(default=None, ge=1)
+    remove: int | None = Field(default=None, ge=1, le=bounds.HEADS)
     """Heads to remove in each event. Default: the number that cycle.prune.level stands for."""
-    grow: int | None = Field(default=None, ge=0)
+    grow: int | None = Field(default=None, ge=0, le=bounds.HEADS)
     """Heads to grow in each event. Default: the number that cycle.grow.ratio stands for."""
 
 
 class RegressionSpec(Section):
     """The perplexity at the end of the cycle must exceed both limits."""
 
-    ratio: float = Field(default=1.10, ge=1)
+    ratio: float = Field(default=1.10, ge=1, le=bounds.PERPLEXITY)
     """Factor by which perplexity must exceed the lowest at the end of an earlier cycle."""
-    margin: float = Field(default=1.0, ge=0)
+    margin: float = Field(default=1.0, ge=0, le=bounds.PERPLEXITY)
     """Perplexity by which it must exceed the lowest at the end of an earlier cycle."""
 
 
 class PlateauSpec(Section):
-    patience: int = Field(default=2, ge=1)
+    patience: int = Field(default=2, ge=1, le=bounds.CYCLES)
     """Last cycles that are compared with all cycles before them."""
     min_gain: float = Field(default=0.01, gt=0, lt=1)
     """Share of the lowest earlier perplexity by which the last cycles must have lowered it; less ends the trial."""
 
 
 class CycleSpec(Section):
-    cycles: int = Field(default=1, ge=1)
+    cycles: int = Field(default=1, ge=1, le=bounds.CYCLES)
     """How often prune, measure, grow and learn are repeated."""
     level_escalation: float = Field(default=0.0, ge=0, lt=1)
     """Added to prune.level with each further cycle."""

@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysweep.errors import known_names_hint
+from raysweep.job import bounds
 from raysweep.job.parameter import EARLY, Condition, Parameter, Scalar
 
 FORMS = ("choice", "uniform", "log_uniform", "integer")
 KEYS = (*FORMS, "step", "values", "continuous", "when")
 CONDITION_FORMS = ("above", "below")
+LARGEST = 1e30
+"""Of the numbers of a range: as the largest bound of a setting (bounds.py), so that no difference overflows."""
 DEFAULT_VALUES = 11
 """Values of an early range without `step`, `values` and `continuous`: both ends and nine between them."""
 
@@ -119,6 +122,10 @@ def _parse_step(form: str, body: Mapping[str, Any], low: float, high: float) -> 
         raise ValueError("log_uniform takes no step; give a number of values, or list them as a choice")
     if not 0 < step <= high - low:
         raise ValueError(f"step {step:g} must be above 0 and at most high - low")
+    if (high - low) / step > bounds.PARAMETER_VALUES:
+        raise ValueError(
+            f"step {step:g} makes more than {bounds.PARAMETER_VALUES:,} values; say continuous: true, or a larger step"
+        )
     # With tolerance: (0.6 - 0.2) / 0.1 is 3.9999999999999996 in floating point.
     if abs((high - low) / step - round((high - low) / step)) > 1e-9:
         raise ValueError(f"step {step:g} does not divide the range {low:g} to {high:g}")
@@ -129,8 +136,9 @@ def _parse_step(form: str, body: Mapping[str, Any], low: float, high: float) -> 
 
 def _parse_count(count: Any) -> int:
     # True is an int to Python.
-    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-        raise ValueError("values needs a whole number of at least 2: how many, both ends included")
+    if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= bounds.PARAMETER_VALUES:
+        most = f"{bounds.PARAMETER_VALUES:,}"
+        raise ValueError(f"values needs a whole number from 2 to {most}: how many, both ends included")
     return count
 
 
@@ -148,14 +156,10 @@ def _spacing(form: str, low: float, high: float, values: int) -> float:
 
 
 def _number(value: Any) -> float:
-    try:
-        # float also reads a number in quotes. true and false are refused: they would become 1 and 0.
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a finite number")
-    return number
+    # true and false are numbers to Python. A whole number that no float can hold is above every bound.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise ValueError(f"{value!r} is not a finite number of at most {LARGEST:g}")
+    return float(value)
 
 
 def is_scalar(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import exists  # unlike Path.exists, it takes any text: a name may be too long for a path
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from raysweep.job.checks.sections import (
     name_in,
     nearest_field,
     options_of,
-    sentence,
 )
-from raysweep.job.checks.spaces import OUTSIDE, space_faults
+from raysweep.job.checks.spaces import OUTSIDE, path_faults, space_faults
 from raysweep.job.checks.strategies import strategy_faults
-from raysweep.job.paths import copied, get_path, set_path
+from raysweep.job.paths import DEEPEST, copied, get_path, set_path
+from raysweep.job.section import words_of
 from raysweep.job.shipped import find
 from raysweep.job.space import Space
 from raysweep.job.spacefile import load_space
@@ -117,7 +118,7 @@ def _with_absolute_paths(raw: dict[str, Any]) -> dict[str, Any]:
     # Workers run in other working folders. Anything that does not exist here may be a name on the hub.
     for path in PATH_KEYS:
         value = get_path(raw, path)
-        if isinstance(value, str) and value and Path(value).exists():
+        if isinstance(value, str) and value and exists(value):
             set_path(raw, path, str(Path(value).resolve()))
     return raw
 
@@ -144,7 +145,9 @@ def parse_settings(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault
     faults: list[Fault] = []
     for override in overrides:
         key, separator, value = override.partition("=")
-        if separator and key.strip():
+        if key.count(".") >= DEEPEST:
+            faults.append(Fault(file="--set", key=key, message=f"has more than {DEEPEST} parts, which no setting has."))
+        elif separator and key.strip():
             values[key.strip()] = parse_scalar(value)
         else:
             faults.append(Fault(file="--set", key=override, message="write it as key=value."))
@@ -180,6 +183,7 @@ def check_job(raw: Mapping[str, Any], source: str) -> Job:
         faults = own + faults
     if space is not None:
         faults += [space.fault(path, OUTSIDE) for path in outside]
+        faults += path_faults(space, raw)
     if spec is not None and spec.search is not None and space is not None:
         # Only once the job itself is valid: otherwise each of its faults would appear again at every point.
         job = spec.resolved()
@@ -251,13 +255,9 @@ def _to_fault(detail: Any, source: str) -> Fault:
     location = [str(part) for part in detail["loc"] if part not in FORMS_OF_VALUES]
     # A whole section as the value would fill the screen.
     value = None if isinstance(detail["input"], dict) else detail["input"]
-    message = sentence(detail["msg"].removeprefix("Value error, "))
+    message = words_of(detail)
     if detail["type"] == "extra_forbidden":
         message = f"unknown key: {nearest_field(location)}"
-    elif detail["type"] == "missing":
-        message = "required, but missing."
-    elif detail["type"] == "model_type":
-        message = "must be a mapping of keys to values."
     return Fault(file=source, key=".".join(location), value=value, message=message)
 
 

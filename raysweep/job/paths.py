@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+DEEPEST = 8
+"""Most parts of a dotted path: a setting has four, and whatever walks nested mappings needs its stack."""
+
 
 def get_path(mapping: Mapping[str, Any], path: str) -> Any:
     """Return the value at a dotted path, None where a part is missing."""

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import json
 import pkgutil
 from collections.abc import Mapping
 from functools import cache, lru_cache
@@ -20,6 +21,7 @@ from typing import Any
 import pydantic
 
 from raysweep.errors import UsageError, known_names_hint
+from raysweep.job.section import words_of
 
 KINDS = {
     "prune": ("strategies.prune", "Pruner"),
@@ -141,7 +143,7 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
     # Unknown options were named above; pydantic would name them again, in other words.
     known = {option: value for option, value in options.items() if option in fields}
     try:
-        adapter(strategy).validate_python(known)
+        _read(strategy, known)
     except pydantic.ValidationError as error:
         for detail in error.errors():
             # A check of several options together names none of them.
@@ -151,13 +153,23 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
                 field = fields[option]
                 faults.append((option, None, f"required by {name!r}: {field.metadata.get('help', 'no default')}"))
             else:
-                faults.append((option, known.get(option), detail["msg"].removeprefix("Value error, ")))
+                faults.append((option, known.get(option), words_of(detail)))
     return faults
 
 
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """Return the strategy of a name with its options; a number may be written as text, as everywhere in a job."""
+    """Return the strategy of a name with its options."""
     strategy = load(kind, name)
-    # The class first, so that an option it does not have is an error; then pydantic, which converts '5' to 5.
+    # The class first, so that an option it does not have is an error; then pydantic, which turns a list into a tuple.
     written = strategy(**(options or {}))
-    return adapter(strategy).validate_python(dataclasses.asdict(written))
+    return _read(strategy, dataclasses.asdict(written))
+
+
+def _read(strategy: Any, options: Mapping[str, Any]) -> Any:
+    """Return a strategy with options that are checked strictly, as all settings of a job are.
+
+    Raises:
+        pydantic.ValidationError: an option has another type or value than its field.
+    """
+    # As JSON: pydantic takes no mapping for a dataclass, nor a list for a tuple, where it reads Python strictly.
+    return adapter(strategy).validate_json(json.dumps(dict(options)), strict=True)

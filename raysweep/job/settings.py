@@ -145,8 +145,12 @@ def type_text(body: Schema) -> str:
     if kind == "object":
         values = body.get("additionalProperties")
         return f"mapping of names to: {type_text(values)}" if isinstance(values, dict) else "mapping"
-    bounds = [text.format(_yaml(body[bound])) for bound, text in BOUNDS.items() if bound in body]
+    bounds = [text.format(_number(body[bound])) for bound, text in BOUNDS.items() if bound in body]
     return f"{TYPES[str(kind)]}{', ' if bounds else ''}{' and '.join(bounds)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _settings_in(schema: Schema, body: Schema, prefix: str) -> Iterator[Setting]:

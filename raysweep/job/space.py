@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.errors import Fault, SpecError
+from raysweep.job import bounds
 from raysweep.job.entries import DEFAULT_VALUES, FORMS, is_scalar, parse_parameter
 from raysweep.job.expressions import ParsedComparison, parse
 from raysweep.job.parameter import EARLY, Condition, Parameter, Scalar
@@ -33,6 +34,8 @@ Pick = Callable[[Parameter], Scalar]
 REQUIRE = "require"
 DRAWS = 1000
 """Points that are drawn at random in search of one that meets every rule."""
+CORNER_DRAWS = 20 * DRAWS
+"""Points that are drawn at random for all corners of a space together."""
 MANY = 32
 """A range of an early phase with more values than this is hardly ever drawn twice alike."""
 
@@ -121,11 +124,13 @@ class Space:
         The other parameters are at their first corner, or at random values where the rules are not met there. A corner
         at which no point was found that meets the rules is left out.
         """
+        corners = sum(len(parameter.corners()) for parameter in self.parameters)
+        draws = min(DRAWS, CORNER_DRAWS // max(corners, 1))
         for parameter in self.parameters:
             # Parents take the first value that makes the parameter exist; `parse_space` has checked that there is one.
             pinned = {parent.path: parent.meeting(conditions)[0] for parent, conditions in self.required(parameter)}
             for corner in parameter.corners():
-                values = self._around({**pinned, parameter.path: corner}, job)
+                values = self._around({**pinned, parameter.path: corner}, job, draws)
                 if values is not None:
                     yield parameter, values
 
@@ -172,12 +177,12 @@ class Space:
         for index in range(parameter.count):
             yield from self._points(job, at + 1, {**values, parameter.path: parameter.value(index)})
 
-    def _around(self, pinned: Values, job: Mapping[str, Any]) -> Values | None:
+    def _around(self, pinned: Values, job: Mapping[str, Any], draws: int) -> Values | None:
         """Return a point with some values given that meets the rules, or None where none was found."""
         # A generator of its own: whether a job is valid must not depend on what was drawn before.
         generator = random.Random(0)
         values = self.complete(job, lambda parameter: pinned.get(parameter.path, parameter.corners()[0]))
-        for _ in range(DRAWS):
+        for _ in range(draws):
             if not self.missed(values, job):
                 return values
             values = self.complete(job, lambda parameter: pinned.get(parameter.path, parameter.at(generator.random())))
@@ -247,6 +252,8 @@ def _a_mapping(body: Any) -> Mapping[str, Any]:
 def _parse_rules(written: Any, space: Space) -> tuple[list[ParsedComparison], list[Fault]]:
     if not isinstance(written, list):
         return [], [space.fault(REQUIRE, "needs a list of rules, such as ['cycle.learn.steps <= 100'].", written)]
+    if len(written) > bounds.RULES:
+        return [], [space.fault(REQUIRE, f"holds {len(written):,} rules; a space has at most {bounds.RULES}.")]
     # All rules are read, so that a person sees all faults at once.
     rules, faults = [], []
     for rule in written:

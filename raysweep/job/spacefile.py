@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os.path import isfile  # unlike Path.is_file, it takes any text: a name may be too long for a path
 from pathlib import Path
 from typing import Any
 
-from raysweep.errors import Fault, SpecError, known_names_hint
+from raysweep.errors import LONGEST_SHOWN, Fault, SpecError, known_names_hint
+from raysweep.job import bounds
+from raysweep.job.paths import DEEPEST
 from raysweep.job.shipped import KINDS, find_shipped, shipped_files
 from raysweep.job.space import REQUIRE, Space, parse_space
 from raysweep.job.yamlfile import load_mapping
@@ -55,7 +58,19 @@ def load_space(given: str | Mapping[str, Any], source: str) -> Space:
         file = f"{source} (search.space)"
         _read(given, file, source, (), entries)
     flat = {**entries.bodies, **({REQUIRE: entries.rules} if entries.rules else {})}
+    deep = next((path for path in flat if path.count(".") >= DEEPEST), None)
+    if deep is not None:
+        raise _refused(file, deep[:LONGEST_SHOWN], f"has more than {DEEPEST} parts, which no setting has.")
+    if sum(map(_corners_of, flat.values())) > bounds.CORNERS:
+        message = f"holds more than {bounds.CORNERS:,} choices, ranges (three each) and fixed values; leave some out."
+        raise _refused(file, "", message)
     return parse_space(flat, file, {path: origin for path, origin in entries.origins.items() if origin != file})
+
+
+def _corners_of(body: Any) -> int:
+    """Return at how many points the job is checked for an entry of a space."""
+    choices = body.get("choice") if isinstance(body, Mapping) else None
+    return len(choices) if isinstance(choices, list) else 3 if isinstance(body, Mapping) else 1
 
 
 def _read(raw: Mapping[str, Any], file: str, place: str, inside: tuple[str, ...], entries: _Entries) -> None:
@@ -152,7 +167,7 @@ def _found(given: str, source: str, key: str) -> Path:
     # They come first: a job that was copied to another folder takes the space that was copied with it.
     places = [folder / given, folder.parent / given, Path(given)]
     shipped = [place for place in map(find_shipped, places) if place is not None]
-    found = next((place for place in [*places, *shipped] if place.is_file()), None)
+    found = next((place for place in [*places, *shipped] if isfile(place)), None)
     if found is None:
         looked = ", ".join(dict.fromkeys(str(place.parent) for place in places))
         message = f"no such file; looked in {looked}. As shipped: {known_names_hint(given, shipped_files(KINDS[1]))}"

@@ -10,75 +10,62 @@ from typing import Any
 import yaml
 
 from raysweep.errors import Fault, SpecError
+from raysweep.job.yamlvalues import UnreadableYamlError, read_values, reads_as_text
 
-try:
-    from yaml import CSafeLoader as _SafeLoader  # ten times faster, and part of PyYAML's own wheels
-except ImportError:
-    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
-
-
-class _UniqueKeyLoader(_SafeLoader):
-    """A safe loader that refuses a key written twice (plain YAML keeps the last) and reads 5e-5 as a number."""
+MOST_BYTES = 1_000_000
+"""Size of the largest file that is read: a hundred times that of any job of raysweep."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """A safe dumper that quotes text which the loader would read as a number."""
+    """A safe dumper that quotes text which a reader of YAML 1.1 or of YAML 1.2 takes for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        # Two sections with an equal value are no reason to write one of them as a reference to the other.
+        return True
 
 
-def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """Return the mapping of a node, or raise an error where it has a key twice."""
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        # construct_mapping below refuses a key that is a list or mapping, and resolves the merge key `<<`.
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML itself quotes what YAML 1.1 takes for something else, such as yes or 1:30. Line ends beside \n, such as
+    # U+2028, survive in double quotes alone, where they are escaped.
+    plain = text.isprintable() and reads_as_text(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-# PyYAML follows YAML 1.1, which reads 5e-5, a number without a point, as text. The dumper needs the same rule: it then
-# quotes such a text, so that it reads back as one.
-for _side in (_UniqueKeyLoader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+_Dumper.add_representer(str, _represent_text)
+# PyYAML writes 1e-05 as 1.0e-05, which its own rules read as a number; those of YAML 1.2 do, too.
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), None)
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        SpecError: the file is missing, not UTF-8, not YAML, or not a mapping.
+        SpecError: the file is missing, too large, not UTF-8, not YAML, or not a mapping.
     """
 
     def refuse(message: str) -> SpecError:
         return SpecError([Fault(file=str(path), key="", message=message)])
 
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            # One byte more than allowed, and never all: the file may be a device that has no end.
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise refuse(f"larger than {MOST_BYTES:,} bytes, so hardly the file that is meant.")
+        # utf-8-sig: some editors begin a file with a mark of its encoding.
+        values = read_values(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise refuse("no such file. Give the path of a YAML file, or a job of 'raysweep list jobs'.") from None
     except OSError as error:
         raise refuse(f"cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise refuse(f"not UTF-8 text (byte {error.start}).") from None
-    try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise refuse(f"not valid YAML: {line}{error.problem}.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a date or a number that does not exist, such as 2024-13-01.
-        raise refuse(f"not valid YAML: {error}.") from None
-    if not isinstance(content, dict):
-        held = "nothing" if content is None else type(content).__name__
+    except UnreadableYamlError as error:
+        raise refuse(f"{error}.") from None
+    if not isinstance(values, dict):
+        held = "nothing" if values is None else type(values).__name__
         raise refuse(f"holds {held}, not a mapping of keys to values.")
-    return content
+    return values
 
 
 def dump_mapping(content: Mapping[str, Any]) -> str:
@@ -89,7 +76,7 @@ def dump_mapping(content: Mapping[str, Any]) -> str:
 def parse_scalar(text: str) -> Any:
     """Return the value of a text as YAML reads it, for `--set key=value`."""
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError):
+        return read_values(text)
+    except UnreadableYamlError:
         # Some texts, such as one that begins with @, are not YAML; on a command line they need no quotes.
         return text

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysweep.contracts import GO, Decision, Report, StoppingRule
+from raysweep.job import bounds
 
 
 class PromptRule(StoppingRule):
@@ -38,7 +39,7 @@ class PromptRule(StoppingRule):
         return self._stopped.get(trial, GO)
 
 
-Reduction = Annotated[float, Field(gt=1, allow_inf_nan=False)]
+Reduction = Annotated[float, Field(gt=1, le=bounds.TRIALS)]
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -44,9 +44,10 @@ class Thing:
 '''
 NO_OUTCOME = {
     "errors.py",  # words of errors
-    "job/cycle.py", "job/entries.py", "job/search.py", "job/section.py",
+    "job/bounds.py", "job/cycle.py", "job/entries.py", "job/search.py", "job/section.py",
     "job/expressions.py", "job/names.py", "job/parameter.py", "job/paths.py", "job/registry.py", "job/space.py",
     "job/spec.py", "job/stages.py", "job/code.py", "job/jobfile.py", "job/spacefile.py", "job/yamlfile.py",
+    "job/yamlvalues.py",
     # what a job says reaches a phase through its plan, and the plan is in the key
     "records/schema.py", "records/jsonlines.py", "records/disk.py", "records/atomic_folders.py",
     "records/folder.py", "records/environment.py",  # how outcomes are written down

@@ -71,14 +71,14 @@ SENSITIVITY = {"cycle.grow.strategy": "gradient_sensitivity"}
         ({"cycle.grow.ratio": -0.1}, "cycle.grow.ratio", -0.1, "greater than or equal to 0"),
         ({"cycle.baseline.steps": 0}, "cycle.baseline.steps", 0, "greater than 0"),
         ({"cycle.learn.steps": -3}, "cycle.learn.steps", -3, "greater than 0"),
-        ({"cycle.learn.steps": 2.5}, "cycle.learn.steps", 2.5, "integer"),
+        ({"cycle.learn.steps": 2.5}, "cycle.learn.steps", 2.5, "whole number"),
         ({"cycle.learn.lr": "fast"}, "cycle.learn.lr", "fast", "number"),
         ({"cycle.learn.lr": float("inf")}, "cycle.learn.lr", float("inf"), "finite"),
         ({"cycle.prune.budget": "layer"}, "cycle.prune.budget", "layer", "'global' or 'per_layer'"),
         ({"seed": -1}, "seed", -1, "greater than or equal to 0"),
         ({"name": "../escape"}, "name", "../escape", "pattern"),
         ({"cycle.prune.strategy": "taylro"}, "cycle.prune.strategy", "taylro", "Did you mean 'taylor'?"),
-        ({"cycle.prune.strategy": 3}, "cycle.prune.strategy", 3, "string"),
+        ({"cycle.prune.strategy": 3}, "cycle.prune.strategy", 3, "must be text"),
         ({"cycle.grow.strategy": "ballanced"}, "cycle.grow.strategy", "ballanced", "Did you mean 'balanced'?"),
         ({"cycle.grow.init": "zero_outptu"}, "cycle.grow.init", "zero_outptu", "Did you mean 'zero_output'?"),
         ({"cycle.grow.form": "gate", **SENSITIVITY}, "cycle.grow.form", "gate",
@@ -142,7 +142,12 @@ def test_a_fault_is_reported_alone_with_its_key_value_and_way_out(
         ({"search.sampler.name": "tpee"}, "search.sampler.name", "tpee", "Did you mean 'tpe'?"),
         ({"search.sampler": "tpe"}, "search.sampler", "tpe", "must be a mapping"),
         ({"search.sampler.startup_trialz": 2}, "search.sampler.startup_trialz", 2, "Did you mean 'startup_trials'?"),
-        ({"search.sampler": {"name": "tpe", "startup_trials": "x"}}, "search.sampler.startup_trials", "x", "integer"),
+        (
+            {"search.sampler": {"name": "tpe", "startup_trials": "x"}},
+            "search.sampler.startup_trials",
+            "x",
+            "whole number",
+        ),
         ({"search.space": 3}, "search.space", 3, "path of a search-space file, or the space itself"),
         ({"search.space": {}}, "", None, "holds no parameter"),
     ],
@@ -194,7 +199,7 @@ def test_a_trial_may_have_a_seed_of_its_own() -> None:
 def test_entropy_in_no_direction_that_exists_is_refused() -> None:
     [fault] = faults_of(job_with({"cycle.prune": {"strategy": "entropy", "level": 0.3, "direction": "sideways"}}))
     assert (fault.key, fault.value) == ("cycle.prune.direction", "sideways")
-    assert fault.message == "input should be 'high' or 'low'."
+    assert fault.message == "must be 'high' or 'low'."
 
 
 def test_a_misspelt_option_is_reported_beside_the_one_that_is_missing() -> None:
@@ -209,9 +214,6 @@ def test_a_misspelt_option_is_reported_beside_the_one_that_is_missing() -> None:
         (10, 2, 3, False),
         (12, 2, 3, True),
         (16, 3, 1, False),
-        ("10", 4, 1, False),
-        ("12", 4, 1, True),
-        (8.0, 3, 1, False),
     ],
 )
 def test_a_batch_divides_over_workers_and_accumulation(batch: Any, workers: int, accumulation: int, fits: bool) -> None:
@@ -242,7 +244,7 @@ def test_the_default_batch_is_checked_too() -> None:
         {"data": {"name": "c4", "max_tokens": 1000}},
         {"data": {"seq_len": 64, "eval_tokens": 64}},
         {"cycle": {"baseline": {"steps": 1, "lr": 1}}},
-        {"cycle.learn.lr": "5e-5"},
+        {"cycle.learn.lr": 1},
     ],
 )
 def test_a_good_job_passes(changes: dict[str, Any]) -> None:
@@ -314,7 +316,7 @@ def test_the_error_prints_one_fault_a_line_and_survives_a_process_border() -> No
 
 
 @pytest.mark.parametrize("key", [True, 3, None])
-def test_keys_that_yaml_does_not_read_as_text_are_faults_like_others(key: Any) -> None:
+def test_keys_of_a_mapping_that_are_no_text_are_faults_like_others(key: Any) -> None:
     raw = job_with({})
     raw["cycle"]["prune"][key] = 1
     assert any(f"no {key!r}" in fault.message for fault in faults_of(raw))
@@ -338,9 +340,15 @@ def refusal_of(path: Path) -> str:
         ("name: demo\ncycle:\n  cycles: 1\n  cycles: 2\n", "line 4, column 3: key 'cycles' is given twice"),
         ("name: demo\n\tmodel: 3\n", "line 2"),
         ("name: demo\n---\nname: demo\n", "line 2"),
-        ("? [a, b]\n: 3\n", "unhashable key"),
-        ("name: 2024-13-01\n", "month must be in 1..12"),
-        ("name: !!python/object:os.system {}\n", "could not determine a constructor"),
+        ("? [a, b]\n: 3\n", "line 1, column 3: a key is a list or mapping"),
+        ("name: demo\ntrue: 3\n", "line 2, column 1: key True is no text"),
+        ("name: !!python/object:os.system {}\n", "line 1, column 7: tag tag:yaml.org,2002:python/object:os.system"),
+        ("budget: {trials: 010}\n", "line 1, column 18: 010 is octal to some readers of YAML and decimal to others"),
+        ("name: [*later]\n", "line 1, column 8: alias *later names no anchor before it"),
+        ("name: &me [*me]\n", "line 1, column 12: alias *me names no anchor before it that is complete"),
+        (f"name: {'[' * 400}{']' * 400}\n", "line 1, column 38: nests deeper than 32 levels"),
+        (f"seed: {'9' * 4400}\n", "is a number of more than 100 characters"),
+        ("x" * 1_000_001, "larger than 1,000,000 bytes"),
         ("", "holds nothing, not a mapping"),
         ("- name: demo\n", "holds list, not a mapping"),
         ("just text", "holds str, not a mapping"),
@@ -371,16 +379,60 @@ def test_text_that_is_not_utf8_is_a_fault(tmp_path: Path) -> None:
     assert "not UTF-8 text (byte 6)" in refusal_of(path)
 
 
-def test_numbers_without_a_point_and_merged_mappings_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1:30", "1:30"), ("yes", "yes"), ("on", "on"), ("1_000", "1_000"), ("2024-01-01", "2024-01-01"), ("1e", "1e"),
+        ("true", True), ("FALSE", False), ("~", None), ("", None), ("'true'", "true"), ('"1"', "1"), ("+1", 1),
+        ("-0", 0), ("0o17", 15), ("0x1F", 31), ("5e-5", 5e-5), ("1E3", 1000.0), (".5e1", 5.0), ("-2e+2", -200.0),
+        ("1.", 1.0), ("-.inf", float("-inf")), ("{<<: {a: 1}}", {"<<": {"a": 1}}),
+    ],
+)  # fmt: skip
+def test_plain_text_is_read_as_yaml_1_2_does(tmp_path: Path, text: str, value: Any) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text("a: &common {lr: 5e-5, steps: 3}\nb: {<<: *common, steps: 4}\nc: [1E3, .5e1, -2e+2, 1e, e5]\n")
+    path.write_text(f"a: {text}\n", encoding="utf-8-sig")
+    assert repr(load_mapping(path)["a"]) == repr(value)
+
+
+def test_an_alias_is_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("a: &common {lr: [1]}\nb: *common\nc: [&x 3, *x]\n")
     content = load_mapping(path)
-    assert content["b"] == {"lr": 5e-5, "steps": 4} and type(content["b"]["lr"]) is float
-    assert content["c"] == [1000.0, 5.0, -200.0, "1e", "e5"]
+    content["b"]["lr"].append(2)
+    assert content == {"a": {"lr": [1]}, "b": {"lr": [1, 2]}, "c": [3, 3]}
+
+
+@pytest.mark.parametrize("levels", [9, 40])
+def test_aliases_that_stand_for_more_than_a_job_can_hold_are_refused(tmp_path: Path, levels: int) -> None:
+    """Nine levels of nine stand for 400 million values; forty levels of one are a nest of forty."""
+    width = 9 if levels == 9 else 1
+    lines = ["a0: &a0 [x]"]
+    for level in range(1, levels + 1):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
+    path = tmp_path / "job.yaml"
+    path.write_text("\n".join(lines))
+    assert ("10,000 values" if width == 9 else "deeper than 32 levels") in refusal_of(path)
 
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
-    content = {"text": ["1e5", "5e-5", "yes", "2024-01-01", "null", "é", "a: b", ""], "n": [5e-5, 1, None, True, 1e300]}
+    content = {
+        "text": [
+            "1e5",
+            "5e-5",
+            "yes",
+            "2024-01-01",
+            "null",
+            "é",
+            "a: b",
+            "",
+            "010",
+            "0o17",
+            "-.5",
+            "1:30",
+            "a\x85\u2028b",
+        ],
+        "n": [5e-5, 1, None, True, 1e300, 1e-5, 1e16],
+    }
     path = tmp_path / "x.yaml"
     path.write_text(dump_mapping(content), encoding="utf-8")
     assert repr(load_mapping(path)) == repr(content)
@@ -444,7 +496,9 @@ def test_a_fault_of_the_space_is_not_blamed_on_an_override(tmp_path: Path) -> No
     assert [fault.file for fault in refused.value.faults] == [f"{path} (search.space)"]
 
 
-@pytest.mark.parametrize(("text", "value"), [("2024-13-01", "2024-13-01"), ("{", "{"), ("[1, 2]", [1, 2]), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1:30", "1:30"), ("010", "010"), ("{", "{"), ("[1, 2]", [1, 2]), ("", None)]
+)
 def test_an_override_that_is_no_yaml_is_text(text: str, value: Any) -> None:
     assert parse_scalar(text) == value
 
@@ -605,14 +659,15 @@ def test_a_section_that_the_job_lacks_is_blamed_on_the_parameter_that_opens_it()
     [
         ("cycle.learn.steps", {"uniform": [50, 100]}, None),
         ("cycle.learn.steps", {"log_uniform": [50, 100]}, None),
-        ("cycle.learn.steps", {"uniform": [50, 51], "step": 0.25}, 50.25),
+        ("cycle.learn.steps", {"uniform": [50, 51], "step": 0.25}, 50.0),
+        ("cycle.learn.steps", {"uniform": [50, 100], "step": 10}, 50.0),
         ("training.batch_size", {"integer": [8, 32]}, 9),
         ("training.batch_size", {"integer": [8, 32], "step": 3}, 11),
         ("training.batch_size", {"choice": [8, 16, 13]}, 13),
         ("cycle.learn.lr", {"uniform": [0, 1]}, 0.0),
         ("cycle.learn.gate_warmup_steps", {"integer": [0, 20]}, 20),
         ("data.seq_len", {"choice": [64, "long"]}, "long"),
-        ("cycle.learn.lr.peak", {"choice": [1]}, 1),
+        ("cycle.learn.lr.peak", {"choice": [1]}, None),
     ],
 )
 def test_a_range_that_holds_values_no_trial_can_take_is_refused(path: str, body: dict[str, Any], value: Any) -> None:
@@ -623,9 +678,9 @@ def test_a_range_that_holds_values_no_trial_can_take_is_refused(path: str, body:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("cycle.learn.steps", {"uniform": [50, 100], "step": 10}),
+        ("cycle.learn.steps", {"integer": [50, 100], "step": 10}),
         ("training.batch_size", {"integer": [8, 32], "step": 2}),
-        ("cycle.learn.lr", {"choice": ["1e-4", 5e-5]}),
+        ("cycle.learn.lr", {"choice": [1, 5e-5]}),
         ("cycle.learn.gate_warmup_steps", {"integer": [0, 10]}),
         ("data.tokenizer", {"choice": [None, "gpt2"]}),
     ],
@@ -732,7 +787,7 @@ def test_a_resolved_job_checks_to_an_equal_job(tmp_path: Path) -> None:
         "cycle.prune.strategy": {"choice": ["taylor", "entropy"]},
         "cycle.prune.direction": {"choice": ["high", "low"], "when": {"cycle.prune.strategy": ["entropy"]}},
         "data.tokenizer": {"choice": [None, "gpt2"]},
-        "cycle.learn.lr": {"log_uniform": ["1e-5", 1e-3], "when": {"data.tokenizer": None}},
+        "cycle.learn.lr": {"log_uniform": [1e-5, 1e-3], "when": {"data.tokenizer": None}},
     }
     (tmp_path / "s.yaml").write_text(dump_mapping(space))
     first = load_job(written(tmp_path, job_with({"search.sampler.startup_trials": 3}, "s.yaml")))

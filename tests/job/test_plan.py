@@ -353,7 +353,7 @@ def test_which_trial_it_is_and_how_its_values_were_found_change_no_key() -> None
 
 def test_a_value_from_a_space_and_the_same_value_in_the_job_give_equal_keys() -> None:
     job = check_job({**JOB, "search": None}, "job.yaml")
-    values = {"cycle.prune.strategy": "taylor", "cycle.prune.level": 0.4, "cycle.learn.lr": "2e-3"}
+    values = {"cycle.prune.strategy": "taylor", "cycle.prune.level": 0.4, "cycle.learn.lr": 2e-3}
     written = {**JOB["cycle"], "prune": {"level": 0.4, "strategy": "taylor"}, "learn": {"lr": 0.002, "steps": 10}}
     assert keys(job.with_values(values)) == keys(JobSpec.model_validate({**JOB, "cycle": written}))
 

@@ -116,7 +116,7 @@ def test_a_strategy_outside_the_package_works_with_and_without_its_contract_as_a
     found = registry.load("prune", "outside.mine")
     assert (found.__module__, found.__qualname__) == ("outside.mine", "Pruner")
     assert found is sys.modules["outside.mine"].Pruner is registry.load("prune", "outside.mine")
-    built = registry.build("prune", "outside.mine", {"power": "3"})
+    built = registry.build("prune", "outside.mine", {"power": 3})
     assert built.requires == () and dataclasses.asdict(built) == {"power": 3.0, "rounds": 1}
     assert pickle.loads(pickle.dumps(built)) == built
     [(option, _, message)] = registry.option_faults("prune", "outside.mine", {"requires": ["contribution"]})
@@ -174,7 +174,7 @@ def test_a_required_option_says_what_to_write() -> None:
 def test_every_faulty_option_is_reported() -> None:
     faults = registry.option_faults("samplers", "tpe", {"startup_trials": "many", "startup": 3, "seed": 4})
     assert [(option, value) for option, value, _ in faults] == [("startup", 3), ("seed", 4), ("startup_trials", "many")]
-    assert "'tpe' takes startup_trials." in faults[0][2] and "integer" in faults[2][2]
+    assert "'tpe' takes startup_trials." in faults[0][2] and "whole number" in faults[2][2]
 
 
 def test_options_of_a_strategy_without_any_are_refused() -> None:
@@ -191,8 +191,15 @@ def test_a_strategys_own_check_of_its_options_is_a_fault(modules: Path) -> None:
 
 def test_what_is_built_holds_the_options_as_they_were_checked() -> None:
     assert registry.build("prune", "entropy", {"direction": "low"}).direction == "low"
-    built = registry.build("samplers", "tpe", {"startup_trials": "5"})
-    assert built.startup_trials == 5 and type(built.startup_trials) is int
+    built = registry.build("models", "pnn", {"block_widths": [8, 16]})
+    assert built.block_widths == (8, 16), "a list of a job is a tuple of a strategy"
+
+
+@pytest.mark.parametrize("value", ["5", 5.0, True, 0, 10**9])
+def test_an_option_of_another_type_is_refused_and_never_converted(value: object) -> None:
+    assert [option for option, _, _ in registry.option_faults("samplers", "tpe", {"startup_trials": value})] == [
+        "startup_trials"
+    ]
 
 
 @pytest.mark.parametrize(("name", "options"), [("taylor", {"direction": "high"}), ("entropy", {})])

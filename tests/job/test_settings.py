@@ -36,13 +36,13 @@ def test_a_setting_has_its_type_default_and_meaning() -> None:
     assert find("scale.lanes") == [
         Setting(
             key="scale.lanes",
-            type="whole number, at least 1 and at most 1000",
+            type="whole number, at least 1 and at most 1,000",
             default="1",
             doc="Trials that run at once, each on a group of workers that stays up from trial to trial.",
         )
     ]
     [lr] = find("cycle.learn.lr")
-    assert (lr.type, lr.default) == ("number, above 0", "required")
+    assert (lr.type, lr.default) == ("number, above 0 and at most 1e+06", "required")
     [measure], [grow] = find("cycle.measure"), find("cycle.grow")
     assert (measure.default, grow.default) == ("", "null"), "one is always there, the other has to be asked for"
 

@@ -112,14 +112,6 @@ def test_a_parameter_knows_whether_two_draws_can_be_equal(body: dict[str, Any], 
     assert only(body).quantised is quantised
 
 
-def test_numbers_written_as_text_are_numbers() -> None:
-    parameter = only({"log_uniform": ["5e-5", "1e-3"]})
-    assert (parameter.low, parameter.high) == (5e-5, 1e-3)
-    assert only({"uniform": [0, "1e0"], "step": "5e-1"}).step == 0.5
-    condition = only({"choice": [1], "when": {"q": {"above": "5e-5"}}}, q={"uniform": [0, 1]}).conditions[0]
-    assert condition.holds(6e-5) and not condition.holds(5e-5)
-
-
 @pytest.mark.parametrize(
     ("body", "number", "nearest"),
     [
@@ -175,7 +167,13 @@ def test_the_nearest_value_of_a_range_is_one_that_can_be_drawn(
         ({"choice": [1, 2], "continuous": True}, "a choice takes no continuous"),
         ({"integer": [1, 5], "values": 2}, "integer takes no values; it takes a step"),
         ({"integer": [1, 5], "continuous": True}, "integer takes no continuous"),
-        ({"uniform": [0, 1], "values": 1}, "values needs a whole number of at least 2"),
+        ({"uniform": [0, 1], "values": 1}, "values needs a whole number from 2 to 1,000,000"),
+        ({"uniform": [0, 1], "values": 1_000_001}, "values needs a whole number from 2 to 1,000,000"),
+        ({"uniform": [0, 1], "step": 1e-300}, "makes more than 1,000,000 values"),
+        ({"uniform": ["0", 1]}, "'0' is not a finite number"),
+        ({"uniform": [0, 1], "step": "0.5"}, "'0.5' is not a finite number"),
+        ({"uniform": [-1e308, 1e308]}, "is not a finite number of at most 1e+30"),
+        ({"integer": [0, 10**400]}, "is not a finite number of at most 1e+30"),
         ({"uniform": [0, 1], "values": 2.5}, "values needs a whole number"),
         ({"uniform": [0, 1], "values": True}, "values needs a whole number"),
         ({"uniform": [0, 1], "values": 3, "step": 0.5}, "step and values exclude each other"),

@@ -161,7 +161,7 @@ def test_all_faults_of_settings_are_told_at_once(sweep: SweepFolder, results: Pa
         api.resume("s", overrides=["seed=1", "search.trials=2", "nonsense"], results=results)
     assert [fault.key for fault in error.value.faults] == ["nonsense", "seed", "search.trials"]
     assert "has 3 trials already" in refusal(error)
-    with pytest.raises(SpecError, match="--set: budget.hours = -1: input should be greater than 0"):
+    with pytest.raises(SpecError, match="--set: budget.hours = -1: must be greater than 0"):
         api.resume("s", overrides=["budget.hours=-1"], results=results)
     with pytest.raises(SpecError, match="--set: budget.hours = 'soon'"):
         api.resume("s", overrides=["budget.hours=soon"], results=results)

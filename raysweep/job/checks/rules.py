@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-import pydantic
-
 from raysweep.errors import Fault, known_names_hint
-from raysweep.job import expressions
+from raysweep.job import bounds, expressions
 from raysweep.job.checks.inference import infer_faults
 from raysweep.job.checks.sections import Number, ToFault, sentence
 from raysweep.job.checks.strategies import form_faults
@@ -24,7 +22,6 @@ MADE_BY = {
     "infer": "infer",
 }
 """The section of a cycle that brings each kind of phase. Every trial has a baseline, which may be of no steps."""
-INTEGER = pydantic.TypeAdapter(int)
 
 
 def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
@@ -32,12 +29,8 @@ def cross_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
 
     def number(path: str, default: int) -> int:
         # A setting that is malformed has a fault of its own already; its default makes the rules hold that read it.
-        try:
-            # As the spec reads it, so that '16' is 16.
-            value = INTEGER.validate_python(get_path(raw, path))
-        except pydantic.ValidationError:
-            return default
-        return value if value > 0 else default
+        value = get_path(raw, path)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
 
     def fault(key: str, value: Any, message: str) -> Fault:
         return Fault(file=source, key=key, value=value, message=message)
@@ -121,7 +114,8 @@ def _cycle_faults(raw: Mapping[str, Any], number: Number, fault: ToFault) -> Ite
 def _control_faults(raw: Mapping[str, Any], has: Container[str], fault: ToFault) -> Iterable[Fault]:
     """Check that each control arm differs from the trial itself."""
     arms = get_path(raw, "search.controls")
-    for arm in arms if isinstance(arms, list | tuple) else ():
+    # Anything but text is a fault of the spec.
+    for arm in (each for each in arms if isinstance(each, str)) if isinstance(arms, list | tuple) else ():
         needed = {"rewind": "grow", "no_regrow": "grow", "random_random": "prune", "dense": "prune"}.get(arm)
         if needed is not None and needed not in has:
             yield fault("search.controls", arm, f"would be the trial itself without cycle.{needed}; leave it out.")
@@ -186,6 +180,10 @@ def _continuous_faults(raw: Mapping[str, Any], has: Container[str], number: Numb
     events = number("cycle.continuous.events", 1)
     # An event takes place before its step, and there is no step after the last one.
     last = first + (events - 1) * every
+    possible = -(-(steps - first) // every)
+    if get_path(raw, "cycle.continuous.events") is None and possible > bounds.CYCLES:
+        way = f"makes {possible:,} events; a learn phase has at most {bounds.CYCLES:,}, so take more steps between two."
+        yield fault("cycle.continuous.every", every, way)
     if steps and first >= steps:
         yield fault(
             "cycle.continuous.first", first, f"no event would happen: must be below cycle.learn.steps = {steps}."

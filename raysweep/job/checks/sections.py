@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
@@ -74,6 +75,31 @@ def known_options(kind: str, name: Any) -> list[str]:
         return [] if file is None else list(registry.load(kind, file).__dataclass_fields__)
     except registry.UnknownNameError:
         return []
+
+
+def unknown_setting(path: str, names: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str | None:
+    """Return a hint where no job has a setting at a path, whatever its strategies; None where some job has one.
+
+    Args:
+        names: kind -> names of strategies outside raysweep, whose options count, too.
+    """
+    section, _, last = path.rpartition(".")
+    try:
+        fields = section_class(section).model_fields
+    except (KeyError, StopIteration):
+        return unknown_setting(section, names) or f"{section} is one setting, and holds no others."
+    options = {
+        option
+        for kind, _ in STRATEGY_KEYS.get(section, ())
+        for name in (*_written_names(kind), *names.get(kind, ()))
+        for option in known_options(kind, name)
+    }
+    return None if last in (*fields, *options) else f"unknown key: {known_names_hint(last, (*fields, *options))}"
+
+
+def _written_names(kind: str) -> Iterable[str]:
+    """Return the names by which a job can choose the strategies of raysweep of a kind."""
+    return registry.scratch_sizes() if kind == "models" else registry.available(kind)
 
 
 def sentence(message: str) -> str:

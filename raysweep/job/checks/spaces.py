@@ -9,7 +9,7 @@ from os.path import commonprefix
 from typing import Any
 
 from raysweep.errors import Fault, known_names_hint
-from raysweep.job.checks.sections import TRIAL_SECTIONS
+from raysweep.job.checks.sections import STRATEGY_KEYS, TRIAL_SECTIONS, unknown_setting
 from raysweep.job.paths import get_path
 from raysweep.job.space import DRAWS, REQUIRE, Space, Values
 
@@ -34,23 +34,52 @@ def space_faults(job: Mapping[str, Any], space: Space, try_values: TryValues) ->
         for p in space.parameters for c in p.conditions
         if c.path not in space.paths and get_path(job, c.path) is None
     ]  # fmt: skip
-    outside = [path for path in space.paths if path.split(".")[0] not in TRIAL_SECTIONS]
-    faults += [space.fault(path, OUTSIDE) for path in outside]
     faults += _rule_faults(space, job)
     # Where the rules are wrong or cannot be met, no point could be drawn below.
     if any(fault.key == REQUIRE for fault in faults):
         return faults
-    # Parameters outside a trial have their fault already, and would make one at every point.
-    inside = tuple(p for p in space.parameters if p.path not in outside)
+    # Parameters that `path_faults` names would make a fault at every point.
+    wrong = {fault.key for fault in path_faults(space, job)}
+    inside = tuple(p for p in space.parameters if p.path not in wrong)
     found: dict[tuple[str, str], Fault] = {}
+    culprits: dict[str, str] = {}
     for values in _some_points(replace(space, parameters=inside), job):
         for fault in try_values(values):
             # Most points share their faults, so each is kept once. A fault of a setting that the space does not set
             # is put down to the parameter that causes it.
-            key = fault.key if fault.key in space.paths else _culprit(fault, values, try_values)
+            key = fault.key
+            if key not in space.paths:
+                # Once for each setting: to find the culprit takes a check of the job for each value of the point.
+                key = culprits.setdefault(key, culprits.get(key) or _culprit(fault, values, try_values))
             message = fault.message if key == fault.key else f"makes {fault.key}: {fault.message}"
             found.setdefault((key, message), space.fault(key, message, values.get(key, fault.value)))
     return [*faults, *found.values()]
+
+
+def path_faults(space: Space, job: Mapping[str, Any]) -> list[Fault]:
+    """Return a fault for each parameter whose path is no setting of a trial; `job` may be malformed."""
+    faults = []
+    for parameter in space.parameters:
+        if parameter.path.split(".")[0] not in TRIAL_SECTIONS:
+            faults.append(space.fault(parameter.path, OUTSIDE))
+        elif hint := unknown_setting(parameter.path, _named_outside(space, job)):
+            faults.append(space.fault(parameter.path, hint))
+    return faults
+
+
+def _named_outside(space: Space, job: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the strategies outside raysweep that a job or its space names, by kind."""
+    by_path = {parameter.path: parameter.choices for parameter in space.parameters}
+    return {
+        kind: [
+            name
+            for name in (get_path(job, f"{section}.{key}"), *by_path.get(f"{section}.{key}", ()))
+            if isinstance(name, str) and "." in name
+        ]
+        for section, named in STRATEGY_KEYS.items()
+        for kind, key in named
+        if kind != "models"
+    }
 
 
 def _some_points(space: Space, job: Mapping[str, Any]) -> list[Values]:

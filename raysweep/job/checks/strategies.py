@@ -15,6 +15,7 @@ from raysweep.job.checks.sections import (
     options_of,
     section_class,
     sentence,
+    unknown_setting,
 )
 from raysweep.job.paths import get_path
 
@@ -24,7 +25,6 @@ def strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
     for section, strategies in STRATEGY_KEYS.items():
         body = get_path(raw, section)
         names = {kind: name_in(section, key, body) for kind, key in strategies} if isinstance(body, Mapping) else {}
-        # Of a section with an unknown name nobody can say which options are right.
         unknown = False
         for kind, name_key in strategies:
             file = file_of(kind, names[kind]) if isinstance(names.get(kind), str) else None
@@ -34,8 +34,15 @@ def strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
                 except registry.UnknownNameError as error:
                     unknown = True
                     yield Fault(file=source, key=f"{section}.{name_key}", value=names[kind], message=str(error))
-        if isinstance(body, Mapping) and not unknown and all(isinstance(name, str) for name in names.values()):
+        if not isinstance(body, Mapping):
+            continue
+        if not unknown and all(isinstance(name, str) for name in names.values()):
             yield from _option_faults(section, names, body, source)
+            continue
+        # Nobody can say which options are right, but a key that no strategy knows may be the name's, misspelt.
+        for option in options_of(section, body):
+            if message := unknown_setting(f"{section}.{option}"):
+                yield Fault(file=source, key=f"{section}.{option}", value=body[option], message=message)
 
 
 def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, Any], source: str) -> Iterable[Fault]:
@@ -61,7 +68,10 @@ def form_faults(grow: Any, source: str) -> Iterable[Fault]:
     if not isinstance(grow, Mapping) or "form" not in known_options("grow", grow.get("strategy")):
         return
     init, form = name_in("cycle.grow", "init", grow), grow.get("form")
-    names = [name for name in {*registry.available("init"), init} if isinstance(name, str) and _exists("init", name)]
+    # What is no text has a fault of its own.
+    if not isinstance(init, str) or not isinstance(form, str):
+        return
+    names = [name for name in {*registry.available("init"), init} if _exists("init", name)]
     forms = {name: registry.load("init", name).forms for name in sorted(names)}
     # A form that no initialisation has is a fault of the option, which is checked elsewhere.
     known = {known for fitting in forms.values() for known in fitting}

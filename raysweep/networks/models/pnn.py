@@ -11,14 +11,16 @@ from pydantic import Field
 from raysweep import contracts
 from raysweep.contracts import AttentionSite
 from raysweep.errors import ModelError
+from raysweep.job import bounds
 from raysweep.networks.plasticity.sites import linear_rows
 from raysweep.networks.pnn.forms import GateForm, Init, StepWeights, Trunk, conflict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Width = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=bounds.WIDTH)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Factor = Annotated[float, Field(ge=-bounds.NORM, le=bounds.NORM)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +37,19 @@ class Family(contracts.Family):
     recurrent_trunks: ClassVar[tuple[str, ...]] = ("refiner", "hierarchical", "shared_layer")
     """Trunks whose tokens can leave step by step: `cycle.infer`."""
     compiles: ClassVar[bool] = True
-    num_steps: Annotated[int, Field(ge=1)] = 4
+    num_steps: Annotated[int, Field(ge=1, le=bounds.LAYERS)] = 4
     """Applications of the trunk; the number of layers in a trunk of `layers`."""
     trunk: Trunk = "refiner"
     """`refiner` is one module applied at every step; `hierarchical` a refiner of several blocks; `layers` a stack of
     BERT's layers; `shared_layer` one of BERT's layers applied at every step, as in ALBERT."""
     intermediate_size: Width | None = None
     """Width of the feed-forward layer. Default: the size's own."""
-    block_widths: tuple[Width, ...] | None = None
+    block_widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=bounds.LAYERS)] | None = None
     """Feed-forward width of each block of a `hierarchical` trunk. Default: 1024, 1536, 2048, 1536, 1024."""
     gate: GateForm = "query_key"
     """How an update of the state is gated, element by element: `query_key` by the agreement of a query of the state and
     a key of the update, `constant` by `gate_value`, `scalar` by one learnt number, `none` not at all."""
-    gate_value: Annotated[float, Field(gt=0)] = 0.5
+    gate_value: Annotated[float, Field(gt=0, le=bounds.NORM)] = 0.5
     """The gate of `constant`."""
     init: Init = "reference"
     """First weights: `reference` as in the published code; `zero` makes the first update exactly 0."""
@@ -58,7 +60,7 @@ class Family(contracts.Family):
     stacks of layers `last`."""
     ponder_prior: Share = 0.3
     """Probability of leaving at a step, in the geometric prior of `ponder`."""
-    ponder_weight: Annotated[float, Field(ge=0)] = 0.01
+    ponder_weight: Annotated[float, Field(ge=0, le=bounds.NORM)] = 0.01
     """Weight of the divergence from this prior in the loss."""
     final_norm: bool = False
     """Normalise the state before tokens are predicted from it."""
@@ -70,9 +72,9 @@ class Family(contracts.Family):
     """Draw the number of steps anew for each training step, evenly from 1 to 2 x num_steps - 1."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of activations set to 0 in training."""
-    type_vocab_size: Annotated[int, Field(ge=0)] = 0
+    type_vocab_size: Annotated[int, Field(ge=0, le=bounds.WIDTH)] = 0
     """Number of segments to which a token can belong; 0 for no segments."""
-    step_head_mask: list[list[float]] | None = None
+    step_head_mask: Annotated[list[list[Factor]], Field(max_length=bounds.LAYERS)] | None = None
     """Factor on the output of each head as `[step][head]`; later steps use the last row. Default: 1 everywhere."""
 
     def __post_init__(self) -> None:

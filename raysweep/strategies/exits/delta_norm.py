@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from raysweep import contracts
+from raysweep.job import bounds
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Exit(contracts.Exit):
-    threshold: Annotated[float, Field(gt=0)]
+    threshold: Annotated[float, Field(gt=0, le=bounds.NORM)]
     """Relative change below which a token leaves."""
     reads = "states"
     looks_back = 0

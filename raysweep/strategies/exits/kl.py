@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from raysweep import contracts
+from raysweep.job import bounds
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Exit(contracts.Exit):
-    divergence: Annotated[float, Field(gt=0)]
+    divergence: Annotated[float, Field(gt=0, le=bounds.NATS)]
     """Nats below which a token leaves. Two predictions are needed, so the first comparison is after step 2."""
     reads = "predictions"
     looks_back = 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from raysweep import contracts
+from raysweep.job import bounds
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Exit(contracts.Exit):
-    patience: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=1, le=bounds.LAYERS)] = 1
     """How often in a row the largest logit must stay the same from one step to the next."""
     reads = "predictions"
 

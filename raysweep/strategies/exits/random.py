@@ -14,6 +14,7 @@ from pydantic import Field
 from scipy.optimize import brentq
 
 from raysweep import contracts
+from raysweep.job import bounds
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Exit(contracts.Exit):
-    mean_steps: Annotated[float, Field(ge=1)]
+    mean_steps: Annotated[float, Field(ge=1, le=bounds.LAYERS)]
     """Expected steps of a token, between `min_steps` and the number of steps."""
     reads = "chance"
     looks_back = 0

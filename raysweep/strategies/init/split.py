@@ -18,6 +18,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import NewSlice
+from raysweep.job import bounds
 from raysweep.networks.plasticity.draws import fill_normal
 
 
@@ -27,7 +28,7 @@ class Initializer(contracts.Initializer):
     forms = ("gate",)
     needs = "donor"
 
-    noise: Annotated[float, Field(gt=0)] = 0.5
+    noise: Annotated[float, Field(gt=0, le=bounds.NATS)] = 0.5
     """Standard deviation of e, in units of the model's initializer range."""
 
     def __call__(self, new: NewSlice) -> None:

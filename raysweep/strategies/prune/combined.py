@@ -6,7 +6,6 @@ the lowest to 0 and the highest to 1; both over the whole model, so that layers 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,6 +15,7 @@ from pydantic import AfterValidator
 from raysweep import contracts
 from raysweep.contracts import Array, HeadStatistics, Mask
 from raysweep.errors import known_names_hint
+from raysweep.job import bounds
 from raysweep.networks.plasticity.ranking import average_ranks
 from raysweep.strategies.prune import activation, contribution, entropy, fisher, magnitude, taylor
 
@@ -40,8 +40,8 @@ def _checked(weights: dict[str, float]) -> dict[str, float]:
     for name, weight in weights.items():
         if name not in SCORES:
             raise ValueError(known_names_hint(name, SCORES))
-        if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"{name} = {weight} must be a positive number")
+        if not 0 < weight <= bounds.NORM:
+            raise ValueError(f"{name} = {weight} must be a positive number, at most {bounds.NORM:g}")
     if not weights:
         raise ValueError("name at least one score")
     return weights

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import Draw
+from raysweep.job import bounds
 
 BELOW_ONE = 1 - 1e-12
 """Largest share of a range: `Parameter.at` takes shares in [0, 1), and a draw can lie on the upper bound."""
@@ -23,7 +24,7 @@ BELOW_ONE = 1 - 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(contracts.Sampler):
-    population: Annotated[int, Field(ge=2)] | None = None
+    population: Annotated[int, Field(ge=2, le=bounds.POPULATION)] | None = None
     """Completed trials that move the distribution once. Default: 4 + 3 ln(parameters), rounded down."""
     sigma: Annotated[float, Field(gt=0, le=1)] = 1 / 6
     """Standard deviation at the start, as a share of each range; the mean is in the middle."""

@@ -6,10 +6,13 @@ It learns from completed trials only, and waits for none: for running ones it as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import Draw
+from raysweep.job import bounds
 
 if TYPE_CHECKING:
     import optuna
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(contracts.Sampler):
-    startup_trials: int = 10
+    startup_trials: Annotated[int, Field(ge=1, le=bounds.TRIALS)] = 10
     """Trials drawn at random before the model is used."""
 
     # Optuna models the parameters that every trial has, and would draw all others at random.

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import TOLD, Draw
+from raysweep.job import bounds
 
 if TYPE_CHECKING:
     import optuna
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(contracts.Sampler):
-    population: Annotated[int, Field(ge=2)] = 20
+    population: Annotated[int, Field(ge=2, le=bounds.POPULATION)] = 20
     """Completed trials of a generation."""
     crossover: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Probability that a point has two parents."""

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import DIVERGED, Draw
+from raysweep.job import bounds
 from raysweep.job.checks.samplers import strategies_of
 from raysweep.job.parameter import Parameter
 from raysweep.meta.effects import Effects, normal_scores, posterior, top_two
@@ -43,7 +44,7 @@ class Sampler(contracts.Sampler):
     """Share of points that are drawn at random, to the end of the sweep: no choice is given up for good."""
     leader: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of the other points that try the probably best combination; the rest try one that may beat it."""
-    startup_trials: int = 10
+    startup_trials: Annotated[int, Field(ge=1, le=bounds.TRIALS)] = 10
     """Ended trials before TPE draws the settings; until then they are random."""
 
     # Without a choice of strategies there is no arm; the scores order trials by one number.

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import Draw
+from raysweep.job import bounds
 
 if TYPE_CHECKING:
     import optuna
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(contracts.Sampler):
-    startup_trials: int = 10
+    startup_trials: Annotated[int, Field(ge=1, le=bounds.TRIALS)] = 10
     """Trials drawn at random before the model is used."""
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import Decision, Report, StoppingRule
+from raysweep.job import bounds
 from raysweep.strategies.schedulers import asha
 from raysweep.strategies.stopping import ROUNDING, Reduction, rungs_from
 
@@ -60,7 +61,7 @@ def evenly_mixed(counts: Sequence[int]) -> list[int]:
 class Scheduler(contracts.Scheduler):
     reduction: Reduction = 3.0
     """1/reduction of a bracket's trials go on from each rung to the next, which is at reduction times the compute."""
-    brackets: Annotated[int, Field(ge=1)] = 3
+    brackets: Annotated[int, Field(ge=1, le=bounds.LAYERS)] = 3
     """One more than the rungs of the strictest bracket, whose first is at reduction^-(brackets - 1) of the compute."""
 
     def build(self, trials: int) -> Rule:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import Array, Report
+from raysweep.job import bounds
 from raysweep.strategies.stopping import PromptRule
 
 
@@ -84,7 +85,7 @@ class Rule(PromptRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler(contracts.Scheduler):
-    min_trials: Annotated[int, Field(ge=1)] = 5
+    min_trials: Annotated[int, Field(ge=1, le=bounds.TRIALS)] = 5
     """Other trials that must have come as far before a trial can be stopped."""
     grace: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of its judged compute that a trial may spend before it can be stopped."""

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import Report
+from raysweep.job import bounds
 from raysweep.strategies.stopping import PromptRule
 
 
@@ -59,9 +60,9 @@ def slope(x: list[float], y: list[float]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler(contracts.Scheduler):
-    min_slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    min_slope: Annotated[float, Field(gt=0, le=bounds.NATS)] = 0.05
     """Nats by which the loss must fall, at its present slope, over the whole of a trial's judged compute."""
-    reports: Annotated[int, Field(ge=2)] = 4
+    reports: Annotated[int, Field(ge=2, le=bounds.STEPS)] = 4
     """Number of latest reports of a phase that the slope is fitted to."""
     grace: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of its judged compute that a trial may spend before it can be stopped."""

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from raysweep import contracts
 from raysweep.contracts import GO, Decision, Report, StoppingRule
+from raysweep.job import bounds
 from raysweep.strategies.stopping import Reduction, Share, is_reached, num_best, rungs_from
 
 
@@ -143,7 +144,7 @@ class Scheduler(contracts.Scheduler):
     """1/reduction of a cohort go on from each rung to the next, which is at reduction times the compute."""
     first: Share | None = None
     """Share of a trial's judged compute at the first rung. Default: 1/reduction^2, which makes two rungs."""
-    cohort: Annotated[int, Field(ge=1)] | None = None
+    cohort: Annotated[int, Field(ge=1, le=bounds.TRIALS)] | None = None
     """Number of trials that are halved together. Default: all of the sweep."""
 
     def build(self, trials: int) -> Rule:

@@ -568,9 +568,9 @@ def faults_of(**model: Any) -> str:
 
 
 def test_every_fault_of_a_job_is_named_with_its_key_and_what_is_known() -> None:
-    assert "job.yaml: model.num_steps = 0: input should be greater than or equal to 1" in faults_of(num_steps=0)
+    assert "job.yaml: model.num_steps = 0: must be greater than or equal to 1" in faults_of(num_steps=0)
     known = "'query_key', 'constant', 'scalar' or 'none'"
-    assert f"job.yaml: model.gate = 'query-key': input should be {known}" in faults_of(gate="query-key")
+    assert f"job.yaml: model.gate = 'query-key': must be {known}" in faults_of(gate="query-key")
     assert "model.steps = 3: unknown key: no 'steps'. Did you mean 'num_steps'?" in faults_of(steps=3)
     several = faults_of(trunk="stack", dropout=1.0)
     assert "model.trunk = 'stack'" in several and "model.dropout = 1.0" in several
