@@ -19,6 +19,7 @@ BENCHMARKS = (
     "many_trials",
     "sharing",
     "simulate",
+    "cliff",
     "strategy_bandit",
     "quickstart",
     "kill_loop",

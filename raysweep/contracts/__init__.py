@@ -16,7 +16,7 @@ from raysweep.contracts.heads import (
     Pruner,
     SensitivityForm,
 )
-from raysweep.contracts.search import DIVERGED, TOLD, Draw, Sampler, SearchFeature
+from raysweep.contracts.search import FAILED, TOLD, Draw, Sampler, SearchFeature
 from raysweep.contracts.stopping import (
     GO,
     Decision,
@@ -32,7 +32,7 @@ __all__ = [
     "Array",
     "AttentionSite",
     "Batch",
-    "DIVERGED",
+    "FAILED",
     "Decision",
     "Draw",
     "Examples",

@@ -118,6 +118,8 @@ class TrialRetried(TrialEvent):
     """A trial lost its workers; a new group begins its next attempt."""
 
     attempt: int
+    fruitless: int = 0
+    """How many attempts before it, in a row, had passed no checkpoint and finished no phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,8 @@ class TrialEnding:
     """Why the stopping rule ended it."""
     error: str | None = None
     """Why it diverged or failed."""
+    cluster_fault: bool = False
+    """Whether it failed because the cluster lost it, and not by its values."""
 
     @staticmethod
     def of(error: Interrupted | TrialError) -> TrialEnding:

@@ -29,7 +29,8 @@ class Draw:
     job: Mapping[str, Any]
     """The job, resolved: conditions of the space may refer to its settings."""
     told: Sequence[tuple[Mapping[str, Any], tuple[float, ...]]]
-    """Values and objectives of each completed trial, in the order in which the results arrived."""
+    """Values and objectives of each trial that completed, or failed by its values, in the order in which the results
+    arrived. A failed one has infinite objectives."""
     is_open: Callable[[Mapping[str, Any]], bool]
     """Whether a point is allowed and no trial has it yet."""
 
@@ -38,8 +39,9 @@ TOLD = "told"
 """Attribute of an ended trial in the study that Optuna samplers see: its place in the order of results."""
 
 
-DIVERGED = "diverged"
-"""Attribute of an ended trial in that study: whether it failed because its loss became NaN or infinite."""
+FAILED = "failed"
+"""Attribute of an ended trial in that study: whether it failed by its values, as by a loss that is no number, and not
+because the cluster lost it."""
 
 
 SearchFeature = Literal["choice", "condition", "continuous", "strategies", "objectives", "constraints"]
@@ -55,6 +57,16 @@ class Sampler(Protocol):
     whole: ClassVar[bool] = False
     """Its model needs points that all have the same parameters: one that does not exist in a trial counts as if it had
     its first value."""
+    ranks_stopped: ClassVar[bool] = False
+    """It learns from stopped trials, too, and ranks those that miss a constraint below them. To it, a trial that failed
+    by its values looks like a stopped one that misses a constraint by more than any other; to other samplers, like a
+    completed one that is worse than the worst."""
+    avoids_failures: ClassVar[bool] = False
+    """It draws at random around good points, and may draw anew: a point whose nearest trials failed by their values is
+    refused."""
+    memory: ClassVar[int | None] = None
+    """How many ended trials it is shown: the latest, and of a single objective the best, too. None: all. For a sampler
+    whose cost of a proposal grows with what it is shown. Running trials are always shown."""
 
     @abstractmethod
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler | Mapping[str, Any] | None:

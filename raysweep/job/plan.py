@@ -65,7 +65,8 @@ class TrialPlan:
         return list({phase.key: phase for phases in (self.phases, *arms) for phase in phases}.values())
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        # vars and not asdict, which copies every list value by value.
+        return json.dumps(self, default=vars, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> TrialPlan:

@@ -112,7 +112,8 @@ class ScaleSpec(Section):
     checkpoint_every_steps: int = Field(default=200, ge=1, le=bounds.STEPS)
     """Steps between two checkpoints inside a training phase: the most that a killed worker loses."""
     max_attempts: int = Field(default=3, ge=1, le=bounds.ATTEMPTS)
-    """Losses of its workers after which a trial is recorded as FAILED."""
+    """Losses of its workers in a row, without a checkpoint or a finished phase between two of them, after which a trial
+    is recorded as FAILED."""
 
 
 class BudgetSpec(Section):

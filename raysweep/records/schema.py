@@ -162,6 +162,9 @@ class TrialRecord:
     """Why a control arm could not be run, by its name."""
     error: str | None = None
     """Why it did not complete: phase, message, and after a crash the worker's traceback."""
+    cluster_fault: bool = False
+    """Whether it failed because the cluster lost it (workers killed, a node or all lanes gone), and not by its values:
+    then its sampler learns nothing from it."""
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -236,6 +239,8 @@ class Retry:
     trial: int
     attempt: int
     """The attempt that continued it."""
+    fruitless: int = 0
+    """How many attempts before it, in a row, had passed no checkpoint and finished no phase."""
     phase: str
     """The last training phase before the loss; empty where no phase had logged a step."""
     cycle: int

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from raysweep.contracts import GO, Decision
-from raysweep.job.plan import PhasePlan
 
 
 @dataclass(kw_only=True)
@@ -19,6 +18,8 @@ class Claims:
     """Phases whose outcome is in the store."""
     _holders: dict[str, int] = field(default_factory=dict)
     """Phases that are being run -> the trials that run them."""
+    _held: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The other way round."""
 
     def claim(self, trial: int, key: str) -> Decision:
         """Answer a trial that is about to run a phase: `go`, or `wait` while another trial runs it."""
@@ -27,28 +28,28 @@ class Claims:
             return GO
         # A trial that claims again holds the claim already: its worker group died, and the next one repeats the phase.
         holder = self._holders.setdefault(key, trial)
-        return GO if holder == trial else Decision(action="wait", reason=f"trial {holder} is running this phase")
+        if holder != trial:
+            return Decision(action="wait", reason=f"trial {holder} is running this phase")
+        self._held[trial].add(key)
+        return GO
 
     def finish(self, key: str) -> None:
         """Note that the outcome of a phase is in the store."""
         self._done.add(key)
-        self._holders.pop(key, None)
+        holder = self._holders.pop(key, None)
+        if holder is not None:
+            self._held[holder].discard(key)
 
-    def withdraw(self, trial: int) -> None:
-        """Give up all claims of a trial, so that other trials may run these phases."""
-        self._holders = {key: holder for key, holder in self._holders.items() if holder != trial}
+    def withdraw(self, trial: int) -> set[str]:
+        """Give up all claims of a trial, so that other trials may run these phases; return their keys."""
+        held = self._held.pop(trial, set())
+        for key in held:
+            del self._holders[key]
+        return held
 
-    def blocker(self, trial: int, phases: Sequence[PhasePlan]) -> PhasePlan | None:
-        """Return the phase that a trial needs next, if another trial is running it.
+    def is_done(self, key: str) -> bool:
+        return key in self._done
 
-        Args:
-            phases: all phases of the trial, in the order in which it runs them.
-        """
-        if not self.sharing:
-            return None
-        # The list also holds phases that a halted trial skips, so for such a trial this is a guess: the claim that it
-        # makes when it runs decides.
-        following = next((phase for phase in phases if phase.key not in self._done), None)
-        if following is None or self._holders.get(following.key, trial) == trial:
-            return None
-        return following
+    def is_taken(self, key: str, trial: int) -> bool:
+        """Return whether another trial than this one is running a phase."""
+        return self._holders.get(key, trial) != trial

@@ -22,34 +22,19 @@ from raysweep.contracts.events import (
     StepLogged,
     SweepInterrupted,
     TrialEnding,
+    TrialEvent,
     TrialFinished,
     TrialLeft,
     TrialPaused,
-    TrialReleased,
     TrialResumed,
     TrialRetried,
-    TrialWaiting,
 )
-from raysweep.job.plan import PhasePlan, TrialPlan
+from raysweep.job.plan import TrialPlan
+from raysweep.sweep.attempts import Attempts
 from raysweep.sweep.claims import Claims
 from raysweep.sweep.lanes import Assignment, Lanes
 from raysweep.sweep.stopping import EarlyStopping
-
-
-@dataclass(kw_only=True)
-class _DispatchedTrial:
-    """A trial that has not ended."""
-
-    plan: TrialPlan
-    phases: list[PhasePlan]
-    lane: str | None
-    """The only lane that may run it; None: any."""
-    running: bool = False
-    attempt: int = 1
-    crash: str | None = None
-    """Why a worker died in the present attempt. Only the first reason: the death of one worker may kill others."""
-    waits_for: str | None = None
-    """Key of the phase of another trial that it waits for, once an event has said so."""
+from raysweep.sweep.waiting import DispatchedTrial, WaitingTrials
 
 
 @dataclass(kw_only=True)
@@ -62,7 +47,8 @@ class Dispatcher:
     """False: every trial runs all of its phases itself."""
     events: list[Event] = field(default_factory=list)
     """What happened, in order. A reader may take the list away."""
-    _trials: dict[int, _DispatchedTrial] = field(default_factory=dict)
+    _trials: dict[int, DispatchedTrial] = field(default_factory=dict)
+    """All that have not ended and are not paused."""
     _lanes: Lanes = field(default_factory=Lanes)
     _closed: bool = False
     _interrupted: str | None = None
@@ -70,6 +56,8 @@ class Dispatcher:
     def __post_init__(self, rule: StoppingRule, sharing: bool) -> None:
         self._stopping = EarlyStopping(rule=rule)
         self._claims = Claims(sharing=sharing)
+        self._waiting = WaitingTrials(claims=self._claims)
+        self._submitted = 0
 
     # The sweep's side.
 
@@ -79,14 +67,17 @@ class Dispatcher:
 
     def submit(self, plan: TrialPlan, lane: str | None = None) -> None:
         """Queue a trial: a new one, or one that was paused and may go on."""
-        attempt = self._stopping.unpause(plan.trial)
-        self._trials[plan.trial] = _DispatchedTrial(plan=plan, phases=plan.every_phase(), lane=lane, attempt=attempt)
+        attempts = Attempts(checkpoint_every=plan.checkpoint_every_steps, number=self._stopping.unpause(plan.trial))
+        self._submitted += 1
+        trial = self._trials[plan.trial] = DispatchedTrial(
+            plan=plan, phases=plan.every_phase(), lane=lane, place=self._submitted, attempts=attempts
+        )
         # A trial that was proposed before the interrupt, or before the last lane died, may arrive only now. It must
         # leave or fail at once: its client waits for the event that says so.
         if self._interrupted is not None:
             self._leave(plan.trial)
-        self._fail_trials_without_lane()
-        self._announce_waiting()
+        elif not self._failed_without_lane(trial):
+            self.events += self._waiting.add(trial)
 
     def replay(self, reports: Iterable[Report], ended: Iterable[int]) -> set[int]:
         """Bring the stopping rule to the state in which earlier sessions left it; see `EarlyStopping.replay`."""
@@ -109,7 +100,6 @@ class Dispatcher:
                 else:
                     ending = TrialEnding(status="STOPPED", stopped=decision.reason)
                     self._close_trial(trial, ending, self._stopping.unpause(trial))
-        self._announce_waiting()
 
     def close(self) -> None:
         """Let every worker return once no trial waits for a lane."""
@@ -126,22 +116,28 @@ class Dispatcher:
         self._interrupted = reason
         self.events.append(SweepInterrupted(reason=reason))
         # Trials on lanes hear of it in the answer to their next question; the others are on no lane that could ask.
-        for trial in [number for number, waiting in self._trials.items() if not waiting.running]:
-            self._leave(trial)
+        for trial in self._waiting:
+            self._leave(trial.number)
 
     def lane_died(self, lane: str, reason: str) -> None:
         """Fail the trial of a lane that Ray will not start again, and trials that no other lane can run."""
         self._lanes.died(lane, reason)
         current = self._lanes.current(lane)
         if current is not None:
-            self._fail(current, reason)
-        self._fail_trials_without_lane()
-        self._announce_waiting()
+            self._fail(current, TrialEnding(status="FAILED", error=reason, cluster_fault=True))
+        # Those that wait: a running trial is not touched, since its own lane still works.
+        for trial in self._waiting:
+            self._failed_without_lane(trial)
 
     @property
     def waiting(self) -> int:
         """Number of trials that could not go on even if a lane were free."""
-        return sum(not trial.running and self._blocker(trial) is not None for trial in self._trials.values())
+        return self._waiting.blocked
+
+    @property
+    def ready(self) -> int:
+        """Number of trials that a free lane could run."""
+        return len(self._waiting) - self._waiting.blocked
 
     # The lanes' side.
 
@@ -162,9 +158,9 @@ class Dispatcher:
                 return self.assignment(lane, group, finished)
             # Ranks finish a trial one after the other. A rank that is through waits until rank 0 has said so, too.
             return current if current.sequence > finished else "idle"
-        trial = None if self._interrupted is not None else self._first_runnable(lane)
+        trial = None if self._interrupted is not None else self._waiting.first_ready(lane)
         if trial is not None:
-            trial.running = True
+            self._waiting.discard(trial)
             return self._lanes.assign(lane, group, trial.plan)
         returns = self._closed or self._lanes.is_retired(lane) or self._interrupted is not None
         return "leave" if returns else "idle"
@@ -174,6 +170,8 @@ class Dispatcher:
         match question:
             case PhaseClaimed():
                 decision = self._claims.claim(question.trial, question.key)
+                if decision == GO:
+                    self.events += self._waiting.changed(question.key)
             case Reported():
                 if self._stopping.is_new(question.report):
                     self.events.append(question)
@@ -182,7 +180,7 @@ class Dispatcher:
                 if self._stopping.ready():
                     self.settle()
             case StepLogged():
-                self.events.append(question)
+                self._note(question)
                 decision = GO
             case _:
                 assert_never(question)
@@ -193,20 +191,19 @@ class Dispatcher:
 
     def post(self, event: Event) -> None:
         """Take in an event that needs no answer."""
-        self.events.append(event)
+        self._note(event)
         if isinstance(event, PhaseFinished):
             self._claims.finish(event.record["key"])
-            self._announce_waiting()
+            self.events += self._waiting.changed(event.record["key"])
         elif isinstance(event, ControlFailed):
             # The trial goes on with its next arm: a claim that it kept would block other trials until it ends.
-            self._claims.withdraw(event.trial)
-            self._announce_waiting()
+            self._withdraw(event.trial)
 
     def finish(self, lane: str, sequence: int, ending: TrialEnding) -> None:
         """End the trial of a lane's assignment; nothing happens if that assignment is over."""
         ended = self._lanes.end(lane, sequence)
         if ended is not None:
-            self._end(ended.trial, ending, self._trials[ended.trial].attempt)
+            self._end(ended.trial, ending, self._trials[ended.trial].attempts.number)
 
     def release(self, lane: str, sequence: int, decision: Decision) -> None:
         """Take back a lane's trial, unfinished; `decision` is `wait`, `pause` or `leave`."""
@@ -215,9 +212,8 @@ class Dispatcher:
             return
         trial = released.trial
         if decision.action == "wait":
-            self._trials[trial].running = False
-            self._claims.withdraw(trial)
-            self._announce_waiting()
+            self._withdraw(trial)
+            self.events += self._waiting.add(self._trials[trial])
         elif decision.action == "pause":
             self._pause(trial)
         else:
@@ -225,67 +221,59 @@ class Dispatcher:
 
     def crashed(self, trial: int, reason: str) -> None:
         """Keep why a worker died, for the record of a trial that has had all its attempts."""
-        if trial in self._trials and self._trials[trial].crash is None:
-            self._trials[trial].crash = reason
+        if trial in self._trials and self._trials[trial].attempts.crash is None:
+            self._trials[trial].attempts.crash = reason
 
     # Inside.
 
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+        # A worker that was given up for lost may still post events of a trial that is over.
+        if isinstance(event, TrialEvent) and (trial := self._trials.get(event.trial)) is not None:
+            trial.attempts.note(event)
+
     def _taken_over(self, current: Assignment, group: str) -> bool:
-        """Give the trial of a lost group to the new group of its lane; fail it if it has had all its attempts."""
-        trial = self._trials[current.trial]
-        if trial.attempt >= self.max_attempts:
-            reason = trial.crash or "its worker group was lost (killed, or the node went away)"
-            self._fail(current, f"gave up after {trial.attempt} attempts: {reason}")
+        """Give the trial of a lost group to the new group of its lane; fail it if that is of no use any more."""
+        attempts = self._trials[current.trial].attempts
+        attempts.lost()
+        if attempts.fruitless >= self.max_attempts:
+            self._fail(current, attempts.given_up())
             return False
-        trial.attempt += 1
-        trial.crash = None
+        attempts.retry()
         current.group = group
-        self.events.append(TrialRetried(trial=current.trial, attempt=trial.attempt))
+        self.events.append(TrialRetried(trial=current.trial, attempt=attempts.number, fruitless=attempts.fruitless))
         return True
 
-    def _first_runnable(self, lane: str) -> _DispatchedTrial | None:
-        # A dict keeps the order of insertion: trials are given out in the order in which they were submitted.
-        free = (trial for trial in self._trials.values() if not trial.running and trial.lane in (None, lane))
-        return next((trial for trial in free if self._blocker(trial) is None), None)
-
-    def _blocker(self, trial: _DispatchedTrial) -> PhasePlan | None:
-        """Return the phase that a trial needs next, if another trial is running it."""
-        return self._claims.blocker(trial.plan.trial, trial.phases)
-
-    def _announce_waiting(self) -> None:
-        """Add an event for each trial that begins to wait for another trial's phase, or waits no more."""
-        for number, trial in self._trials.items():
-            blocker = None if trial.running else self._blocker(trial)
-            key = blocker.key if blocker else None
-            if key != trial.waits_for:
-                trial.waits_for = key
-                waits = blocker and TrialWaiting(trial=number, phase=blocker.kind, cycle=blocker.cycle)
-                self.events.append(waits or TrialReleased(trial=number))
+    def _withdraw(self, trial: int) -> None:
+        for key in self._claims.withdraw(trial):
+            self.events += self._waiting.changed(key)
 
     def _pause(self, trial: int) -> None:
-        self._stopping.pause(trial, self._trials.pop(trial).attempt)
-        self._claims.withdraw(trial)
-        self.events.append(TrialPaused(trial=trial))
-        self.settle()
+        attempts = self._trials[trial].attempts.number
+        self._stopping.pause(trial, attempts)
+        self._leave_lane(trial, TrialPaused(trial=trial))
 
     def _leave(self, trial: int) -> None:
         """Leave a trial to a later session of the sweep."""
-        del self._trials[trial]
-        self._claims.withdraw(trial)
-        self.events.append(TrialLeft(trial=trial))
+        self._leave_lane(trial, TrialLeft(trial=trial))
+
+    def _leave_lane(self, trial: int, event: TrialPaused | TrialLeft) -> None:
+        known = self._trials.pop(trial)
+        self._waiting.discard(known)
+        self.events.append(event)
+        self._withdraw(trial)
         self.settle()
 
-    def _fail(self, current: Assignment, reason: str) -> None:
+    def _fail(self, current: Assignment, ending: TrialEnding) -> None:
         current.over = True
-        self._end(current.trial, TrialEnding(status="FAILED", error=reason), self._trials[current.trial].attempt)
+        self._end(current.trial, ending, self._trials[current.trial].attempts.number)
 
-    def _fail_trials_without_lane(self) -> None:
-        """Fail each trial whose own lane is dead, and all that any lane may run once every lane is."""
-        # A copy, since trials leave the dict on the way. A running trial is not touched: its own lane still works.
-        for number, trial in list(self._trials.items()):
-            reason = None if trial.running else self._lanes.why_none(trial.lane)
-            if reason is not None:
-                self._end(number, TrialEnding(status="FAILED", error=reason), attempts=0)
+    def _failed_without_lane(self, trial: DispatchedTrial) -> bool:
+        """Fail a trial whose own lane is dead, or that any lane may run once every lane is; return whether it is so."""
+        reason = self._lanes.why_none(trial.lane)
+        if reason is not None:
+            self._end(trial.number, TrialEnding(status="FAILED", error=reason, cluster_fault=True), attempts=0)
+        return reason is not None
 
     def _end(self, trial: int, ending: TrialEnding, attempts: int) -> None:
         self._close_trial(trial, ending, attempts)
@@ -293,7 +281,9 @@ class Dispatcher:
 
     def _close_trial(self, trial: int, ending: TrialEnding, attempts: int) -> None:
         # A paused trial is not among these any more.
-        self._trials.pop(trial, None)
-        self._claims.withdraw(trial)
+        known = self._trials.pop(trial, None)
+        if known is not None:
+            self._waiting.discard(known)
         self.events.append(TrialFinished(trial=trial, ending=ending, attempts=attempts))
+        self._withdraw(trial)
         self._stopping.ended(trial)

@@ -135,13 +135,14 @@ def _steps(evidence: Evidence) -> Iterator[str]:
 
 
 def _attempts(evidence: Evidence) -> Iterator[str]:
-    # Attempts are limited within a session. A record counts each earlier session as one, as its proposal does.
+    # Attempts that got on do not count.
     limit = evidence.job.spec.scale.max_attempts
-    for trial, record in evidence.ended.items():
-        proposal = evidence.proposals.get(trial)
-        attempts = record.attempts - (proposal.attempt - 1 if proposal else 0)
-        if attempts > limit:
-            yield f"trial {trial} took {attempts} attempts, but scale.max_attempts is {limit}"
+    for retry in evidence.retries:
+        if retry.fruitless >= limit:
+            yield (
+                f"trial {retry.trial} was tried again after {retry.fruitless} attempts in a row that got no further, "
+                f"but scale.max_attempts is {limit}"
+            )
 
 
 def _told_once(evidence: Evidence) -> Iterator[str]:

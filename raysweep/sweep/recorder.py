@@ -259,4 +259,5 @@ class Recorder:
             control_errors=trial.control_errors,
             seconds=round(self._clock() - trial.started, 3),
             error=event.ending.error,
+            cluster_fault=event.ending.cluster_fault,
         )

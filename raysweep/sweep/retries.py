@@ -30,6 +30,7 @@ class _Loss:
     """Workers lost, by a trial that has not gone on yet."""
 
     attempt: int
+    fruitless: int
     where: Where
     reached: int
     """Last step that the phase had logged."""
@@ -80,7 +81,7 @@ class RetryLog:
         # Lost once more before it went on: the line of the earlier loss is written, and `reached` stays for this one.
         self._goes_on(event.trial)
         where, reached = self._reached.get(event.trial, (NOWHERE, 0))
-        self._lost[event.trial] = _Loss(attempt=event.attempt, where=where, reached=reached)
+        self._lost[event.trial] = _Loss(attempt=event.attempt, fruitless=event.fruitless, where=where, reached=reached)
         # No training phase was running, or none had logged a step: no steps can be repeated, so the line is due now.
         if not reached:
             self._goes_on(event.trial)
@@ -95,6 +96,7 @@ class RetryLog:
             Retry(
                 trial=trial,
                 attempt=lost.attempt,
+                fruitless=lost.fruitless,
                 phase=lost.where[1],
                 cycle=lost.where[2],
                 reached=lost.reached,

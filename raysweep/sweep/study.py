@@ -24,11 +24,14 @@ from raysweep.job.jobfile import Job
 from raysweep.job.plan import derived_seed
 from raysweep.job.space import DRAWS, Values
 from raysweep.records.schema import TrialRecord
+from raysweep.sweep.failures import Failures
 from raysweep.sweep.history import STATES, History, Result, distributions_of
 from raysweep.sweep.journal import Journal
 
 REDRAWS = 20
-"""How many points of a sampler in a row the job's rules may refuse, before one is drawn at random among the allowed."""
+"""How many points of a sampler in a row may be refused, before the last allowed one is taken, or a random one."""
+EXPLORATION = 0.1
+"""Share of trials whose points are not refused for the failures near them."""
 STEPS = 1000
 """Optuna numbers intermediate values by integer steps: here thousandths of a trial's judged compute."""
 Key = tuple[tuple[str, str], ...]
@@ -60,6 +63,7 @@ class Study:
         self._taken: set[Key] = set()
         self._told: list[tuple[Values, tuple[float, ...]]] = []
         self._allowed: dict[Key, bool] = {}
+        self._failures = Failures(job.space)
         self._journal = None if journal is None else Journal(journal, self._objectives, distributions_of(job.space))
 
     def ask(self, trial: int) -> Values | None:
@@ -85,7 +89,8 @@ class Study:
             self._history.add(trial, point)
 
     def tell(self, record: TrialRecord, reports: Sequence[Report]) -> None:
-        """Note how a trial ended: COMPLETE with its objectives, STOPPED as pruned, any other status as failed."""
+        """Note how a trial ended: COMPLETE with its objectives, STOPPED as pruned, DIVERGED or FAILED as a result worse
+        than all others; what the cluster lost, or somebody cancelled, is no result."""
         # Once: a trial that failed and was run again would otherwise be two results of one point.
         if record.trial in self._results:
             return
@@ -94,17 +99,43 @@ class Study:
             self._journal.add(result, record)
         self.adopt(record.trial, record.values)
         if record.trial in self._points:
-            if result.objectives is not None:
-                self._told.append((self._points[record.trial], result.objectives))
+            if result.failed or result.state != TrialState.FAIL:
+                self._failures.add(self._points[record.trial], failed=result.failed)
+            objectives = (math.inf,) * len(self._objectives) if result.failed else result.objectives
+            if objectives is not None:
+                self._told.append((self._points[record.trial], objectives))
             if self._history is not None:
                 self._history.end(result)
 
     def _propose(self, trial: int) -> Values | None:
-        # The rules between a job's keys may refuse a point, and no sampler can know them.
+        # The rules between a job's keys may refuse a point, and no sampler can know them; nor can it see an edge behind
+        # which trials fail as sharply as it is.
+        avoids = self._avoids_failures(trial)
+        allowed, refused = None, list[Values]()
         for again in range(REDRAWS):
-            values = self._draw(trial, again)
-            if values is None or self._is_allowed(values):
-                return values
+            values = self._draw(trial, again, refused)
+            if values is None:
+                return None
+            if self._is_allowed(values):
+                if not (avoids and self._failures.expects(values)):
+                    return values
+                allowed = values
+            refused.append(values)
+        # What is known of failures may be wrong: a sampler that insists has its way.
+        return self._at_random(trial) if allowed is None else allowed
+
+    def _avoids_failures(self, trial: int) -> bool:
+        """Return whether a trial's point is drawn anew where trials seem to fail."""
+        # Not always: else what failed once would never be tried again.
+        draw = random.Random(self._seed("exploration", trial)).random()
+        return self._sampler.avoids_failures and draw >= EXPLORATION
+
+    def _at_random(self, trial: int) -> Values:
+        """Return a random point that the job's rules allow.
+
+        Raises:
+            RunError: they allow hardly any.
+        """
         logger.warning("trial %d: the job's rules refused %d points; one is drawn at random", trial, REDRAWS)
         generator = random.Random(self._seed("random", trial))
         for _ in range(DRAWS):
@@ -113,11 +144,12 @@ class Study:
                 return values
         raise RunError(f"trial {trial}: none of {DRAWS} random points is allowed by the job's rules. Narrow the space.")
 
-    def _draw(self, trial: int, again: int) -> Values | None:
+    def _draw(self, trial: int, again: int, refused: Sequence[Values] = ()) -> Values | None:
         """Draw a trial's point.
 
         Args:
             again: how often it was drawn before and refused.
+            refused: those points.
         """
         history = self._started()
         # Another seed each time, or the same point would come again. The first one has no such part: adding it would
@@ -131,7 +163,7 @@ class Study:
         if proposed is None:
             return None
         if isinstance(proposed, optuna.samplers.BaseSampler):
-            return history.draw(proposed, self._values_of_job)
+            return history.draw(proposed, self._values_of_job, refused)
         # The point itself: parameters whose condition does not hold are left out of it.
         return self._space.complete(self._values_of_job, lambda parameter: proposed[parameter.path])
 
@@ -139,7 +171,10 @@ class Study:
         """Return the history, built at the first call."""
         if self._history is None:
             # By number, as an uninterrupted sweep adds them; results then in the order in which they were recorded.
-            self._history = History(self._space, len(self._objectives), whole=self._sampler.whole)
+            self._history = History(
+                self._space, len(self._objectives),
+                whole=self._sampler.whole, ranks_stopped=self._sampler.ranks_stopped, memory=self._sampler.memory,
+            )  # fmt: skip
             for trial in sorted(self._points):
                 self._history.add(trial, self._points[trial])
             for trial, result in self._results.items():
@@ -170,16 +205,17 @@ class Study:
         return True
 
     def _result(self, record: TrialRecord, reports: Sequence[Report]) -> Result:
-        state, objectives, diverged = STATES.get(record.status, TrialState.FAIL), None, record.status == "DIVERGED"
+        state, objectives = STATES.get(record.status, TrialState.FAIL), None
+        failed = record.status in ("DIVERGED", "FAILED") and not record.cluster_fault
         if state == TrialState.COMPLETE:
             objectives = tuple(record.objectives[name] for name in self._objectives)
             # NaN cannot be compared: the trial counts as failed by its values. An infinite objective can.
             if any(map(math.isnan, objectives)):
-                state, objectives, diverged = TrialState.FAIL, None, True
+                state, objectives, failed = TrialState.FAIL, None, True
         return Result(
             trial=record.trial, values=record.values, state=state, objectives=objectives,
             reports={round(STEPS * report.share): report.loss for report in reports},
-            misses=record.violations if objectives else {}, diverged=diverged,
+            misses=record.violations if objectives else {}, failed=failed,
         )  # fmt: skip
 
 

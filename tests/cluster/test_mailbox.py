@@ -104,7 +104,7 @@ def plan_of(trial: int) -> str:
 
 def attempt(mailbox: Mailbox, trial: int) -> int:
     """Return at which attempt a trial is that has not ended."""
-    return mailbox._dispatcher._trials[trial].attempt
+    return mailbox._dispatcher._trials[trial].attempts.number
 
 
 def logged(trial: int, step: int = 10) -> Event:
@@ -506,7 +506,7 @@ async def test_a_dead_lane_fails_its_trial_and_leaves_the_rest_to_the_others(mai
     await submit(mailbox, 1, 2)
     await Group(mailbox, "g", "lane-0").take()
     await mailbox.lane_died("lane-0", "lane-0 was lost: no node")
-    lost = TrialEnding(status="FAILED", error="lane-0 was lost: no node")
+    lost = TrialEnding(status="FAILED", error="lane-0 was lost: no node", cluster_fault=True)
     assert (await finals(mailbox))[1] == TrialFinished(trial=1, ending=lost, attempts=1)
     assert (await Group(mailbox, "h", "lane-1").take()).trial == 2
 

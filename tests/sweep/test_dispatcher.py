@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -331,7 +333,7 @@ def test_an_interrupt_reaches_whoever_asks_next_and_lets_all_lanes_return() -> N
     dispatcher.submit(plan_of(2, ["base"]))
     dispatcher.interrupt("the budget of 2 hours is used up")
     assert kinds(dispatcher, TrialLeft) == [(TrialLeft, 2)]
-    logged = StepLogged(trial=1, arm="main", phase="baseline", cycle=0, steps=20, point={})
+    logged = StepLogged(trial=1, arm="main", phase="baseline", cycle=0, steps=20, point={"step": 10.0})
     assert dispatcher.ask(logged).action == "leave"
     first.hand_back("leave")
     assert kinds(dispatcher, TrialLeft, TrialFinished) == [(TrialLeft, 2), (TrialLeft, 1)]
@@ -393,3 +395,52 @@ def drive(worker: Worker, names: Sequence[Sequence[str]], store: set[str], ran: 
             worker.dispatcher.post(PhaseFinished(trial=worker.trial, record={"key": key}))
         else:
             worker.finish()
+
+
+def test_a_trial_that_gets_on_is_tried_again_however_often_its_workers_are_lost() -> None:
+    """With two attempts without progress allowed."""
+    dispatcher = dispatcher_of()
+    dispatcher.submit(plan_of(1, [f"key-{at}" for at in range(9)]))
+    for life in range(6):
+        worker = Worker(dispatcher, "a", f"g{life}")
+        assert worker.take() == 1
+        worker.run(f"key-{life}")
+    assert Worker(dispatcher, "a", "poisoned").take() == 1
+    assert Worker(dispatcher, "a", "again").take() == 1
+    assert Worker(dispatcher, "a", "once more").take() == "idle"
+    final = dispatcher.events[-1]
+    assert isinstance(final, TrialFinished)
+    assert (final.ending.status, final.ending.cluster_fault, final.attempts) == ("FAILED", True, 8)
+
+
+def test_what_an_event_costs_depends_neither_on_trials_nor_on_idle_lanes() -> None:
+    """Counted in lines of code, of the same few events beside 10 and beside 1,000 trials that wait."""
+
+    def lines(others: int) -> int:
+        dispatcher = dispatcher_of()
+        dispatcher.submit(plan_of(0, ["base", "own"]))
+        first = Worker(dispatcher, "a")
+        assert first.take() == 0 and first.claim("base") == "go"
+        for trial in range(1, others):
+            dispatcher.submit(plan_of(trial, ["base", f"own-{trial}"]))
+            Worker(dispatcher, f"lane-{trial}").take()
+        dispatcher.submit(plan_of(others, ["alone"]))
+        second = Worker(dispatcher, "b")
+        ran = Counter[str]()
+
+        def count(frame: Any, event: str, argument: Any) -> Any:
+            ran["lines"] += event == "line"
+            return count
+
+        sys.settrace(count)
+        try:
+            assert second.take() == others
+            second.run("alone")
+            assert dispatcher.ask(reported(others, 1)) == GO and dispatcher.waiting == others - 1
+            second.finish()
+            assert second.take() == "idle"
+        finally:
+            sys.settrace(None)
+        return ran["lines"]
+
+    assert lines(1000) <= lines(10) + 10

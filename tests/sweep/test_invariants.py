@@ -263,11 +263,13 @@ def test_evaluations_that_do_not_ascend(tmp_path: Path) -> None:
 
 def test_more_attempts_than_allowed_in_a_session(tmp_path: Path) -> None:
     folder = sound(tmp_path)
-    rewrite(folder, "trials.jsonl", lambda lines: lines[1].update(attempts=4))
-    found = only(folder, "no trial took more attempts than allowed")
-    assert found == "trial 2 took 4 attempts, but scale.max_attempts is 3"
-    propose(folder, 2, ENTROPY, attempt=2)  # by a later session, which may try three times more
-    assert check(folder) == []
+    rewrite(folder, "trials.jsonl", lambda lines: lines[1].update(attempts=40))
+    rewrite(folder, "retries.jsonl", lambda lines: lines[0].update(attempt=40, fruitless=2))
+    assert check(folder) == []  # those that got on do not count
+    rewrite(folder, "retries.jsonl", lambda lines: lines[0].update(fruitless=3))
+    assert only(folder, "no trial took more attempts than allowed") == (
+        "trial 2 was tried again after 3 attempts in a row that got no further, but scale.max_attempts is 3"
+    )
 
 
 TOLD = "the sampler was told each result once"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -200,18 +201,21 @@ def test_running_trials_count() -> None:
     assert forgetful.ask(13) != sweep.resumed().ask(13)
 
 
-def test_a_stopped_trial_teaches_by_its_reports_and_a_failed_one_nothing() -> None:
-    def next_point(status: str, *shares: float) -> Values | None:
+def test_a_stopped_trial_teaches_by_its_reports_and_what_the_cluster_lost_nothing() -> None:
+    def next_point(status: str, *shares: float, **changes: Any) -> Values | None:
         study = Study(some_job("tpe"), None)
         for trial in range(1, 13):
             values = study.ask(trial)
             assert values is not None
             known = trial != 5
-            study.tell(record_of(trial, values, "COMPLETE" if known else status), reports_of(trial, *shares))
+            ended = record_of(trial, values) if known else record_of(trial, values, status, **changes)
+            study.tell(ended, reports_of(trial, *shares))
         return study.ask(13)
 
-    assert next_point("DIVERGED") == next_point("FAILED") == next_point("CANCELLED", 0.5)
-    assert next_point("STOPPED", 0.5) != next_point("FAILED")
+    nothing = next_point("CANCELLED", 0.5)
+    assert next_point("FAILED", cluster_fault=True) == nothing
+    assert next_point("DIVERGED") == next_point("FAILED") != nothing
+    assert next_point("STOPPED", 0.5) != nothing
 
 
 # Grid and quasi-random
@@ -444,12 +448,73 @@ def test_a_trial_that_is_no_point_of_the_space_is_shown_but_teaches_nothing(jour
 
 def test_a_loss_that_is_no_number_is_a_failure() -> None:
     job = some_job("tpe")
-    study = Study(job, None)
+    study, other = Study(job, None), Study(job, None)
     for trial in range(1, 9):
         values = study.ask(trial)
-        assert values is not None
+        assert values is not None and other.ask(trial) == values
         study.tell(record_of(trial, values, loss=math.nan), [])
-    assert study.ask(9) == Study(job, None).ask(9)
+        other.tell(record_of(trial, values, "DIVERGED"), [])
+    assert study.ask(9) == other.ask(9)
+
+
+# Failures
+
+LEARNING = ["tpe", pytest.param("gp", marks=pytest.mark.slow), "cmaes", "nsga2", "strategy_bandit"]
+
+
+def failures_behind_a_cliff(sampler: str, status: str, **search: Any) -> int:
+    """Return how many of the last 32 of 64 trials fail: the loss falls up to a cliff in lr, and all fail behind it."""
+    space = MIXED if sampler == "strategy_bandit" else RANGES
+    job = some_job(sampler, {**space, "cycle.learn.lr": {"log_uniform": [1e-5, 1e-1]}}, {}, **search)
+    study, failed = Study(job, None), 0
+    for trial in range(1, 65):
+        values: dict[str, Any] | None = study.ask(trial)
+        assert values is not None
+        rate = values["cycle.learn.lr"]
+        if rate > 3e-3:
+            failed += trial > 32
+            study.tell(record_of(trial, values, status), [])
+        else:
+            loss = (values["cycle.prune.level"] - 0.3) ** 2 - 0.5 * math.log10(rate)
+            study.tell(
+                record_of(trial, values, loss=loss, violations=dict.fromkeys(search.get("constraints", ()), -1.0)), []
+            )
+    return failed
+
+
+@pytest.mark.parametrize("sampler", LEARNING)
+def test_samplers_that_learn_keep_away_from_where_trials_fail(sampler: str) -> None:
+    """Of 32, twelve lie behind the cliff by chance; a sampler that is told nothing of failures proposes no others."""
+    assert failures_behind_a_cliff(sampler, "FAILED") <= 8
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", pytest.param("gp", marks=pytest.mark.slow)])
+def test_failures_teach_searches_for_several_objectives_under_constraints(sampler: str) -> None:
+    several = {"minimize": ["loss", "params"], "constraints": ["perplexity <= 3"]}
+    assert failures_behind_a_cliff(sampler, "DIVERGED", **several) <= 8
+
+
+def test_random_points_are_not_drawn_anew_for_failures() -> None:
+    assert failures_behind_a_cliff("random", "FAILED") > 8
+
+
+def test_one_trial_in_ten_goes_where_others_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each point lies among failures; nine of ten are drawn until none is left to try."""
+    monkeypatch.setattr(study_module, "REDRAWS", 3)
+    study, drawn = Study(some_job("tpe"), None), Counter[int]()
+    original = study._draw
+
+    def counted(trial: int, again: int, refused: Any = ()) -> Values | None:
+        drawn[trial] += 1
+        return original(trial, again, refused)
+
+    study._draw = counted  # type: ignore[method-assign]
+    for trial in range(1, 41):
+        values = study.ask(trial)
+        assert values is not None
+        study.tell(record_of(trial, values, "DIVERGED"), [])
+    once = [trial for trial in range(4, 41) if drawn[trial] == 1]
+    assert set(drawn.values()) == {1, 3} and 1 <= len(once) <= 9
 
 
 def test_a_space_of_every_form_survives_its_way_through_optuna(journal: Path) -> None:

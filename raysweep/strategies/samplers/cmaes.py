@@ -2,7 +2,8 @@
 
 CMA-ES (Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772). Each `population` of completed trials, in
 the order in which they ended, moves the distribution that the next points are drawn from; with several lanes, some of
-these trials were drawn from the distribution before it. Nothing but the completed trials is kept. (Optuna's sampler
+these trials were drawn from the distribution before it. A trial that
+failed by its values counts as worse than all others. Nothing but the results is kept. (Optuna's sampler
 keeps its state with the trials that it proposed, where a resumed sweep could not find it.)
 """
 
@@ -31,6 +32,7 @@ class Sampler(contracts.Sampler):
 
     # A point must be a vector of numbers, of the same length in every trial, and a trial must have one loss.
     cannot = ("choice", "condition", "objectives", "constraints")
+    avoids_failures = True
 
     def propose(self, draw: Draw) -> Mapping[str, Any]:
         import cmaes

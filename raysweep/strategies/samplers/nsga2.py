@@ -30,6 +30,7 @@ class Sampler(contracts.Sampler):
 
     # Optuna crosses the parameters that every trial has, and would draw all others at random.
     whole = True
+    avoids_failures = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         sampler = _by_order_of_results(self.population)

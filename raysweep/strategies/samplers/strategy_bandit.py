@@ -6,7 +6,7 @@ one that is probably the best, or one that may beat it. Settings are drawn by TP
 score that its strategies do not explain, so that a good setting is recognised under a bad strategy, too.
 
 Stopped trials count as worse than completed ones, trials that miss a constraint as worse than these, and trials that
-diverged as worst of all. Trials that were cancelled, or failed for another reason, are left out.
+diverged or failed by their values as worst of all. Trials that were cancelled, or lost by the cluster, are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from raysweep import contracts
-from raysweep.contracts import DIVERGED, Draw
+from raysweep.contracts import FAILED, Draw
 from raysweep.job import bounds
 from raysweep.job.checks.samplers import strategies_of
 from raysweep.job.parameter import Parameter
@@ -49,6 +49,7 @@ class Sampler(contracts.Sampler):
 
     # Without a choice of strategies there is no arm; the scores order trials by one number.
     cannot = ("strategies", "objectives")
+    avoids_failures = True
 
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         return _bandit_sampler()(self, draw)
@@ -156,7 +157,7 @@ def _standing(trial: FrozenTrial) -> tuple[float, ...]:
     from optuna.trial import TrialState
 
     miss = sum(max(amount, 0.0) for amount in trial.constraints.values())
-    if trial.state == TrialState.FAIL:
+    if trial.user_attrs[FAILED]:
         return (3,)
     if miss > 0:
         return (2, miss)
@@ -172,8 +173,8 @@ def _teaches(trial: FrozenTrial) -> bool:
     """Return whether a trial's end says something about its values."""
     from optuna.trial import TrialState
 
-    # A trial that diverged failed by its values; other failures, such as a lost worker, did not.
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or trial.user_attrs.get(DIVERGED, False)
+    # A trial that failed by its values looks completed here; in state FAIL are those that the cluster lost.
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def _bandit_sampler() -> Any:

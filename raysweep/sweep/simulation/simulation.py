@@ -87,6 +87,8 @@ class Simulation:
     _out: set[int] = field(default_factory=set)
     """Trials that the dispatcher has, paused ones left out."""
     _ended: int = 0
+    _closed: bool = False
+    """Whether every trial has ended, so that lanes shall return."""
 
     def __post_init__(self) -> None:
         # The parts that a driver has, in the order in which it builds them, without TensorBoard runs.
@@ -172,9 +174,10 @@ class Simulation:
             if any(isinstance(event, STIRRING) for event in events):
                 stirred = True
                 self._submit()
-        # Once, behind the loop, and in the order in which lanes became idle: equal seeds must give equal sweeps.
+        # Once, behind the loop, in the order in which lanes became idle: equal seeds must give equal sweeps. Only as
+        # many lanes as there are trials for, as in the mailbox, unless all shall return.
         if stirred:
-            while self._idle:
+            for _ in range(len(self._idle) if self._closed else min(self._dispatcher.ready, len(self._idle))):
                 self._wake(self._idle.popleft(), after=0.0)
 
     def _take(self, event: Event) -> None:
@@ -199,3 +202,4 @@ class Simulation:
             self._dispatcher.submit(plan)
         if not self._out and self._agenda.finished:
             self._dispatcher.close()
+            self._closed = True
