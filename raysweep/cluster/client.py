@@ -32,12 +32,7 @@ class TrialClient(ray.tune.Trainable):
         name = lane and lane["config"]["name"]
         answer_of(lambda: self._mailbox.submit.remote(config["ticket"], config["plan"], name))
         if lane is not None:
-            self._lane = Lane(
-                LaneConfig(**lane["config"]),
-                ScaleSpec(**lane["scale"]),
-                Path(lane["storage"]),
-                max_failures=lane["max_failures"],
-            )
+            self._lane = Lane(LaneConfig(**lane["config"]), ScaleSpec(**lane["scale"]), Path(lane["storage"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         # With reuse_actors, Tune calls this instead of starting a process for the next trial, which takes seconds.

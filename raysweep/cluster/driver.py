@@ -175,16 +175,10 @@ class _Session:
 
         number = min(self.scale.lanes, remaining)
         post.answer(mailbox.expect_lanes.remote(number))
-        # A lane may lose its group at every attempt of every trial. The dispatcher counts attempts; Train must not
-        # give up before it.
-        failures = remaining * self.scale.max_attempts
         # The actor only starts Train and waits for it, so it needs no processor of its own. It starts again if its
         # process or node dies, and `join`, which may be under way then, is called once more.
         actor = ray.remote(Lane).options(num_cpus=0, max_restarts=self.scale.max_attempts, max_task_retries=-1)
-        return [
-            actor.remote(self._lane_config(f"lane-{lane}"), self.scale, self.scratch, failures)
-            for lane in range(number)
-        ]
+        return [actor.remote(self._lane_config(f"lane-{lane}"), self.scale, self.scratch) for lane in range(number)]
 
     def _end_lanes(self, mailbox: Any, post: Post, lanes: list[Any]) -> None:
         """Let the lanes return, which they do once no trial waits: no worker is left behind when Ray is left."""

@@ -30,6 +30,9 @@ COLLECTIVE_TIMEOUT_S = 24 * 3600
 """How long the other ranks wait for rank 0 in a collective: it may take long to write a large checkpoint."""
 ROUND_S = 10.0
 """How long one call for a trial waits in the mailbox, and the other ranks for its answer."""
+MAX_GROUPS = 1000
+"""Worker groups that a lane may lose before Ray Train gives it up. The dispatcher counts attempts, of which those that
+got on do not count, and Train must not give up before it. This ends a lane whose workers never get as far as to ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +52,9 @@ class Lane:
     """Starts a worker group in the background; `join` waits until it has returned.
 
     It runs in an actor and not in the driver: when the driver is interrupted, none of its threads is inside Ray Train.
-
-    Args:
-        max_failures: how many worker groups may be lost before Ray Train gives the lane up.
     """
 
-    def __init__(self, config: LaneConfig, scale: ScaleSpec, storage: Path, max_failures: int) -> None:
+    def __init__(self, config: LaneConfig, scale: ScaleSpec, storage: Path) -> None:
         import ray.train
         import ray.train.torch
 
@@ -78,7 +78,7 @@ class Lane:
                 name=f"{config.mailbox}-{config.name}",
                 storage_path=str(storage),
                 # Train's default of 0 would end the lane with the first worker that dies.
-                failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                failure_config=ray.train.FailureConfig(max_failures=MAX_GROUPS),
             ),
         )
         # In a thread: fit() blocks, and installs a signal handler of its own in the main thread.

@@ -161,7 +161,6 @@ class Tuning:
                 "config": self._lane_of(proposal.trial).__dict__,
                 "scale": self._scale.model_dump(),
                 "storage": str(self._storage),
-                "max_failures": self._scale.max_attempts,
             }
         return config
 

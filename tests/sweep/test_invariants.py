@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.sound import end, phase, propose, rewrite, sound, store, tell, whole
-from support.sweeps import DECISIONS, ENTROPY, TAYLOR, make_sweep, trial_record
+from support.sweeps import DECISIONS, TAYLOR, make_sweep, trial_record
 
 from raysweep.job.identity import job_hash
 from raysweep.job.yamlfile import dump_mapping, load_mapping

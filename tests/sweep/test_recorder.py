@@ -170,7 +170,7 @@ def test_a_trial_leaves_its_phases_and_how_it_ended(recorder: Recorder, folder: 
         "trial": 1, "status": "COMPLETE", "values": VALUES, "seed": 7, "proposer": "tpe", "objective": 3.2,
         "attempts": 1, "phases": [part.key for part in plan.phases], "error": None, "schema": 1,
         "halted": None, "controls": {}, "control_errors": {}, "objectives": {"loss": 3.2}, "violations": {},
-        "of": None, "stopped": None,
+        "of": None, "stopped": None, "cluster_fault": False,
     }  # fmt: skip
 
 
