@@ -92,13 +92,13 @@ class Outcome:
 async def deliver(events: int, folder: Path, seed: int = SEED) -> Outcome:
     """Deliver events from workers to the records of drivers that die; count those that went wrong."""
     chance = random.Random(seed)
-    network, mailbox = Network(chance=chance), Mailbox(max_attempts=3, rule=Rule(), sharing=True)
+    network, mailbox = Network(chance=chance), Mailbox(max_attempts=3, rule=Rule(), sharing=True, lane_timeout_s=60.0)
     lines = JsonLines(folder, durable=False)
 
     async def work(worker: int) -> None:
         for number, event in enumerate(range(worker, events, WORKERS), start=1):
             text = to_json(Warned(trial=1, text=str(event)))
-            await network.call(partial(mailbox.tell, f"worker {worker}", number, "post", text))
+            await network.call(partial(mailbox.tell, "lane-0", "g", f"worker {worker}", number, "post", text))
 
     def put(text: str) -> None:
         fate = chance.random()

@@ -83,18 +83,23 @@ def open_sweep(results: Path, sweep: str) -> SweepFolder:
 
 def report_sweep(folder: SweepFolder, as_json: bool) -> None:
     """Print a sweep, why it stopped if it did, and the next useful commands."""
+    from raysweep.records.silence import read_silent
     from raysweep.reports.summary import is_finished, next_commands, sweep_state
     from raysweep.reports.tables.sweep import print_sweep
+    from raysweep.reports.wording import silent_lane
     from raysweep.sweep.limits import last_end, more_of
 
     state = sweep_state(folder)
     # A finished sweep may have met a limit with its last trial: nothing is left to do about that.
     end = None if is_finished(state) else last_end(folder)
+    silent = read_silent(folder.path) if folder.running() else {}
     if as_json:
         # Next commands are for people: a script knows what it wants.
-        print_json({**state, "stopped": end and end.ended})
+        print_json({**state, "stopped": end and end.ended, "silent": silent})
         return
     print_sweep(state, console())
+    for lane, seconds in silent.items():
+        click.echo(silent_lane(lane, seconds))
     commands = next_commands(state)
     if end is not None:
         click.echo(f"stopped: {end.ended}.")

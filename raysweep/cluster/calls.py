@@ -52,11 +52,25 @@ class Sender:
         name: no other sender of the sweep has it.
     """
 
-    def __init__(self, mailbox: Any, name: str) -> None:
-        self._mailbox, self._name = mailbox, name
+    def __init__(self, mailbox: Any, lane: str, group: str, name: str) -> None:
+        self._mailbox, self._from = mailbox, (lane, group, name)
         self._number = 0
 
     def tell(self, what: str, *content: Any) -> Any:
         """Tell something and return the answer. Things arrive in the order in which they are told."""
         self._number += 1
-        return answer_of(lambda: self._mailbox.tell.remote(self._name, self._number, what, *content))
+        return answer_of(lambda: self._mailbox.tell.remote(*self._from, self._number, what, *content))
+
+
+class Heart:
+    """Tells the mailbox that a lane gets on, at most every `every_s`; nobody waits for that to arrive."""
+
+    def __init__(self, mailbox: Any, lane: str, group: str, every_s: float) -> None:
+        self._mailbox, self._lane, self._group, self._every_s = mailbox, lane, group, every_s
+        self._last = float("-inf")
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._every_s:
+            self._last = now
+            self._mailbox.beat.remote(self._lane, self._group)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.cluster.connection import StoppedEarly, connected, set_environment
 from raysweep.cluster.waiting import Task
-from raysweep.contracts.events import Event, SweepInterrupted
+from raysweep.contracts.events import ClientSilent, Event, LaneSilent, LaneStarted, SweepInterrupted
 from raysweep.errors import ClusterError, DiskFullError
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints
@@ -31,13 +31,12 @@ from raysweep.sweep.study import Study
 
 if TYPE_CHECKING:
     from raysweep.cluster.lane import LaneConfig
+    from raysweep.cluster.lane_actors import LaneActors
     from raysweep.cluster.post import Post
     from raysweep.cluster.tuning import Tuning
 
 TUNE_END_S = 10.0
 """How long Ray Tune may take to notice that the session is over."""
-JOIN_S = 30.0
-"""How long lanes may take to return when there is nothing left to run."""
 
 
 def run_sweep(
@@ -109,12 +108,13 @@ class _Session:
 
         mailbox = self._start_mailbox()
         self.tuning = self._tuning(mailbox)
-        post = Post(mailbox, self._record)
+        post = Post(mailbox, lambda event: self._record(event, mailbox, post))
         paused = post.answer(mailbox.replay.remote(self.folder.all_reports(), list(self.folder.trials())))
         self.tuning.pause_again(paused, self.folder.proposals())
         # What the rule decides on them at once waits in the mailbox.
         post.answer(mailbox.settle.remote())
-        lanes = self._start_lanes(mailbox, post, remaining) if self.scale.isolation == "lane" else []
+        self.lanes = self._lane_actors(mailbox, post, remaining)
+        self.lanes.start()
         tune = Task("Ray Tune", self.tuning.fit)
         try:
             while tune.is_alive():
@@ -130,7 +130,7 @@ class _Session:
         post.empty()
         if self.error is not None:
             raise self.error
-        self._end_lanes(mailbox, post, lanes)
+        self.lanes.end()
 
     def _look(self, mailbox: Any, post: Post, ended: Callable[[], str | None]) -> None:
         """Look at what can end the session, apart from its trials."""
@@ -140,9 +140,24 @@ class _Session:
             self.stopped = reason
             self.tuning.propose_no_more()
             post.answer(mailbox.interrupt.remote(reason))
+        self.lanes.look()
 
-    def _record(self, event: Event) -> None:
+    def _record(self, event: Event, mailbox: Any, post: Post) -> None:
+        import ray
+
         self.tuning.record(event)
+        match event:
+            case LaneStarted():
+                self.lanes.came_up(event.lane)
+            case LaneSilent() if event.lost:
+                self.lanes.replace(event.lane, f"it was silent for {event.seconds:.0f} s")
+            case ClientSilent():
+                client = post.answer(mailbox.client_of.remote(event.ticket))
+                # Tune starts it again, and it reads on.
+                if client is not None:
+                    ray.kill(client)
+            case _:
+                pass
         # `_look` sets `stopped` before it interrupts. Without that, a worker did so: it could not write.
         if isinstance(event, SweepInterrupted) and self.stopped is None:
             self.stopped, self.error = event.reason, DiskFullError(event.reason)
@@ -155,7 +170,9 @@ class _Session:
 
         # By name: workers and trial clients in other processes find it with ray.get_actor.
         actor = ray.remote(Mailbox).options(name=self.name, namespace=NAMESPACE, num_cpus=0, max_concurrency=CALLS)
-        return actor.remote(self.scale.max_attempts, rule_of(self.job.spec.search), self.sharing)
+        return actor.remote(
+            self.scale.max_attempts, rule_of(self.job.spec.search), self.sharing, self.scale.lane_timeout
+        )  # fmt: skip
 
     def _tuning(self, mailbox: Any) -> Tuning:
         from raysweep.cluster.tuning import Tuning
@@ -168,30 +185,29 @@ class _Session:
             scale=self.scale, name=self.name, storage=self.scratch,
         )  # fmt: skip
 
-    def _start_lanes(self, mailbox: Any, post: Post, remaining: int) -> list[Any]:
+    def _lane_actors(self, mailbox: Any, post: Post, remaining: int) -> LaneActors:
         import ray
 
         from raysweep.cluster.lane import Lane
+        from raysweep.cluster.lane_actors import LaneActors
 
-        number = min(self.scale.lanes, remaining)
-        post.answer(mailbox.expect_lanes.remote(number))
-        # The actor only starts Train and waits for it, so it needs no processor of its own. It starts again if its
-        # process or node dies, and `join`, which may be under way then, is called once more.
-        actor = ray.remote(Lane).options(num_cpus=0, max_restarts=self.scale.max_attempts, max_task_retries=-1)
-        return [actor.remote(self._lane_config(f"lane-{lane}"), self.scale, self.scratch) for lane in range(number)]
-
-    def _end_lanes(self, mailbox: Any, post: Post, lanes: list[Any]) -> None:
-        """Let the lanes return, which they do once no trial waits: no worker is left behind when Ray is left."""
-        import ray
-
-        post.answer(mailbox.close.remote())
-        if lanes:
-            ray.wait([lane.join.remote() for lane in lanes], num_returns=len(lanes), timeout=JOIN_S)
+        # Where each trial has a lane of its own, its client starts it.
+        number = min(self.scale.lanes, remaining) if self.scale.isolation == "lane" else 0
+        # The actor only starts Train and waits for it, so it needs no processor of its own.
+        actor = ray.remote(Lane).options(num_cpus=0)
+        return LaneActors(
+            [f"lane-{lane}" for lane in range(number)],
+            lambda lane: actor.remote(self._lane_config(lane), self.scale, self.scratch),
+            mailbox, post, self.scale.max_attempts,
+        )  # fmt: skip
 
     def _lane_config(self, lane: str) -> LaneConfig:
         from raysweep.cluster.lane import LaneConfig
 
-        return LaneConfig(name=lane, mailbox=self.name, store=str(self.folder.store), sharing=self.sharing)
+        return LaneConfig(
+            name=lane, mailbox=self.name, store=str(self.folder.store), sharing=self.sharing,
+            timeout_s=self.scale.lane_timeout,
+        )  # fmt: skip
 
 
 def is_of_ray(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ the next trial begins in less than a tenth of a second.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import threading
 import traceback
@@ -15,21 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.cluster.calls import Sender, answer_of, mailbox_of
+from raysweep.cluster.calls import Heart, Sender, answer_of, mailbox_of
 from raysweep.contracts import Decision, Interrupted
 from raysweep.contracts.events import LaneStarted, PhaseFinished, TrialEnding, to_json
-from raysweep.errors import DiskFullError, TrialError
+from raysweep.errors import ClusterError, DiskFullError, TrialError
 from raysweep.job.plan import TrialPlan
 from raysweep.job.spec import ScaleSpec
+from raysweep.sweep.heartbeats import LOADING
 
 if TYPE_CHECKING:
     from raysweep.sweep.lanes import Assignment
     from raysweep.trial.runtime import Runtime
 
-COLLECTIVE_TIMEOUT_S = 24 * 3600
-"""How long the other ranks wait for rank 0 in a collective: it may take long to write a large checkpoint."""
+BEATS = 10
+"""Signs of life that a lane gives in the time that it may be silent."""
 ROUND_S = 10.0
-"""How long one call for a trial waits in the mailbox, and the other ranks for its answer."""
+"""How long one call for a trial waits in the mailbox at most, and the other ranks for its answer."""
+ROUNDS = 4
+"""Calls for a trial in the time that a lane may be silent."""
 MAX_GROUPS = 1000
 """Worker groups that a lane may lose before Ray Train gives it up. The dispatcher counts attempts, of which those that
 got on do not count, and Train must not give up before it. This ends a lane whose workers never get as far as to ask."""
@@ -46,10 +50,12 @@ class LaneConfig:
     """Folder of the phase store."""
     sharing: bool
     """False: each trial has a store of its own, and shares no phase."""
+    timeout_s: float
+    """`scale.lane_timeout`."""
 
 
 class Lane:
-    """Starts a worker group in the background; `join` waits until it has returned.
+    """Starts a worker group in the background; `join` waits until it has returned, and raises what it was lost of.
 
     It runs in an actor and not in the driver: when the driver is interrupted, none of its threads is inside Ray Train.
     """
@@ -65,7 +71,9 @@ class Lane:
             work,
             train_loop_config=config.__dict__,
             torch_config=ray.train.torch.TorchConfig(
-                backend="nccl" if scale.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+                backend="nccl" if scale.gpus_per_worker else "gloo",
+                # A rank waits for the others, and for rank 0 to write. Where that takes longer, the lane is given up.
+                timeout_s=math.ceil(2 * LOADING * scale.lane_timeout) + 60,
             ),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scale.workers,
@@ -74,28 +82,40 @@ class Lane:
                 | ({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {}),
             ),
             run_config=ray.train.RunConfig(
-                # Train resumes a run whose name it finds in the storage, so the name holds the session's unique one.
-                name=f"{config.mailbox}-{config.name}",
+                # Train resumes a run whose name it finds in the storage, so each start of a lane has its own.
+                name=f"{config.mailbox}-{config.name}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(storage),
                 # Train's default of 0 would end the lane with the first worker that dies.
                 failure_config=ray.train.FailureConfig(max_failures=MAX_GROUPS),
             ),
+            on_placed=self._placed,
         )
+        self._error: Exception | None = None
         # In a thread: fit() blocks, and installs a signal handler of its own in the main thread.
         self._thread = threading.Thread(target=self._fit, name=config.name, daemon=True)
         self._thread.start()
 
-    def join(self) -> None:
-        self._thread.join()
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the workers to return; return False where they have not within `timeout_s`.
+
+        Raises:
+            ClusterError: Ray Train gave them up.
+        """
+        self._thread.join(timeout_s)
+        if self._error is not None:
+            raise ClusterError(f"lane {self.config.name} was lost: {self._error}")
+        return not self._thread.is_alive()
+
+    def _placed(self, placement_group: Any) -> None:
+        mailbox = mailbox_of(self.config.mailbox)
+        answer_of(lambda: mailbox.placed.remote(self.config.name, placement_group))
 
     def _fit(self) -> None:
         try:
             self._trainer.fit()
+        # `join` raises it.
         except Exception as error:
-            # Nobody waits for this thread: without this call the sweep would wait for the lane's trial for ever.
-            mailbox = mailbox_of(self.config.mailbox)
-            reason = f"lane {self.config.name} was lost: {error}"
-            answer_of(lambda: mailbox.lane_died.remote(self.config.name, reason))
+            self._error = error
 
 
 def work(config: dict[str, Any]) -> None:
@@ -105,35 +125,41 @@ def work(config: dict[str, Any]) -> None:
     import torch
     from torch import distributed
 
-    from raysweep.trial.runtime import Runtime
+    from raysweep.trial.runtime import Runtime, keep_quiet
 
     lane = LaneConfig(**config)
     mailbox = mailbox_of(lane.mailbox)
     # A new name for each start: when Ray starts the group again, the mailbox knows by it that the old one is lost.
     start = uuid.uuid4().hex
-    sender = Sender(mailbox, start)
+    device = torch.device(ray.train.torch.get_device())
+    group = Runtime(device=device).from_rank_0(start)
+    sender = Sender(mailbox, lane.name, group, start)
+    leads = group == start
     runtime = Runtime(
-        device=torch.device(ray.train.torch.get_device()),
+        device=device,
         # It waits until the mailbox has the event, so that events arrive in the order in which they happened.
         emit=lambda event: sender.tell("post", to_json(event)),
         ask_sweep=lambda question: sender.tell("ask", to_json(question)),
+        # Every rank waits for all others in each step, so rank 0 speaks for all.
+        beat=Heart(mailbox, lane.name, group, lane.timeout_s / BEATS).beat if leads else keep_quiet,
     )
-    group = runtime.from_rank_0(start)
     pids: list[int] = [0] * runtime.world_size
     if runtime.world_size > 1:
         distributed.all_gather_object(pids, os.getpid())
     else:
         pids = [os.getpid()]
-    if runtime.rank == 0:
+    if leads:
         runtime.emit(LaneStarted(lane=lane.name, group=group, pids=pids))
     finished = -1
 
+    round_s = min(ROUND_S, lane.timeout_s / ROUNDS)
+
     def ask() -> Any:
-        return answer_of(lambda: mailbox.next_trial.remote(lane.name, group, finished, ROUND_S), ROUND_S)
+        return answer_of(lambda: mailbox.next_trial.remote(lane.name, group, finished, round_s), round_s)
 
     while True:
-        # Rank 0 asks for all, and the others hear at least each `ROUND_S`: far within the collectives' timeout.
-        found = runtime.from_rank_0(ask() if runtime.rank == 0 else None)
+        # Rank 0 asks for all, and the others hear in each round: far within the collectives' timeout.
+        found = runtime.from_rank_0(ask() if leads else None)
         if found == "idle":
             continue
         if found == "leave":

@@ -8,20 +8,39 @@ each lane, one of each trial client and one of the driver wait here at a time.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from raysweep.cluster.delivery import Inbox, Numbered, Outbox
 from raysweep.contracts import Decision, Report, StoppingRule
-from raysweep.contracts.events import OffLane, PhaseFinished, Question, from_json, to_json
+from raysweep.contracts.events import (
+    ClientSilent,
+    LaneHeard,
+    LaneSilent,
+    OffLane,
+    PhaseFinished,
+    Question,
+    Reported,
+    StepLogged,
+    from_json,
+    to_json,
+)
 from raysweep.job.plan import TrialPlan
 from raysweep.job.spec import MAX_LANES
 from raysweep.sweep.admission import IN_HAND
 from raysweep.sweep.dispatcher import Dispatcher
+from raysweep.sweep.heartbeats import Heartbeats
 from raysweep.sweep.lanes import Assignment
 
 NAMESPACE = "raysweep"
+CLIENT_S = 30.0
+"""How long a trial's client may give no sign of life. It gives one every few seconds, whatever it waits for."""
+STEPS = tuple(f'{{"event": "{kind.__name__}"' for kind in (StepLogged, Reported))
+"""How questions begin that are asked from within a training."""
+GIVEN_UP = Decision(action="leave", reason="its workers were given up for lost")
 CALLS = 2 * (1 + IN_HAND) * MAX_LANES
 """Calls that the actor takes at a time. Ray's default of 1,000 would be used up by those that wait, and nobody could
 bring them what they wait for. Those are a call of each lane and of its IN_HAND trial clients; as many may be at work.
@@ -35,6 +54,8 @@ class _Start:
     """One start of a trial by the driver, and what its client is to hear."""
 
     ticket: int
+    client: Any
+    """Handle of its client's actor."""
     box: Outbox[str] = field(default_factory=Outbox)
 
 
@@ -50,7 +71,14 @@ class _IdleLane:
 class Mailbox:
     """Asynchronous actor. What changes something does not wait, and what waits changes nothing."""
 
-    def __init__(self, max_attempts: int, rule: StoppingRule, sharing: bool) -> None:
+    def __init__(
+        self,
+        max_attempts: int,
+        rule: StoppingRule,
+        sharing: bool,
+        lane_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         # All methods run on one event loop, and none waits in the middle of a change: nothing here needs a lock.
         self._dispatcher = Dispatcher(max_attempts=max_attempts, rule=rule, sharing=sharing)
         self._events: Outbox[str] = Outbox()
@@ -62,6 +90,14 @@ class Mailbox:
         """Lanes that wait for a trial, the longest first."""
         self._own: set[str] = set()
         """Lanes that serve a single trial each."""
+        self._clock = clock
+        self._lanes = Heartbeats(timeout_s=lane_timeout_s)
+        self._clients = Heartbeats(timeout_s=CLIENT_S)
+        self._groups: dict[str, str] = {}
+        """The group of each lane that was heard of last."""
+        self._placement: dict[str, Any] = {}
+        self._lost: set[str] = set()
+        """Groups that were given up. Should one of them go on, nothing that it says counts."""
 
     # The driver's side.
 
@@ -78,6 +114,7 @@ class Mailbox:
         Args:
             timeout_s: how long to wait for one if there is none.
         """
+        self._look()
         return await self._events.after(written, timeout_s)
 
     async def waiting(self) -> int:
@@ -101,32 +138,72 @@ class Mailbox:
     async def interrupt(self, reason: str) -> None:
         self._interrupt(reason)
 
+    async def lane_begun(self, lane: str) -> None:
+        """Expect signs of life of a lane from now on."""
+        self._lanes.beat(lane, self._clock(), starting=True)
+
+    async def placed(self, lane: str, placement_group: Any) -> None:
+        """Keep the placement group of a lane, which whoever starts the lane anew has to remove."""
+        self._placement[lane] = placement_group
+
+    async def placement_of(self, lane: str) -> Any:
+        """Return the placement group of a lane; None where it has had none."""
+        return self._placement.get(lane)
+
+    async def lane_lost(self, lane: str) -> None:
+        """Give up the workers of a lane; any lane may go on with their trial."""
+        self._lanes.forget(lane)
+        self._lost.add(self._groups.pop(lane, ""))
+        self._stop_waiting(lane, "leave")
+        self._do(lambda: self._dispatcher.lane_lost(lane))
+
     async def lane_died(self, lane: str, reason: str) -> None:
+        """Note that a lane that was lost will not be started again."""
         self._do(lambda: self._dispatcher.lane_died(lane, reason))
+
+    async def client_of(self, ticket: int) -> Any:
+        """Return the handle of the client that started a trial under a ticket; None where it was not given."""
+        return next((start.client for start in self._starts.values() if start.ticket == ticket), None)
 
     # The trial clients' side.
 
-    async def submit(self, ticket: int, plan: str, lane: str | None = None) -> None:
+    async def submit(self, ticket: int, plan: str, lane: str | None = None, client: Any = None) -> None:
         """Queue a trial.
 
         Args:
             ticket: the number of this start of a trial. A client that is started again repeats it, and changes nothing.
+            client: handle of the client's actor, for the driver to end it where it gives no sign of life.
         """
         trial_plan = TrialPlan.from_json(plan)
-        earlier = self._starts.get(trial_plan.trial)
-        if earlier is not None and earlier.ticket == ticket:
-            return
-        # A new box: events from before a pause are no news to the client of the resumed trial.
-        self._starts[trial_plan.trial] = _Start(ticket=ticket)
+        self._clients.beat(str(ticket), self._clock())
         if lane is not None:
             self._own.add(lane)
+            self._lanes.beat(lane, self._clock(), starting=True)
+        earlier = self._starts.get(trial_plan.trial)
+        if earlier is not None and earlier.ticket == ticket:
+            earlier.client = client
+            return
+        # A new box: events from before a pause are no news to the client of the resumed trial.
+        self._starts[trial_plan.trial] = _Start(ticket=ticket, client=client)
         self._do(lambda: self._dispatcher.submit(trial_plan, lane))
 
     async def trial_events(self, trial: int, taken: int, timeout_s: float) -> list[Numbered[str]]:
         """Return a trial's finished phases and its end after number `taken`; see `events`."""
         return await self._starts[trial].box.after(taken, timeout_s)
 
+    async def client_beat(self, ticket: int) -> None:
+        """Take a sign of life of a trial's client."""
+        self._clients.beat(str(ticket), self._clock())
+
+    async def is_silent(self, lane: str) -> bool:
+        """Return whether no more signs of life are expected of a lane."""
+        return not self._lanes.expects(lane)
+
     # The workers' side.
+
+    async def beat(self, lane: str, group: str) -> None:
+        """Take a sign of life of a lane: a step, a batch of an evaluation or a checkpoint."""
+        self._heard(lane, group)
 
     async def next_trial(self, lane: str, group: str, finished: int, timeout_s: float) -> Found:
         """Return the trial that a lane runs next; `leave` when its workers shall return, `idle` if there is none yet.
@@ -136,11 +213,14 @@ class Mailbox:
         Args:
             timeout_s: how long to wait for a trial.
         """
+        if not self._heard(lane, group):
+            return "leave"
         # Who waits for the lane already has lost its answer, or is of a group that is lost. Or this call is the one
         # that comes late: "idle" makes the other one ask again.
         self._stop_waiting(lane, "idle")
         found = self._found(lane, group, finished)
         if found != "idle":
+            self._stop_waiting(lane, found)
             return found
         waits = asyncio.get_running_loop().create_future()
         self._idle[lane] = _IdleLane(group=group, finished=finished, found=waits)
@@ -153,13 +233,16 @@ class Mailbox:
             if lane in self._idle and self._idle[lane].found is waits:
                 del self._idle[lane]
 
-    async def tell(self, sender: str, number: int, what: str, *content: Any) -> Any:
+    async def tell(self, lane: str, group: str, sender: str, number: int, what: str, *content: Any) -> Any:
         """Take in what a worker tells, once; return the answer.
 
         Args:
             number: ascends with all that a sender tells; a call that is repeated has the same number.
             what: `ask`, `post`, `finish`, `release`, `crashed` or `interrupt`.
         """
+        # Behind a phase, and behind the claim of the next, a model and data may be loaded.
+        if not self._heard(lane, group, loading=what != "ask" or not content[0].startswith(STEPS)):
+            return GIVEN_UP if what == "ask" else None
         acts: dict[str, Callable[..., Any]] = {
             "ask": self._ask,
             "post": lambda event: self._dispatcher.post(from_json(event)),
@@ -176,6 +259,27 @@ class Mailbox:
         return self._dispatcher.ask(asked)
 
     # Inside.
+
+    def _heard(self, lane: str, group: str, *, loading: bool = False) -> bool:
+        """Note a sign of life of a lane; return False where that group was given up."""
+        if group in self._lost:
+            return False
+        self._groups[lane] = group
+        if self._lanes.beat(lane, self._clock(), loading=loading):
+            self._events.add(to_json(LaneHeard(lane=lane)))
+        return True
+
+    def _look(self) -> None:
+        """Tell of lanes and clients that are silent. Lanes that are so for too long are given up."""
+        now = self._clock()
+        for silence in self._lanes.look(now):
+            self._events.add(to_json(LaneSilent(lane=silence.name, seconds=silence.seconds, lost=silence.overdue)))
+            if silence.overdue:
+                self._lost.add(self._groups.pop(silence.name, ""))
+                self._do(partial(self._dispatcher.lane_lost, silence.name))
+        for silence in self._clients.look(now):
+            if silence.overdue:
+                self._events.add(to_json(ClientSilent(ticket=int(silence.name))))
 
     def _do(self, act: Callable[[], Any]) -> Any:
         """Change the dispatcher, hand out the events of that, and give lanes that wait what is ready."""
@@ -213,6 +317,10 @@ class Mailbox:
 
     def _stop_waiting(self, lane: str, found: Found) -> None:
         waits = self._idle.pop(lane, None)
+        if found == "leave":
+            self._lanes.forget(lane)
+        elif found != "idle":
+            self._lanes.beat(lane, self._clock(), loading=True)
         # Its call may have been cancelled, or have come to its time limit, and not have gone on yet. Then the lane asks
         # again, and gets the same.
         if waits is not None and not waits.found.done():

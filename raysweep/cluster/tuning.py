@@ -6,6 +6,7 @@ It runs on a thread of its own. The driver's thread records what happens, and te
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -131,6 +132,8 @@ class Tuning:
             failure_config=ray.tune.FailureConfig(max_failures=self._scale.max_attempts),
             callbacks=[_Watch(self._over)],
         )
+        # It logs a trace for each client that dies, which is started again.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         trainable = ray.tune.with_resources(TrialClient, CLIENT_RESOURCES)
         return ray.tune.Tuner(trainable, tune_config=tune_config, run_config=run_config)
 

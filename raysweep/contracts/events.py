@@ -80,6 +80,31 @@ class LaneStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaneSilent:
+    """A lane has given no sign of life for some time."""
+
+    lane: str
+    seconds: float
+    lost: bool = False
+    """It is given up: that was longer than `scale.lane_timeout` allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneHeard:
+    """A lane that was silent has given a sign of life."""
+
+    lane: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSilent:
+    """The process of a trial's client has given no sign of life for too long."""
+
+    ticket: int
+    """The number of the trial's start."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Warned(TrialEvent):
     """A trial warns the user."""
 
@@ -191,7 +216,8 @@ Question = PhaseClaimed | Reported | StepLogged
 OffLane = TrialFinished | TrialPaused | TrialLeft
 """Events after which a trial is on no lane, and waits for none."""
 Event = (
-    Question | LaneStarted | Warned | PhaseResumed | PhaseFinished | ControlFailed | TrialRetried | TrialWaiting
+    Question | LaneStarted | LaneSilent | LaneHeard | ClientSilent
+    | Warned | PhaseResumed | PhaseFinished | ControlFailed | TrialRetried | TrialWaiting
     | TrialReleased | TrialResumed | OffLane | SweepInterrupted
 )  # fmt: skip
 KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}

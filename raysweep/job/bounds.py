@@ -46,6 +46,8 @@ GPUS = 64
 """More than one machine has, and a worker is on one."""
 ATTEMPTS = 1_000
 """A trial that loses its workers so often has a fault of its own."""
+SILENCE_S = 86_400.0
+"""A day: whoever waits longer for a step or a checkpoint waits for nothing."""
 HOURS = 87_600.0
 """Ten years."""
 FLOPS = 1e30

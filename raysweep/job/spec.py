@@ -111,6 +111,10 @@ class ScaleSpec(Section):
     reference, or where one trial is suspected to change the next."""
     checkpoint_every_steps: int = Field(default=200, ge=1, le=bounds.STEPS)
     """Steps between two checkpoints inside a training phase: the most that a killed worker loses."""
+    lane_timeout: float = Field(default=300.0, ge=1.0, le=bounds.SILENCE_S)
+    """Seconds that a lane may take from one step, batch of an evaluation or checkpoint to the next. A lane that is
+    silent for longer is ended and started anew, and its trial goes on from its last checkpoint. While it loads a model
+    and data, or compiles, it has four times as long; to start its workers at least 600 s."""
     max_attempts: int = Field(default=3, ge=1, le=bounds.ATTEMPTS)
     """Losses of its workers in a row, without a checkpoint or a finished phase between two of them, after which a trial
     is recorded as FAILED."""

@@ -8,6 +8,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def silent_lane(lane: str, seconds: float) -> str:
+    """Say that a lane gives no sign of life."""
+    return f"{lane.replace('-', ' ')} silent for {seconds:.0f} s"
+
+
 def duration(seconds: float) -> str:
     """Write a duration in the unit that a person would use."""
     # The limits lie above 60 s and 60 min, since "75 s" says more than "1 min".

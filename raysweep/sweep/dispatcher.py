@@ -119,6 +119,15 @@ class Dispatcher:
         for trial in self._waiting:
             self._leave(trial.number)
 
+    def lane_lost(self, lane: str) -> None:
+        """Take back the trial of a lane whose workers are lost. Any lane may go on with it, as its next attempt."""
+        current = self._lanes.current(lane)
+        self._lanes.lose(lane)
+        if current is not None and self._taken_over(current, group=""):
+            current.over = True
+            self._withdraw(current.trial)
+            self.events += self._waiting.add(self._trials[current.trial])
+
     def lane_died(self, lane: str, reason: str) -> None:
         """Fail the trial of a lane that Ray will not start again, and trials that no other lane can run."""
         self._lanes.died(lane, reason)

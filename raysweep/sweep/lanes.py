@@ -68,6 +68,10 @@ class Lanes:
         latest.over = True
         return latest
 
+    def lose(self, lane: str) -> None:
+        """Note that the workers of a lane are lost: the group that it had is replaced, by none as yet."""
+        self._groups[lane].append("")
+
     def retire(self, lane: str) -> None:
         """Let the workers of a lane return."""
         self._retired.add(lane)

@@ -10,8 +10,11 @@ from typing import assert_never
 
 from raysweep.contracts import Report
 from raysweep.contracts.events import (
+    ClientSilent,
     ControlFailed,
     Event,
+    LaneHeard,
+    LaneSilent,
     LaneStarted,
     PhaseClaimed,
     PhaseFinished,
@@ -35,6 +38,7 @@ from raysweep.job.plan import TrialPlan
 from raysweep.records import objectives
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
+from raysweep.records.silence import write_silent
 from raysweep.reports.tensorboard.hparams import write_experiment
 from raysweep.reports.tensorboard.writer import NoWriter, TrialWriter
 from raysweep.sweep.observer import Observer
@@ -84,6 +88,9 @@ class Recorder:
         self._reports = {trial: list(reports) for trial, reports in folder.reports().items()}
         self._retries = RetryLog(folder, job.spec.scale.checkpoint_every_steps)
         self._failure: Exception | None = None
+        self._silent: dict[str, float] = {}
+        """Silent lanes, and when each was last heard of, in seconds since the epoch."""
+        write_silent(folder.path, {})
         # The caller of `record_of` and of `start_trial` may be another thread than that which handles events. The lock
         # is reentrant, as `handle` needs it when it calls `fail`.
         self._changed = threading.Condition()
@@ -156,6 +163,8 @@ class Recorder:
             case LaneStarted():
                 self._folder.add_lane({"lane": event.lane, "group": event.group, "pids": event.pids})
                 self._observer.lane_started(event.pids)
+            case LaneSilent() | LaneHeard():
+                self._lane_silent(event)
             case StepLogged():
                 self._step_logged(event)
             case PhaseFinished():
@@ -172,8 +181,8 @@ class Recorder:
                 self._observer.warned(event.trial, event.text)
             case SweepInterrupted():
                 self._observer.sweep_interrupted(event.reason)
-            case PhaseClaimed():
-                # The dispatcher answers claims and does not pass them on; there is nothing to record.
+            case PhaseClaimed() | ClientSilent():
+                # The dispatcher answers claims and does not pass them on. Clients are the driver's.
                 pass
             case _:
                 self._trial_changed(event)
@@ -201,6 +210,17 @@ class Recorder:
                 self._trial_finished(event)
             case _:
                 assert_never(event)
+
+    def _lane_silent(self, event: LaneSilent | LaneHeard) -> None:
+        self._silent.pop(event.lane, None)
+        if isinstance(event, LaneSilent):
+            # One that is given up is started anew.
+            if not event.lost:
+                self._silent[event.lane] = time.time() - event.seconds
+            self._observer.lane_silent(event.lane, event.seconds, event.lost)
+        else:
+            self._observer.lane_heard(event.lane)
+        write_silent(self._folder.path, self._silent)
 
     def _step_logged(self, event: StepLogged) -> None:
         trial, point = self._open[event.trial], event.point

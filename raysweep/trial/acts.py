@@ -66,13 +66,14 @@ class HeadMeter:
             requires: statistics on demand to measure too; see `Pruner.requires`.
         """
         head_map = head_map or state.head_map
+        self.runtime.beat()
         statistics = probe(
             state.model, self.batches, head_map, self.runtime.all_reduce,
             reference_entropy=state.reference_entropy, sensitivity=sensitivity,
         )  # fmt: skip
         if "contribution" not in requires:
             return statistics
-        found = contributions(state.model, self.batches, head_map)
+        found = contributions(state.model, self.batches, head_map, lambda done, total: self.runtime.beat())
         # Ranks may hold unequal numbers of windows, so the sum and the number are added up, and divided at the end.
         sums = torch.from_numpy(np.stack([found.sum(0), np.full(found.shape[1:], float(len(found)))]))
         total, count = self.runtime.all_reduce(sums.to(self.runtime.device)).cpu().numpy()

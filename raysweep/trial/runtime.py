@@ -25,6 +25,10 @@ def go_on(question: Question) -> Decision:
     return GO
 
 
+def keep_quiet() -> None:
+    """Give no sign of life: a trial outside a sweep."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """One rank of a process group; without a group, the only one."""
@@ -34,6 +38,9 @@ class Runtime:
     """Hands an event that needs no answer to the sweep; called on rank 0."""
     ask_sweep: Callable[[Question], Decision] = go_on
     """Hands a question to the sweep and returns the answer; called on rank 0. All ranks act on the answer."""
+    beat: Callable[[], None] = keep_quiet
+    """Tells the sweep that the trial gets on. Called on all ranks in each step, with each batch of an evaluation or a
+    probe, and when a checkpoint is written; cheap enough for that."""
 
     @property
     def rank(self) -> int:
@@ -95,6 +102,7 @@ class Runtime:
             except DiskFullError as error:
                 full = str(error)
         full = self.from_rank_0(full)
+        self.beat()
         if full is not None:
             raise DiskFullError(full)
 

@@ -14,8 +14,12 @@ import pytest
 from raysweep.cluster.mailbox import Mailbox
 from raysweep.contracts import Decision
 from raysweep.contracts.events import (
+    ClientSilent,
     Event,
+    LaneHeard,
+    LaneSilent,
     LaneStarted,
+    PhaseClaimed,
     PhaseFinished,
     StepLogged,
     TrialEnding,
@@ -47,7 +51,7 @@ def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 @pytest.fixture
 def mailbox() -> Mailbox:
-    return Mailbox(max_attempts=2, rule=Rule(), sharing=True)
+    return Mailbox(max_attempts=2, rule=Rule(), sharing=True, lane_timeout_s=NEVER)
 
 
 async def settle() -> None:
@@ -59,9 +63,9 @@ async def settle() -> None:
 NUMBERS = itertools.count(1)
 
 
-async def tell(mailbox: Mailbox, what: str, *content: Any) -> Any:
+async def tell(mailbox: Mailbox, what: str, *content: Any, group: str = "g") -> Any:
     """Tell something new."""
-    return await mailbox.tell("a worker", next(NUMBERS), what, *content)
+    return await mailbox.tell("lane-0", group, "a worker", next(NUMBERS), what, *content)
 
 
 class Group:
@@ -86,7 +90,10 @@ class Group:
         return assignment
 
     async def finish(self, assignment: Assignment) -> None:
-        await tell(self.mailbox, "finish", self.lane, assignment.sequence, COMPLETE)
+        number = next(NUMBERS)
+        await self.mailbox.tell(
+            self.lane, self.name, self.name, number, "finish", self.lane, assignment.sequence, COMPLETE
+        )
         self.finished = assignment.sequence
 
     async def run(self) -> Assignment:
@@ -95,9 +102,9 @@ class Group:
         return assignment
 
 
-def plan_of(trial: int) -> str:
-    """Return the plan of a trial of one phase, which no other trial has."""
-    phase = PhasePlan(kind="baseline", cycle=0, params={}, key=f"key-{trial}")
+def plan_of(trial: int, key: str | None = None) -> str:
+    """Return the plan of a trial of one phase, by default one that no other trial has."""
+    phase = PhasePlan(kind="baseline", cycle=0, params={}, key=key or f"key-{trial}")
     empty: dict[str, Any] = {"values": {}, "model": {}, "data": {}, "training": {}, "halting": {}, "controls": {}}
     return TrialPlan(trial=trial, seed=0, checkpoint_every_steps=1, phases=(phase,), **empty).to_json()
 
@@ -392,7 +399,7 @@ async def test_the_reason_is_that_of_the_last_attempt(mailbox: Mailbox) -> None:
 
 @on_a_loop
 async def test_attempts_of_one_trial_are_not_charged_to_the_next() -> None:
-    mailbox = Mailbox(max_attempts=1, rule=Rule(), sharing=True)
+    mailbox = Mailbox(max_attempts=1, rule=Rule(), sharing=True, lane_timeout_s=NEVER)
     await submit(mailbox, 1, 2, 3)
     for number in range(3):
         assert attempt(mailbox, (await Group(mailbox, f"g{number}").take()).trial) == 1
@@ -590,13 +597,15 @@ async def test_events_are_kept_until_the_reader_says_that_they_are_written(mailb
 @on_a_loop
 async def test_what_is_told_twice_under_one_number_counts_once(mailbox: Mailbox) -> None:
     for _ in range(2):
-        await mailbox.tell("s", 1, "post", to_json(logged(1)))
-    assert await mailbox.tell("s", 2, "ask", to_json(logged(1))) == Decision(action="go")
+        await mailbox.tell("lane-0", "g", "s", 1, "post", to_json(logged(1)))
+    assert await mailbox.tell("lane-0", "g", "s", 2, "ask", to_json(logged(1))) == Decision(action="go")
     await mailbox.interrupt("enough")
-    assert await mailbox.tell("s", 2, "ask", to_json(logged(1))) == Decision(action="go"), "the same answer again"
-    assert (await mailbox.tell("s", 3, "ask", to_json(logged(1)))).action == "leave"
-    await mailbox.tell("s", 1, "post", to_json(logged(1)))  # comes late
-    await mailbox.tell("another", 1, "post", to_json(logged(1)))
+    assert await mailbox.tell("lane-0", "g", "s", 2, "ask", to_json(logged(1))) == Decision(action="go"), (
+        "the same answer again"
+    )
+    assert (await mailbox.tell("lane-0", "g", "s", 3, "ask", to_json(logged(1)))).action == "leave"
+    await mailbox.tell("lane-0", "g", "s", 1, "post", to_json(logged(1)))  # comes late
+    await mailbox.tell("lane-0", "g", "another", 1, "post", to_json(logged(1)))
     assert [type(event) for event in await new_events(mailbox)].count(StepLogged) == 4
 
 
@@ -647,3 +656,94 @@ async def test_every_way_in_which_a_trial_ends_wakes_whoever_asks_for_it(mailbox
     await mailbox.lane_died("lane-0", "lost")
     (third,) = await asked[2]
     assert isinstance(third, TrialFinished) and third.trial == 3
+
+
+# Silence.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def pass_time(mailbox: Mailbox, clock: Clock, seconds: int) -> list[Event]:
+    """Let time pass, in which the driver looks every second; return what it hears."""
+    heard = []
+    for _ in range(seconds):
+        clock.now += 1.0
+        heard += await new_events(mailbox, 0.0)
+    return heard
+
+
+@on_a_loop
+async def test_a_silent_lane_is_told_of_and_its_trial_and_claim_go_to_another() -> None:
+    clock = Clock()
+    mailbox = Mailbox(max_attempts=3, rule=Rule(), sharing=True, lane_timeout_s=60.0, clock=clock)
+    for trial in (1, 2):
+        await mailbox.submit(next(NUMBERS), plan_of(trial, key="shared"))
+    silent, other = Group(mailbox, "g"), Group(mailbox, "h", "lane-1")
+    first = await silent.take()
+    claim = to_json(PhaseClaimed(trial=1, key="shared"))
+    assert (await tell(mailbox, "ask", claim)).action == "go"
+    await tell(mailbox, "ask", to_json(logged(1)))
+    waiting = other.asking()
+    await settle()
+    heard = []
+    for _ in range(61):
+        heard += await pass_time(mailbox, clock, 1)
+        await mailbox.beat("lane-1", "h")
+    assert not any(isinstance(event, TrialRetried) for event in heard[:-2])
+    assert [event for event in heard if isinstance(event, LaneSilent)] == [
+        LaneSilent(lane="lane-0", seconds=13.0), LaneSilent(lane="lane-0", seconds=61.0, lost=True)
+    ]  # fmt: skip
+    taken = await waiting
+    assert taken is not None and taken.trial == 1 and attempt(mailbox, 1) == 2
+    assert (await mailbox.tell("lane-1", "h", "h", 1, "ask", claim)).action == "go"
+    # Should the lost group go on, nothing that it says counts.
+    assert (await tell(mailbox, "ask", to_json(logged(1, 20)))).action == "leave"
+    await silent.finish(first)
+    assert await silent.ask() is None
+    assert attempt(mailbox, 1) == 2 and 1 not in await finals(mailbox)
+    await other.finish(taken)
+    assert (await finals(mailbox))[1].attempts == 2
+
+
+@on_a_loop
+async def test_a_lane_that_speaks_again_is_heard_of() -> None:
+    clock = Clock()
+    mailbox = Mailbox(max_attempts=3, rule=Rule(), sharing=True, lane_timeout_s=60.0, clock=clock)
+    await mailbox.beat("lane-0", "g")
+    assert len(await pass_time(mailbox, clock, 30)) == 1
+    await mailbox.beat("lane-0", "g")
+    assert await new_events(mailbox) == [LaneHeard(lane="lane-0")]
+
+
+@on_a_loop
+async def test_a_lane_that_loads_or_has_nothing_to_do_is_not_given_up() -> None:
+    clock = Clock()
+    mailbox = Mailbox(max_attempts=3, rule=Rule(), sharing=True, lane_timeout_s=60.0, clock=clock)
+    await mailbox.lane_begun("lane-0")
+    assert not any(isinstance(e, LaneSilent) and e.lost for e in await pass_time(mailbox, clock, 200))
+    idle = Group(mailbox, "g")
+    for _ in range(30):
+        assert await mailbox.next_trial("lane-0", "g", -1, 0.0) == "idle"
+        assert [e for e in await pass_time(mailbox, clock, 10) if isinstance(e, LaneSilent)] == []
+    await submit(mailbox, 1)
+    await idle.take()
+    assert not any(isinstance(e, LaneSilent) and e.lost for e in await pass_time(mailbox, clock, 200))
+    await mailbox.close()
+
+
+@on_a_loop
+async def test_a_client_that_gives_no_sign_is_named_with_its_handle() -> None:
+    clock = Clock()
+    mailbox = Mailbox(max_attempts=3, rule=Rule(), sharing=True, lane_timeout_s=60.0, clock=clock)
+    await mailbox.submit(7, plan_of(1), None, "handle")
+    for _ in range(20):
+        await mailbox.client_beat(7)
+        assert await pass_time(mailbox, clock, 3) == []
+    assert await pass_time(mailbox, clock, 40) == [ClientSilent(ticket=7)]
+    assert await mailbox.client_of(7) == "handle"

@@ -362,6 +362,29 @@ def test_a_killed_worker_costs_one_checkpoint_interval_at_most(
     assert_same(folder, reference)
 
 
+class StopInLearn(Watcher):
+    """Stops rank 1 (SIGSTOP) in the middle of a trial's learn phase, once: no process dies, and none gets on."""
+
+    def step_logged(self, trial: int, phase: str, step: int, steps: int, loss: float) -> None:
+        if (trial, phase, step) == (2, "learn", 20) and not self.acted:
+            os.kill(self.pids[1], signal.SIGSTOP)
+            self.acted.append(step)
+
+    def lane_silent(self, lane: str, seconds: float, lost: bool) -> None:
+        if lost:
+            self.acted.append(lane)
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_costs_its_lane_and_no_trial(reference: SweepFolder, cluster: str, tmp_path: Path) -> None:
+    watcher = StopInLearn()
+    folder = run(cluster, tmp_path, "scale.lane_timeout=15", observer=watcher)
+    assert watcher.acted == [20, "lane-0"] and watcher.retried == [(2, 2)]
+    assert len(folder.lanes()) == 2
+    assert_same(folder, reference)
+    wait_until(lambda: not sweep_processes(), "its processes are gone")
+
+
 class KillBetweenTrials(Watcher):
     """Kills rank 1 when the second trial has ended, which is when its lane waits for the third."""
 

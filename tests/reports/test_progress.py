@@ -67,6 +67,27 @@ def test_it_starts_with_what_will_run_where(tmp_path: Path) -> None:
     assert progress.sweep == "heads-1"
 
 
+def test_a_silent_lane_is_named_with_its_silence_until_it_is_heard_or_given_up(tmp_path: Path) -> None:
+    now = 100.0
+    progress = Progress(Console(file=StringIO(), width=120, _environ={}), clock=lambda: now)
+    start(progress, tmp_path, lanes=4)
+
+    def table() -> str:
+        screen = StringIO()
+        Console(file=screen, width=200, _environ={}).print(progress._table())
+        return screen.getvalue()
+
+    progress.lane_silent("lane-2", 60.0, lost=False)
+    now += 10.0
+    assert "lane 2 silent for 70 s" in table()
+    progress.lane_heard("lane-2")
+    assert "silent" not in table()
+    progress.lane_silent("lane-2", 60.0, lost=False)
+    progress.lane_silent("lane-2", 301.0, lost=True)
+    assert "silent" not in table()
+    assert "lane 2 silent for 301 s: it is ended and started anew" in progress._console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_one_is_not_a_plural(tmp_path: Path) -> None:
     with watched() as (progress, output):
         start(progress, tmp_path, remaining=1, lanes=4)

@@ -16,6 +16,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from raysweep.contracts import Report
 from raysweep.contracts.events import (
     Event,
+    LaneHeard,
+    LaneSilent,
     LaneStarted,
     PhaseFinished,
     PhaseResumed,
@@ -37,6 +39,7 @@ from raysweep.job.plan import Fingerprints, TrialPlan, make_plan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.lines import LaneGroup
 from raysweep.records.schema import Proposal
+from raysweep.records.silence import read_silent
 from raysweep.sweep.recorder import Recorder
 
 VALUES = {"cycle.prune.level": 0.25}
@@ -189,6 +192,19 @@ def test_worker_groups_are_recorded(recorder: Recorder, folder: SweepFolder, wit
     recorder.handle(group(name="g2"))
     assert folder.lanes() == [LaneGroup("lane-0", name, [11, 12]) for name in ("g1", "g2")]
     assert witness.of("lane_started") == [([11, 12],), ([11, 12],)]
+
+
+def test_silent_lanes_stand_beside_the_records_until_they_are_heard_or_given_up(
+    recorder: Recorder, folder: SweepFolder, witness: Witness
+) -> None:
+    recorder.handle(LaneSilent(lane="lane-1", seconds=60.0))
+    recorder.handle(LaneSilent(lane="lane-2", seconds=70.0))
+    silent = read_silent(folder.path)
+    assert silent == {"lane-1": pytest.approx(60.0, abs=5.0), "lane-2": pytest.approx(70.0, abs=5.0)}
+    recorder.handle(LaneHeard(lane="lane-1"))
+    recorder.handle(LaneSilent(lane="lane-2", seconds=301.0, lost=True))
+    assert read_silent(folder.path) == {}
+    assert witness.of("lane_silent")[-1] == ("lane-2", 301.0, True) and witness.of("lane_heard") == [("lane-1",)]
 
 
 @pytest.mark.parametrize(

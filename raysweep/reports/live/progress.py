@@ -18,7 +18,7 @@ from raysweep.records import objectives
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, TrialRecord
 from raysweep.reports.live.rows import Row, live_table
-from raysweep.reports.wording import count, duration
+from raysweep.reports.wording import count, duration, silent_lane
 
 
 class Silent:
@@ -28,6 +28,8 @@ class Silent:
     def mended(self, done: Sequence[str]) -> None: ...
     def sweep_started(self, folder: SweepFolder, job: Job, remaining: int) -> None: ...
     def lane_started(self, pids: list[int]) -> None: ...
+    def lane_silent(self, lane: str, seconds: float, lost: bool) -> None: ...
+    def lane_heard(self, lane: str) -> None: ...
     def trial_started(self, plan: TrialPlan) -> None: ...
     def trial_retried(self, trial: int, attempt: int) -> None: ...
     def trial_waiting(self, trial: int, phase: str, cycle: int) -> None: ...
@@ -57,6 +59,8 @@ class Progress(Silent):
         self._remaining = self._lanes = 0
         self._best: tuple[float, int] | None = None
         """The lowest objective so far, and its trial."""
+        self._silent: dict[str, float] = {}
+        """Silent lanes, and when each was last heard of, by the clock."""
         self._rows: dict[int, Row] = {}
         """Trials that have begun and not ended, by number."""
         self._finished: list[float] = []
@@ -106,6 +110,15 @@ class Progress(Silent):
 
     def lane_started(self, pids: list[int]) -> None:
         self._print(f"lane ready ({count(len(pids), 'worker')})")
+
+    def lane_silent(self, lane: str, seconds: float, lost: bool) -> None:
+        self._silent[lane] = self._clock() - seconds
+        if lost:
+            del self._silent[lane]
+            self._print(f"{silent_lane(lane, seconds)}: it is ended and started anew")
+
+    def lane_heard(self, lane: str) -> None:
+        self._silent.pop(lane, None)
 
     def trial_started(self, plan: TrialPlan) -> None:
         if plan.trial in self._rows:  # it was paused, and keeps the phases that it has done
@@ -208,7 +221,8 @@ class Progress(Silent):
         # Until the first trial begins, Ray starts the workers and these load torch.
         begun = self._rows or self._finished
         ended = f"{len(self._finished)} of {count(self._remaining, 'trial')} ended" if begun else "starting workers"
-        summary = [ended, self._best_so_far(), self._cost(), self._time_left()]
+        silent = [silent_lane(lane, self._clock() - since) for lane, since in list(self._silent.items())]
+        summary = [*silent, ended, self._best_so_far(), self._cost(), self._time_left()]
         # A copy of the rows: the thread of the sweep may add one in the meantime.
         return live_table(list(self._rows.values()), summary, self._console.height)
 

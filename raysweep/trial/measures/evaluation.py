@@ -65,6 +65,7 @@ def evaluate(
     total = torch.zeros(3, dtype=torch.float64, device=runtime.device)
     confusion = torch.zeros(num_classes**2, dtype=torch.float64, device=runtime.device)
     for batch in batches:
+        runtime.beat()
         with runtime.autocast(precision):
             logits, labels = predictions(model, batch)
         # Outside autocast: the losses are taken from logits in fp32, in whatever precision these were computed.

@@ -101,6 +101,7 @@ def measure_inference(
     network.eval()
     total = torch.zeros(7, dtype=torch.float64, device=runtime.device)
     for batch, seeds in batches:
+        runtime.beat()
         with runtime.autocast(precision):
             found = infer(network, batch, rule, steps=steps, min_steps=min_steps, seeds=seeds)
         # Logits come in the order of the labelled positions, so the labels are picked in the same way.

@@ -151,6 +151,7 @@ class Training:
             self.state.optimizer.step(self.schedule.learning_rate(step), self._multipliers(step))
             self.state.optimizer.zero_grad()
             done = step + 1
+            self.runtime.beat()
             if done % LOG_EVERY == 0 or done == steps:
                 self._log(done, norm)
             # After the last step the phase itself evaluates and stores the model, so neither is done twice.
