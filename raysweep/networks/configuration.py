@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from raysweep.job.spec import ModelSpec
 
 OWN_SUFFIXES = ("-nano", "-pico", "-micro")
 """Suffixes of from-scratch sizes. No hub name without an owner ends so, and the hub takes no new ones of that kind."""
+
+
+ADAPTER = "adapter_config.json"
+"""The file by which PEFT marks a folder of changes to another model's weights."""
 
 
 DROPOUTS = (
@@ -164,12 +169,14 @@ def pretrained_config(name: str) -> Any:
     if not is_hub_name(name):
         raise ModelError(f"model.name = {name!r} is neither a folder here nor a name of the hub. {sizes}")
     try:
-        return AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"model.name = {name!r} is neither a folder here nor a model that can be loaded ({reason}). {sizes}"
         ) from error
+    _check_trainable(config.to_dict(), name)
+    return config
 
 
 def _config_in(folder: Path) -> Any:
@@ -181,11 +188,16 @@ def _config_in(folder: Path) -> Any:
     from transformers import AutoConfig
 
     path = folder / "config.json"
+    if (folder / ADAPTER).exists():
+        raise ModelError(
+            f"model folder {str(folder)!r} holds an adapter of PEFT ({ADAPTER}), which changes the weights of another "
+            "model. Merge the two with merge_and_unload(), and name the folder that you save that in."
+        )
     if not path.is_file():
         raise ModelError(f"model folder {str(folder)!r} holds no config.json. Save it with save_pretrained().")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{str(path)!r} is not valid JSON ({error}). Save the model again with save_pretrained()."
         ) from error
@@ -194,12 +206,37 @@ def _config_in(folder: Path) -> Any:
         raise ModelError(f"{str(path)!r} names no model_type. Save the model again with save_pretrained().")
     # Before transformers reads it: for an unknown architecture our hint names the families that work here.
     _check_family(kind, str(folder))
+    _check_trainable(content, str(folder))
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # Any exception: each family's configuration class raises its own kind on a value that it does not take.
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{str(path)!r} is not a valid configuration of a {kind!r}: {reason}") from error
+
+
+def _check_trainable(config: Mapping[str, Any], name: str) -> None:
+    """Check by its configuration that a model's weights are plain numbers, and its code that of transformers.
+
+    Args:
+        config: the content of its config.json.
+        name: the model's, for the message.
+
+    Raises:
+        ModelError: it is quantised, or brings code of its own.
+    """
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else "unknown method"
+        raise ModelError(
+            f"model {name!r} is quantised ({method}): its weights are no numbers that can be trained. Name the "
+            "model that it was made from."
+        )
+    if config.get("auto_map"):
+        raise ModelError(
+            f"model {name!r} brings code of its own (auto_map in config.json), which is not run. Name a model of "
+            "transformers, or remove auto_map if the network is a plain one."
+        )
 
 
 def family_of(config: Any, name: str) -> Family:

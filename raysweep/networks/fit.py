@@ -19,18 +19,18 @@ from raysweep.networks.configuration import (
     pretrained_config,
     task_of,
 )
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+from raysweep.networks.weights import cached_folder, check_weights
 
 
 def check_model(model: ModelSpec, *, seq_len: int) -> str:
-    """Check that a model can be loaded and takes windows of `seq_len`, without loading its weights.
+    """Check that a model can be loaded and takes windows of `seq_len`; its weights are looked at, not loaded.
 
     Returns:
         The model's fingerprint.
 
     Raises:
-        ModelError: unknown name, no weights, or a family without a file in raysweep/networks/models/.
+        ModelError: unknown name, a family without a file in raysweep/networks/models/, or weights that are missing,
+            damaged, quantised, not finite, or not those of the network.
     """
     # The fingerprint names what the function depends on: a size's own numbers, the hub's commit, or the bytes
     # of a folder.
@@ -45,13 +45,11 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
     check_positions(config, model.name, seq_len, family)
     folder = Path(model.name)
     if not folder.is_dir():
+        # What the cache holds already is checked; what has to be downloaded is, when it is loaded.
+        if (cached := cached_folder(model.name)) is not None:
+            check_weights(model, cached)
         return content_key([model.name, getattr(config, "_commit_hash", None)])
-    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not weights:
-        raise ModelError(
-            f"model folder {model.name!r} holds no weights: none of {', '.join(WEIGHTS)}. "
-            "Save it with save_pretrained()."
-        )
+    check_weights(model, folder)
     # The configuration counts: with other head counts or activations the same weights are another function.
     return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysweep.contracts import Facts, Family
@@ -72,6 +72,35 @@ def _pretrained_network(model: ModelSpec, config: Any) -> Any:
     return fresh
 
 
+def check_loads(model: ModelSpec, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that a model of a folder or the hub can be loaded from weights of these shapes; no weight is read.
+
+    Args:
+        shapes: of every weight, by its name in the files.
+
+    Raises:
+        ModelError: weights are missing, have no place in the network, or have other shapes than in it.
+    """
+    import torch
+
+    config = pretrained_config(model.name)
+    new_head = registry.load("tasks", task_of(model)).new_head
+    # One number seen everywhere: it takes no memory, and transformers renames, ties and compares as if it were weights.
+    stand_ins = {name: torch.zeros(()).expand(tuple(shape)) for name, shape in shapes.items()}
+    network_type = type(_on_meta(model, config))
+    with quietly():
+        _, report = network_type.from_pretrained(
+            None, config=config, state_dict=stand_ins, dtype=torch.float32, attn_implementation="sdpa",
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    _check_report(model, report, new_head)
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"model {model.name!r} cannot be loaded: {name} has the shape {tuple(found)}, but config.json asks for "
+            f"{tuple(expected)}. Correct config.json; a compact export has to be exported as dense."
+        )
+
+
 def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
     import torch
     from safetensors import SafetensorError
@@ -80,11 +109,21 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
         with quietly():
             network, report = _model_class(model).from_pretrained(
                 model.name, config=config, dtype=torch.float32, attn_implementation="sdpa",
-                use_safetensors=True, output_loading_info=True,
+                use_safetensors=True, output_loading_info=True, trust_remote_code=False,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # Missing, unfit or damaged weights: transformers, torch and safetensors each raise their own kind.
         raise ModelError(f"model {model.name!r} cannot be loaded: {_reason(error)}") from error
+    _check_report(model, report, new_head)
+    return network
+
+
+def _check_report(model: ModelSpec, report: Mapping[str, Any], new_head: bool) -> None:
+    """Check what transformers reports of the weights that it loaded.
+
+    Raises:
+        ModelError: weights are missing, or have no place in the network.
+    """
     exempt = HEADS if new_head else ()
     # transformers fills missing weights at random and only logs it. Here that is an error, except for a head
     # that the task draws anyway.
@@ -102,7 +141,6 @@ def _loaded(model: ModelSpec, config: Any, new_head: bool) -> Any:
             f"model {model.name!r} holds weights that the network of its config.json has no place for: "
             f"{_some(unused)}. Correct config.json, or save the network again with save_pretrained()."
         )
-    return network
 
 
 def _some(names: Sequence[str]) -> str:
@@ -113,7 +151,7 @@ def _some(names: Sequence[str]) -> str:
 def _reason(error: Exception) -> str:
     """Return why a checkpoint cannot be loaded, without advice that would fill weights at random."""
     if "ignore_mismatched_sizes" not in str(error):
-        return str(error)
+        return " ".join(str(error).split())[:300]
     return "its weights have other shapes than its config.json says, as in a compact export: export it as dense."
 
 
@@ -123,20 +161,30 @@ def build_skeleton(model: ModelSpec, *, seq_len: int) -> PlasticModel:
     Raises:
         ModelError: as `check_model`.
     """
-    import torch
-
     from raysweep.networks.plasticity.model import PlasticModel
 
     config, family = configuration(model, seq_len=seq_len)
+    network = _on_meta(model, config)
+    return PlasticModel(network, family.sites(network))
+
+
+def _on_meta(model: ModelSpec, config: Any) -> Any:
+    """Build a network on the meta device.
+
+    Raises:
+        ModelError: its configuration contradicts itself.
+    """
+    import torch
+
     try:
         # On the meta device tensors have shapes but no storage: even large models are built at once, on any
-        # machine.
+        # machine. The way in which attention is computed is ours, whatever the configuration was saved with.
         with torch.device("meta"):
-            network = _model_class(model).from_config(config)
-    except ValueError as error:
-        # Sizes may contradict each other, such as a width that the number of heads does not divide.
-        raise ModelError(f"model {model.name!r} cannot be built as its configuration says: {error}") from error
-    return PlasticModel(network, family.sites(network))
+            return _model_class(model).from_config(config, attn_implementation="sdpa")
+    except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
+        # Sizes may contradict each other, such as a width that the number of heads does not divide, or be no numbers.
+        reason = " ".join(str(error).split())
+        raise ModelError(f"model {model.name!r} cannot be built as its configuration says: {reason}") from error
 
 
 def _model_class(model: ModelSpec) -> Any:

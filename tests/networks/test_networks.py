@@ -100,6 +100,7 @@ def test_a_saved_model_is_loaded_with_its_weights_and_without_dropout(kind: str,
     saved_names = json.loads((tmp_path / "config.json").read_text())
     edit_config(tmp_path, **{name: 0.5 for name in saved_names if "drop" in name})
     facts = Facts(num_classes=CLASSES, image_shape=(2, 6, 4)) if kind in IMAGES else Facts(vocab_size=48)
+    assert check_model(ModelSpec(name=str(tmp_path), task=task_name(kind)), seq_len=16)
     network, family = build_network(ModelSpec(name=str(tmp_path), task=task_name(kind)), facts, seq_len=16, seed=0)
     assert type(family) is type(family_of(kind))
     network.train()

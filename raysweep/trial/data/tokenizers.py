@@ -129,7 +129,7 @@ def pretrained_tokenizer(name: str) -> tuple[Any, Facts]:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
+        loaded = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
     except Exception as error:
         # A damaged file raises whatever error its parser has, so no narrower class would do.
         reason = str(error).strip().partition("\n")[0]
