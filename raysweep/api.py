@@ -38,6 +38,7 @@ def run(
     name: str | None = None,
     results: Path = RESULTS,
     sharing: bool = True,
+    private: bool = False,
     observer: Observer | None = None,
 ) -> SweepFolder:
     """Run a sweep to its end and return its folder.
@@ -48,6 +49,7 @@ def run(
         trials: overrides search.trials.
         address: a reachable Ray cluster; None starts one on this machine.
         name: the sweep's name in the folder `results`; None takes `<job>-<number>`.
+        private: nobody but its owner can look into the sweep's folder.
         sharing: False trains every phase of every trial, even one that another trial has trained.
 
     Raises:
@@ -65,7 +67,7 @@ def run(
     check_new_sweep(results, name)  # before the preflight, which may download a model
     fingerprints = preflight(checked)
     about = {"fingerprints": fingerprints.__dict__, "sharing": sharing, "code": code_of(checked)}
-    folder = SweepFolder.create(results, checked, name, environment.describe() | about)
+    folder = SweepFolder.create(results, checked, name, environment.describe() | about, private=private)
     with driving(folder):
         run_sweep(folder, checked, fingerprints, address=address, sharing=sharing, observer=observer or Silent())
     return folder

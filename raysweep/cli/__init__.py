@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr. Exit 0: done; 1: the run failed; 2: yo
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -13,9 +14,16 @@ import click
 from raysweep.cli import export, jobs, lifecycle, look, settings, simulate
 from raysweep.cli import run as work
 from raysweep.cli.analyze import heads as analyze
-from raysweep.cli.common import notes_of_damage
+from raysweep.cli.common import notes_of_damage, say
 
 # `work` and `analyze` are named apart from `run` and `heads`, which are commands in the modules of these names.
+
+FOLDER_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+"""Errors of a folder that cannot be written or read, or has no room."""
+PLACES = (
+    "Results go to --results (RAYSWEEP_RESULTS), prepared data to RAYSWEEP_CACHE, downloads to HF_HOME, temporary "
+    "files to TMPDIR: choose another folder."
+)
 
 
 class _Commands(click.Group):
@@ -35,10 +43,16 @@ class _Commands(click.Group):
         except RaysweepError as error:
             # A line for each fault, so that every line starts with "error: ".
             for fault in error.faults if isinstance(error, SpecError) else [error]:
-                click.echo(f"error: {fault}", err=True)
+                say(f"error: {fault}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            # Not a bug, but a folder or a disk; only those of which it is clear what to do.
+            if error.errno not in FOLDER_ERRORS or error.filename is None:
+                raise
+            say(f"error: {str(error.filename)!r} cannot be used ({error.strerror}). {PLACES}", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("interrupted.", err=True)
+            say("interrupted.", err=True)
             ctx.exit(130)  # 128 + SIGINT, as shells have it
 
 

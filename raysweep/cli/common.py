@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from raysweep.errors import DamagedWarning, UsageError
+from raysweep.reports.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +103,7 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
         click.echo(silent_lane(lane, seconds))
     commands = next_commands(state)
     if end is not None:
-        click.echo(f"stopped: {end.ended}.")
+        say(f"stopped: {end.ended}.")
     if end is not None and end.limit is not None:
         # Resumed as it is, it would stop again at once: the first command raises the limit.
         commands[0] = f"raysweep resume {folder.name} --set {more_of(end.limit, folder.job())}"
@@ -112,12 +113,12 @@ def report_sweep(folder: SweepFolder, as_json: bool) -> None:
 def print_notes(texts: Sequence[str]) -> None:
     """Print notes about a job to stderr: not errors, but worth knowing."""
     for text in texts:
-        click.echo(f"note: {text}", err=True)
+        say(f"note: {text}", err=True)
 
 
 def print_next(*commands: str) -> None:
     """Print the commands that are useful next, each able to run as it stands."""
-    click.echo("next:  " + " · ".join(map(complete_command, commands)))
+    say("next:  " + " · ".join(map(complete_command, commands)))
 
 
 def complete_command(command: str) -> str:
@@ -136,12 +137,24 @@ def command_on(name: str, job: Path, overrides: Sequence[str], trials: int | Non
     return shlex.join(["raysweep", name, str(job), *settings])
 
 
+def say(text: str, err: bool = False) -> None:
+    """Print a line, with control characters of what it names as escapes."""
+    click.echo(printable(text), err=err)
+
+
+def error_console() -> Console:
+    """Return a console for stderr."""
+    from raysweep.reports.console import SafeConsole
+
+    return SafeConsole(stderr=True)
+
+
 def console() -> Console:
     """Return a console for stdout."""
-    from rich.console import Console
+    from raysweep.reports.console import SafeConsole
 
     # In a pipe or a file Rich would assume 80 columns and fold cells: there, lines are as long as they need to be.
-    return Console() if sys.stdout.isatty() else Console(width=10_000)
+    return SafeConsole() if sys.stdout.isatty() else SafeConsole(width=10_000)
 
 
 def print_json(content: Any) -> None:
@@ -163,7 +176,7 @@ def report_drawn(
         print_json(content)
     else:
         show(content, console())
-        click.echo(f"{label}: {path}")
+        say(f"{label}: {path}")
 
 
 def strict(content: Any) -> Any:

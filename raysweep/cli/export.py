@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from raysweep.cli.common import json_option, open_sweep, print_json, results_option
+from raysweep.cli.common import json_option, open_sweep, print_json, results_option, say
 
 
 @click.command()
@@ -36,7 +36,7 @@ def export(sweep: str, trial: int, out: Path, form: Literal["compact", "dense"],
     heads = f"{manifest.metrics['active_heads']:.0f} of {sum(map(len, manifest.head_map))} heads"
     # A classifier has a perplexity too, but nobody reads it.
     quality = "accuracy" if manifest.task.endswith("classification") else "perplexity"
-    click.echo(f"{out}: {form}, {heads}, {quality} {manifest.metrics[quality]:.4g}")
+    say(f"{out}: {form}, {heads}, {quality} {manifest.metrics[quality]:.4g}")
     # What a person would paste: transformers knows dense models, but none that lack heads.
     way = f'raysweep.load_model("{out}")' if form == "compact" else f'{manifest.model_class}.from_pretrained("{out}")'
-    click.echo(f"load:  {way} ({out / 'README.md'} says how to use it)")
+    say(f"load:  {way} ({out / 'README.md'} says how to use it)")

@@ -17,6 +17,7 @@ from raysweep.cli.common import (
     print_next,
     print_notes,
     results_option,
+    say,
     set_option,
     trials_option,
 )
@@ -54,9 +55,9 @@ def validate(jobs: Sequence[Path], overrides: Sequence[str], as_json: bool) -> N
         print_json([fault.__dict__ for fault in faults])
     else:
         for fault in faults:
-            click.echo(f"error: {fault}", err=True)
+            say(f"error: {fault}", err=True)
         if not faults:
-            click.echo(f"{len(jobs)} job{'s' if len(jobs) != 1 else ''} valid.")
+            say(f"{len(jobs)} job{'s' if len(jobs) != 1 else ''} valid.")
             # Both take a single job: of several, the first.
             print_next(*(command_on(name, jobs[0], overrides) for name in ("plan", "run")))
     sys.exit(2 if faults else 0)
@@ -110,7 +111,7 @@ def copy(name: str, to: Path) -> None:
 
     # Only what was written: a space that was copied before, and not edited, is not named again.
     for file in copy_shipped(name, to):
-        click.echo(f"wrote {file}")
+        say(f"wrote {file}")
     if Path(name).parent.name == "jobs":
         print_next(*(command_on(command, to / name, ()) for command in ("plan", "run")))
     else:

@@ -11,12 +11,14 @@ import click
 from raysweep.cli.common import (
     address_option,
     console,
+    error_console,
     json_option,
     open_sweep,
     print_json,
     print_next,
     report_sweep,
     results_option,
+    say,
 )
 from raysweep.cli.run import run_and_report
 
@@ -187,15 +189,13 @@ def stop(sweep: str, results: Path, as_json: bool) -> None:
     Its driver may run on any machine that shares the results folder. Trials stop within a few steps, with a checkpoint;
     `raysweep resume` continues from there.
     """
-    from rich.console import Console
-
     from raysweep import api
 
     folder = open_sweep(results, sweep)
     # Only the last session can still run; an earlier one without an end was killed.
     at_work = [session for session in folder.sessions() if session.ended is None][-1:]
     driver = "".join(f" ({session.host}, process {session.pid})" for session in at_work)
-    progress = Console(stderr=True)
+    progress = error_console()
     with progress.status("") as status:
         told = False
 
@@ -209,7 +209,7 @@ def stop(sweep: str, results: Path, as_json: bool) -> None:
 
         was_running = api.stop(sweep, results=results, waiting=waiting)
     # Not running is no error: the sweep is as stopped as was asked for.
-    click.echo(f"{sweep} has stopped." if was_running else f"{sweep} is not running.", err=True)
+    say(f"{sweep} has stopped." if was_running else f"{sweep} is not running.", err=True)
     report_sweep(folder, as_json)
 
 

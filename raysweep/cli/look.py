@@ -19,6 +19,7 @@ from raysweep.cli.common import (
     print_next,
     report_sweep,
     results_option,
+    say,
 )
 from raysweep.sweep import signals
 
@@ -49,7 +50,7 @@ def list_command(kind: str | None, results: Path, as_json: bool) -> None:
     print_listing(content, console())
     if kind == "jobs":
         # Not by print_next: it hands --results on, which `copy` does not take.
-        click.echo(f"next:  raysweep plan {QUICKSTART} · raysweep copy {QUICKSTART}")
+        say(f"next:  raysweep plan {QUICKSTART} · raysweep copy {QUICKSTART}")
     else:
         sweeps = [f"raysweep status {sweep['name']}" for sweep in content.get("sweeps", [])[-1:]]
         print_next("raysweep plan", *sweeps)
@@ -142,7 +143,7 @@ def tensorboard(sweeps: Sequence[str], port: int, results: Path) -> None:
     with serve_folder(folders) as logdir, signals.noted(lambda: "interrupted."), signals.watched():
         server = serve(logdir, port)
         # To stderr, as all progress.
-        click.echo(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)
+        say(f"TensorBoard on {', '.join(folders)}: http://127.0.0.1:{port}  (stop with Ctrl-C)", err=True)
         while server.poll() is None and signals.received() is None:
             time.sleep(LOOK_S)
         if server.poll() is not None:

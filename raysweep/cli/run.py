@@ -15,9 +15,11 @@ from raysweep.cli.common import (
     QUICKSTART,
     address_option,
     complete_command,
+    error_console,
     json_option,
     report_sweep,
     results_option,
+    say,
     set_option,
     trials_option,
 )
@@ -38,12 +40,19 @@ ASK_ABOVE_SECONDS = 1800
 @address_option
 @click.option("--name", help="Name of the sweep. Default: <job>-<number>.")
 @click.option("--no-sharing", is_flag=True, help="Run every phase of every trial: reuse no outcome of another.")
+@click.option(
+    "--private",
+    is_flag=True,
+    envvar="RAYSWEEP_PRIVATE",
+    show_envvar=True,
+    help="Let nobody else on this machine look into the sweep's folder, whatever the umask allows.",
+)
 @click.option("--yes", is_flag=True, help="Do not show the plan, and do not ask before more than half an hour of work.")
 @results_option
 @json_option
 def run(
     job: Path, overrides: Sequence[str], trials: int | None, address: str | None, name: str | None, no_sharing: bool,
-    yes: bool, results: Path, as_json: bool,
+    private: bool, yes: bool, results: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a sweep, here or on a reachable cluster.
 
@@ -57,7 +66,7 @@ def run(
 
         return api.run(
             job, overrides=overrides, trials=trials, address=address, name=name, results=results,
-            sharing=not no_sharing, observer=observer,
+            sharing=not no_sharing, private=private, observer=observer,
         )  # fmt: skip
 
     # Where no person is at the terminal, there is nobody to ask, and a plan would only cost time.
@@ -68,14 +77,12 @@ def run(
 
 def _show_plan(job: Path, overrides: Sequence[str], trials: int | None, results: Path) -> None:
     """Show a person the plan, and ask before a long run."""
-    from rich.console import Console
-
     from raysweep import api
     from raysweep.reports.tables.estimate import print_estimate
 
     checked, estimate = api.plan(job, overrides=overrides, trials=trials, results=results)
     # To stderr: stdout holds the result of the sweep alone, perhaps as JSON.
-    print_estimate(checked.spec.resolved(), estimate.to_dict(), Console(stderr=True))
+    print_estimate(checked.spec.resolved(), estimate.to_dict(), error_console())
     if estimate.seconds is not None and estimate.seconds > ASK_ABOVE_SECONDS:
         click.confirm("Proceed?", default=True, abort=True, err=True)
 
@@ -86,12 +93,10 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resume
     Args:
         resumed: the sweep that is resumed; that can be repeated even if it was interrupted before it began.
     """
-    from rich.console import Console
-
     from raysweep.errors import RunError
     from raysweep.reports.live.progress import Progress
 
-    progress = Progress(Console(stderr=True))
+    progress = Progress(error_console())
 
     # The sweep has a name from the moment its folder was written: from then on it can be resumed.
     def parting() -> str:
@@ -102,11 +107,11 @@ def run_and_report(start: Callable[[Any], SweepFolder], as_json: bool, *, resume
         with signals.noted(parting), contextlib.redirect_stdout(sys.stderr), progress:
             folder = start(progress)
     except RunError as error:
-        click.echo(f"error: {error}{_way_on(progress.sweep or resumed)}", err=True)
+        say(f"error: {error}{_way_on(progress.sweep or resumed)}", err=True)
         _leave(error.exit_code)
     # Where the signal came with the last trial, the sweep is done all the same.
     if signals.received() is not None and not _is_finished(folder):
-        click.echo(parting(), err=True)
+        say(parting(), err=True)
         _leave(signals.INTERRUPTED)
     report_sweep(folder, as_json)
     # Some failed trials are part of a search; a sweep without a single result has failed.

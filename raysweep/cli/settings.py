@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raysweep.cli.common import json_option, print_json, print_next
+from raysweep.cli.common import json_option, print_json, print_next, say
 
 if TYPE_CHECKING:
     from raysweep.job.settings import Setting
@@ -32,11 +32,11 @@ def help_command(key: str | None, as_json: bool) -> None:
         print_json([_as_dict(setting, inside(setting.key)) for setting in found] if found else _dicts(inside()))
         return
     for setting in found:
-        click.echo(f"{setting.key}: {setting.type}{_default(setting)}")
-        click.echo(_filled(setting.doc, "  "))
+        say(f"{setting.key}: {setting.type}{_default(setting)}")
+        say(_filled(setting.doc, "  "))
     within = [inner for setting in found for inner in inside(setting.key)] if found else inside()
     if within:
-        click.echo("" if found else "The top level of a job:")
+        say("" if found else "The top level of a job:")
         _print_names(within)
         print_next(f"raysweep help {within[-1].key}")
 
@@ -60,7 +60,7 @@ def _print_names(settings: Sequence[Setting]) -> None:
     defaults = max(len(setting.default) for setting in settings)
     for setting in settings:
         sentence = setting.doc.partition(". ")[0].rstrip(".")
-        click.echo(f"  {setting.name:<{names}}  {setting.default:<{defaults}}  {sentence}".rstrip())
+        say(f"  {setting.name:<{names}}  {setting.default:<{defaults}}  {sentence}".rstrip())
 
 
 def _default(setting: Setting) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raysweep.cli.common import console, json_option, print_json, results_option, set_option, trials_option
+from raysweep.cli.common import console, json_option, print_json, results_option, say, set_option, trials_option
 
 if TYPE_CHECKING:
     from raysweep.job.jobfile import Job
@@ -88,6 +88,6 @@ def _news() -> Callable[[int, float], None]:
         # By the clock of this machine: thousands of virtual hours may pass within a second.
         if time.monotonic() - told > NEWS_S:
             told = time.monotonic()
-            click.echo(f"{ended:,} trials ended in {seconds / 3600:.1f} virtual hours", err=True)
+            say(f"{ended:,} trials ended in {seconds / 3600:.1f} virtual hours", err=True)
 
     return tell

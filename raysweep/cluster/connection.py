@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raysweep.cluster.local_ray import LocalRay
+from raysweep.cluster.token import keep_token_private
 from raysweep.cluster.waiting import LOOK_S, Task, within
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.job.jobfile import Job
@@ -128,6 +129,8 @@ def connected(address: str | None, job: Job, stopped: Callable[[], bool]) -> Ite
             raise StoppedEarly
 
     common: dict[str, Any] = {"namespace": "raysweep", "log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        keep_token_private()
     own = LocalRay(_local_options() | common) if address is None else None
     try:
         if own is None:

@@ -10,8 +10,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -68,11 +68,11 @@ def renamed_into_place(
     """
     # `within` is on the file system of the target: a rename is atomic within one file system only.
     with translate or nullcontext():
-        temporary = Path(tempfile.mkdtemp(dir=within, prefix=UNFINISHED))
+        # Not by tempfile, whose folders are private: others read sweeps and exports, as far as the umask lets them.
+        temporary = within / f"{UNFINISHED}{secrets.token_hex(8)}"
+        temporary.mkdir()
     try:
         yield temporary
-        # mkdtemp makes the folder private, but other users read sweeps and exports.
-        os.chmod(temporary, 0o755)
         rename(temporary, target)
     finally:
         # After the rename there is nothing left to remove.

@@ -49,22 +49,28 @@ class SweepFolder:
         self._phases_seen: set[tuple[int, str]] | None = None
 
     @staticmethod
-    def create(results: Path, job: Job, name: str | None, environment: Mapping[str, Any]) -> SweepFolder:
+    def create(
+        results: Path, job: Job, name: str | None, environment: Mapping[str, Any], *, private: bool = False
+    ) -> SweepFolder:
         """Make the folder of a new sweep: `name`, or `<job>-<number>` with the next free number.
+
+        Args:
+            private: see `make_folder`.
 
         Raises:
             ArchiveError: the name is taken or unusable, or the results folder cannot be written.
         """
         check_new_sweep(results, name)
         try:
-            folder = make_folder(results, name, job.spec.name)
+            folder = make_folder(results, name, job.spec.name, private=private)
             sweep = SweepFolder(folder)
             sweep.replace_environment(environment)
             # The job comes last: a folder that holds one is a sweep, so it must hold everything else by then.
             replace_text(folder / "job.yaml", dump_mapping(job.spec.resolved()))
         except OSError as error:
             raise ArchiveError(
-                f"results folder {str(results)!r} cannot be written ({error.strerror}). Choose another with --results."
+                f"results folder {str(results)!r} cannot be written ({error.strerror}). Choose another with --results "
+                "or RAYSWEEP_RESULTS."
             ) from error
         return sweep
 

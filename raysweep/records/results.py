@@ -35,30 +35,34 @@ def check_new_sweep(results: Path, name: str | None) -> None:
         raise _taken(name)
 
 
-def make_folder(results: Path, name: str | None, job: str) -> Path:
+def make_folder(results: Path, name: str | None, job: str, *, private: bool = False) -> Path:
     """Make the folder of a new sweep: `name`, or `<job>-<number>` with the lowest free number.
+
+    Args:
+        private: nobody but its owner can look into it, whatever the umask lets others do.
 
     Raises:
         ArchiveError: the name is taken.
         OSError: the results folder cannot be written.
     """
     results.mkdir(parents=True, exist_ok=True)
+    mode = 0o700 if private else 0o777
     if name is None:
-        return _make_numbered(results, job)
+        return _make_numbered(results, job, mode)
     try:
-        (results / name).mkdir()
+        (results / name).mkdir(mode)
     except FileExistsError:
         raise _taken(name) from None
     return results / name
 
 
-def _make_numbered(results: Path, job: str) -> Path:
+def _make_numbered(results: Path, job: str, mode: int) -> Path:
     number = 1
     while True:
         folder = results / f"{job}-{number}"
         try:
             # mkdir both tests and takes the number in one step: two sweeps that start at once cannot get the same one.
-            folder.mkdir()
+            folder.mkdir(mode)
             return folder
         except FileExistsError:
             number += 1

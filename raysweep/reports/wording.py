@@ -1,6 +1,15 @@
-"""How numbers are put into sentences."""
+"""How numbers and names are put into sentences."""
 
 from __future__ import annotations
+
+import unicodedata
+
+HARMLESS = "\n\t"
+"""Control characters that only move on."""
+STEERING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+"""Categories of characters that move the cursor, turn the direction of writing, or show nothing."""
+JOINERS = "\u200c\u200d"
+"""Characters of these categories that scripts and emoji need."""
 
 
 def count(number: int, noun: str) -> str:
@@ -19,3 +28,22 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def printable(text: str) -> str:
+    """Return a text with every control character as its escape, such as `\\x1b`.
+
+    Names, labels and the content of files are printed; raw, they could clear the screen, write elsewhere on it, or
+    have the terminal answer as if a person typed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if _is_harmless(character) else _escaped(character) for character in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character in HARMLESS or character in JOINERS or unicodedata.category(character) not in STEERING
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -437,10 +438,10 @@ def test_json_of_a_run_reaches_stdout_even_with_a_live_line(fake: FakeSweep, ter
 
 def test_run_passes_on_what_it_was_given(fake: FakeSweep) -> None:
     invoke("run", write_job(), "--set", "seed=3", "--set", "seed=4", "--trials", "5", "--name", "x", "--no-sharing",
-           "--address", "ray://there:1", "--results", "elsewhere")  # fmt: skip
+           "--private", "--address", "ray://there:1", "--results", "elsewhere")  # fmt: skip
     assert fake.asked == {
         "named": Path("job.yaml"), "overrides": ("seed=3", "seed=4"), "trials": 5, "address": "ray://there:1",
-        "name": "x", "sharing": False,
+        "name": "x", "sharing": False, "private": True,
     }  # fmt: skip
     assert [path.name for path in Path("elsewhere").iterdir()] == ["heads-1"]
     invoke("resume", "heads-2", "--results", "again")
@@ -685,6 +686,34 @@ with signals.noted(lambda: "interrupted."), signals.watched():
     assert signals.received() == "SIGINT"
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_what_an_error_or_a_file_is_called_never_steers_the_terminal(tmp_path: Path) -> None:
+    name = "\x1b]0;owned\x07\u202ejob.yaml"
+    Path(name).write_text("name: a\n")
+    result = invoke("validate", name)
+    assert result.exit_code == 2 and "\\x1b]0;owned\\x07\\u202ejob.yaml" in result.stderr
+    assert not set("\x1b\x07\u202e") & set(result.output)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOTDIR])
+def test_a_folder_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def closed(*given: Any, **asked: Any) -> None:
+        raise OSError(number, os.strerror(number), "/closed/folder")
+
+    monkeypatch.setattr(api, "plan", closed)
+    result = invoke("plan", write_job())
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith(f"error: '/closed/folder' cannot be used ({os.strerror(number)}). Results go to")
+    assert "RAYSWEEP_RESULTS" in result.stderr and "HF_HOME" in result.stderr and "TMPDIR" in result.stderr
+
+
+def test_an_error_that_is_no_folder_s_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any, **asked: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/closed/folder")
+
+    monkeypatch.setattr(api, "plan", broken)
+    assert isinstance(invoke("plan", write_job()).exception, OSError)
 
 
 def test_any_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def assert_cannot_be_written(results: Path) -> None:
     with pytest.raises(ArchiveError) as refused:
         new_sweep(results)
     assert f"results folder '{results}' cannot be written" in str(refused.value)
-    assert "Choose another with --results." in str(refused.value)
+    assert "Choose another with --results or RAYSWEEP_RESULTS." in str(refused.value)
     assert isinstance(refused.value, UsageError) and refused.value.exit_code == 2
 
 
@@ -475,3 +475,19 @@ def test_that_a_sampler_has_nothing_left_stays_known(sweep: SweepFolder) -> None
     assert not sweep.exhausted()
     sweep.exhaust()
     assert sweep.exhausted() and SweepFolder(sweep.path).exhausted()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_records_follow_the_umask_and_a_private_sweep_is_its_owner_s(
+    tmp_path: Path, umask: int, private: bool, name: str | None
+) -> None:
+    before = os.umask(umask)
+    try:
+        folder = SweepFolder.create(tmp_path, a_job(), name, {"sharing": True}, private=private)
+    finally:
+        os.umask(before)
+    assert folder.path.stat().st_mode & 0o777 == (0o700 if private else 0o777) & ~umask
+    for path in folder.path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path

@@ -11,7 +11,7 @@ import click
 
 from raysweep.cli.analyze import dynamic, efficiency, preservation, stress
 from raysweep.cli.analyze import pnn as analyze_pnn
-from raysweep.cli.common import NewFile, json_option, report_drawn
+from raysweep.cli.common import NewFile, json_option, report_drawn, say
 from raysweep.errors import UsageError
 
 
@@ -48,7 +48,7 @@ class _Announced:
         # The integer part of the tenths differs from that of the pass before: a tenth was completed by this one.
         elif done == 2 or (done < total and done * 10 // total > (done - 1) * 10 // total):
             left = (time.monotonic() - self._began) / (done - 1) * (total - done)
-            click.echo(f"heads left out one by one: {done} of {total} passes, about {duration(left)} more", err=True)
+            say(f"heads left out one by one: {done} of {total} passes, about {duration(left)} more", err=True)
 
 
 @click.group()

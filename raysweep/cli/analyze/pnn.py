@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli.common import console, json_option, print_json, strict
+from raysweep.cli.common import console, json_option, print_json, say, strict
 
 
 @click.command()
@@ -59,7 +59,7 @@ def pnn(
     subject = load_subject(model, spec, seed=seed, compared=compared)
     # Where analyses were named, one that does not apply to this model is an error; of all, it is only reported.
     found = run_analyses(
-        subject, names, lambda line: click.echo(line, err=True), insist=bool(experiments)
+        subject, names, lambda line: say(line, err=True), insist=bool(experiments)
     )  # fmt: skip
     about = {"model": model, "data": spec.model_dump(), "compared": list(compared), "seed": seed}
     contents = [one.to_dict() for one in found]
@@ -85,4 +85,4 @@ def _show(content: dict[str, Any], folder: Path | None, as_json: bool) -> None:
         print_json(content)
         return
     print_findings(content["findings"], console())
-    click.echo(f"figures and pictures: {folder}")
+    say(f"figures and pictures: {folder}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from raysweep.cli.common import NewFile, json_option, report_drawn
+from raysweep.cli.common import NewFile, json_option, report_drawn, say
 
 
 @click.command()
@@ -37,7 +37,7 @@ def preservation(
 
     found = measure(
         model, other, data, tokenizer=tokenizer, seq_len=seq_len, windows=windows,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: say(line, err=True),
     )  # fmt: skip
     # What was measured, and on what, stands beside the result: the JSON can be read without the command.
     about = {"model": model, "other": other, "data": str(data), "tokenizer": tokenizer, "seq_len": seq_len}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysweep.cli.common import NewFile, json_option, report_drawn
+from raysweep.cli.common import NewFile, json_option, report_drawn, say
 from raysweep.science.stress.protocols import PROTOCOLS  # names alone: the protocols load torch, their list does not
 
 if TYPE_CHECKING:
@@ -101,14 +101,14 @@ def _measure(
 
     found = stress_of(subject, protocols)
     work = work_of(subject, found.unfinished)
-    click.echo(
+    say(
         f"{work.steps:,} training steps and {work.evaluations} evaluations: about {work.seconds:.0f} s", err=True
     )  # fmt: skip
     try:
-        run(subject, found, lambda line: click.echo(line, err=True))
+        run(subject, found, lambda line: say(line, err=True))
     except KeyboardInterrupt:
         rest = " ".join(f"--protocol {name}" for name in found.unfinished)
-        click.echo(f"to go on with what is not finished, give the same command with {rest}", err=True)
+        say(f"to go on with what is not finished, give the same command with {rest}", err=True)
         raise
     finally:
         # Protocols take minutes each: those that are finished are not lost with the one that was interrupted.

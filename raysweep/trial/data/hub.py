@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,6 +25,9 @@ STREAMED_EVALUATION_CHARACTERS = 2_000_000
 
 # More than an English token has on average, so that a stream yields enough; the token store cuts to the exact count.
 CHARACTERS_PER_TOKEN = 5
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+"""Errors of a folder that cannot be written, or has no room."""
 
 Item = TypeVar("Item")
 
@@ -121,14 +125,25 @@ def hub_errors(name: str, known: Collection[str], local: str) -> Iterator[None]:
     except DataError:
         # Raised by our own reading of rows inside the block: it says more than the general error would.
         raise
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise _not_loaded(name, known, local, error) from error
+        raise DataError(
+            f"data.name = {name!r}: the cache of the hub cannot be written ({error.strerror}: {error.filename}). Free "
+            "room there, or set HF_HOME to a folder that can be written."
+        ) from error
     except Exception as error:
         # `datasets` hands on the errors of its many readers and of the network, so no narrower class would do.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        way_out = f"Without a network, give {local}." if name in known else known_names_hint(name, known)
-        raise DataError(
-            f"data.name = {name!r} is neither a file or folder here nor a data set that can be loaded "
-            f"({type(error).__name__}: {reason}). {way_out}"
-        ) from error
+        raise _not_loaded(name, known, local, error) from error
+
+
+def _not_loaded(name: str, known: Collection[str], local: str, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    way_out = f"Without a network, give {local}." if name in known else known_names_hint(name, known)
+    return DataError(
+        f"data.name = {name!r} is neither a file or folder here nor a data set that can be loaded "
+        f"({type(error).__name__}: {reason}). {way_out}"
+    )
 
 
 def _texts(rows: Iterable[Mapping[str, Any]], column: str, name: str) -> Iterator[str]:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
-
-from filelock import FileLock
 
 from raysweep.contracts import Facts
 from raysweep.errors import DataError
@@ -18,7 +14,7 @@ from raysweep.job.plan import content_key
 from raysweep.job.registry import scratch_sizes
 from raysweep.job.spec import DataSpec, ModelSpec
 from raysweep.trial.data import bpe, wordpiece
-from raysweep.trial.data.cache import cache_folder, lock_path
+from raysweep.trial.data.cache import cache_folder, keep_file
 
 
 def tokenizer_source(model: ModelSpec, data: DataSpec) -> tuple[str | None, int | None]:
@@ -91,13 +87,7 @@ def _trained(recipe: dict[str, Any], train: Callable[[], Any]) -> tuple[Any, str
     path = cache_folder() / "tokenizers" / f"{identity}.json"
     from tokenizers import Tokenizer
 
-    # As in cache.py: one process trains while the others wait, and the file appears whole, by a rename.
-    with FileLock(lock_path(path)):
-        if not path.exists():
-            trained = train()
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-                part.write(trained.to_str().encode())
-            os.replace(part.name, path)
+    keep_file(path, lambda: train().to_str().encode())
     # Read back even where it was trained just now, so that all processes use the very same tokenizer.
     return Tokenizer.from_file(str(path)), identity
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -390,3 +391,64 @@ def test_shards_are_disjoint_and_complete(count: int, world_size: int) -> None:
     shards = [shard(count, rank, world_size).tolist() for rank in range(world_size)]
     assert sorted(sum(shards, [])) == list(range(count))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+# A cache that cannot be used
+
+
+def refused(corpus: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        tokens_of(corpus)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_cache_that_is_a_file_is_one_line_with_the_variable(corpus: Path, cache: Path) -> None:
+    cache.write_text("a file")
+    assert f"the cache {str(cache)!r} cannot be used (" in (message := refused(corpus))
+    assert "set RAYSWEEP_CACHE to a folder that can be written" in message
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, None])
+def test_a_cache_that_cannot_be_written_leaves_nothing_behind(
+    corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("1000 requested and 0 written") if number is None else OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(np, "save", full)
+    said = "1000 requested and 0 written" if number is None else os.strerror(number)
+    assert f"cannot be used ({said}). Free room there, or set RAYSWEEP_CACHE" in refused(corpus)
+    assert [path.name for path in (cache / "tokens").iterdir() if ".part" in path.name] == []
+
+
+def test_a_cache_that_holds_what_is_needed_may_be_read_only(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tokens_of(corpus)
+
+    def no_lock(path: Path) -> Path:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(cache_module, "lock_path", no_lock)
+    assert tokens_of(corpus).fingerprint == first.fingerprint
+
+
+def test_without_a_home_folder_the_variable_is_named(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("RAYSWEEP_CACHE")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert refused(corpus) == "there is no home folder for the cache. Set RAYSWEEP_CACHE to a folder."
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_cache_has_the_rights_that_the_umask_leaves(corpus: Path, cache: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        store = tokens_of(corpus)
+    finally:
+        os.umask(before)
+    found = {path: path.stat().st_mode & 0o777 for path in (store.folder, *store.folder.iterdir())}
+    found |= {path: path.stat().st_mode & 0o777 for path in (cache / "tokenizers").glob("*.json")}
+    assert len(found) == 6
+    assert all(mode == (0o777 if path.is_dir() else 0o666) & ~umask for path, mode in found.items())
