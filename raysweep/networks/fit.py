@@ -19,6 +19,7 @@ from raysweep.networks.configuration import (
     pretrained_config,
     task_of,
 )
+from raysweep.networks.loading import build_skeleton
 from raysweep.networks.weights import cached_folder, check_weights
 
 
@@ -49,6 +50,8 @@ def check_model(model: ModelSpec, *, seq_len: int) -> str:
         if (cached := cached_folder(model.name)) is not None:
             check_weights(model, cached)
         return content_key([model.name, getattr(config, "_commit_hash", None)])
+    # First what its configuration says: a fault there says more than weights that do not fit it.
+    build_skeleton(model, seq_len=seq_len)
     check_weights(model, folder)
     # The configuration counts: with other head counts or activations the same weights are another function.
     return content_key([_file_sha256(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))])

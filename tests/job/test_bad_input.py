@@ -323,7 +323,8 @@ def test_a_results_folder_below_a_file() -> None:
     Path("file").touch()
     message = refused("run", "good.yaml", "--results", "file/results")
     assert message == (
-        "results folder 'file/results' cannot be written (Not a directory). Choose another with --results."
+        "results folder 'file/results' cannot be written (Not a directory). Choose another with --results or "
+        "RAYSWEEP_RESULTS."
     )
 
 
