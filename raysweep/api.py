@@ -10,6 +10,7 @@ from raysweep.cluster.continuing import go_on
 from raysweep.cluster.ownership import driving, held, stop_and_wait
 from raysweep.job import code
 from raysweep.job.jobfile import Job, load_job
+from raysweep.job.permission import with_modules
 from raysweep.job.plan import Fingerprints
 from raysweep.records import environment
 from raysweep.records.folder import SweepFolder
@@ -56,7 +57,8 @@ def run(
         UsageError: the job, or something it names, is wrong; nothing was started.
         RunError: the sweep could not go on; `resume` continues it.
     """
-    checked = load_job(job, _with_trials(overrides, trials))  # before the imports below, which take seconds
+    # Before the imports below, which take seconds.
+    checked = with_modules(load_job(job, _with_trials(overrides, trials)))
     from raysweep.cluster.connection import check_local_room
     from raysweep.cluster.driver import run_sweep
     from raysweep.trial.forecast.preflight import preflight
@@ -147,7 +149,9 @@ def fork(
 
     # The number of the new trial and its common phases are read under the lock.
     def propose(job: Job, fingerprints: Fingerprints) -> None:
-        folder.add_proposal(lifecycle.forked(folder, job, fingerprints, trial, after, overrides))
+        proposal = lifecycle.forked(folder, job, fingerprints, trial, after, overrides)
+        with_modules(job, [proposal.values])
+        folder.add_proposal(proposal)
 
     return go_on(
         folder, address=address, observer=observer, accept_new_code=accept_new_code, prepare=propose

@@ -39,6 +39,19 @@ address_option = click.option(
     "--address", envvar="RAY_ADDRESS", show_envvar=True,
     help="A reachable Ray cluster. Default: one is started here for this sweep.",
 )  # fmt: skip
+
+
+def _allow(context: click.Context, parameter: click.Parameter, modules: Sequence[str]) -> None:
+    from raysweep.job.outside import allow
+
+    allow(modules)
+
+
+# In the environment, which the workers inherit: they import the modules, too.
+allow_option = click.option(
+    "--allow-module", "modules", multiple=True, metavar="MODULE", expose_value=False, callback=_allow,
+    help="Allow strategies from this module or package to run; may be repeated. Others: RAYSWEEP_MODULES=a,b.",
+)  # fmt: skip
 trials_option = click.option("--trials", type=click.IntRange(min=1), help="Override search.trials.")
 
 

@@ -10,6 +10,7 @@ import click
 
 from raysweep.cli.common import (
     address_option,
+    allow_option,
     console,
     error_console,
     json_option,
@@ -40,6 +41,7 @@ accept_option = click.option(
 )  # fmt: skip
 @accept_option
 @address_option
+@allow_option
 @results_option
 @json_option
 def resume(
@@ -74,6 +76,7 @@ def resume(
 @click.option("--trials", required=True, metavar="[+]N", help="How many in all; with a +, how many more.")
 @accept_option
 @address_option
+@allow_option
 @results_option
 @json_option
 def extend(sweep: str, trials: str, accept_new_code: bool, address: str | None, results: Path, as_json: bool) -> None:
@@ -106,6 +109,7 @@ def extend(sweep: str, trials: str, accept_new_code: bool, address: str | None, 
 )  # fmt: skip
 @accept_option
 @address_option
+@allow_option
 @results_option
 @json_option
 def fork(
@@ -149,6 +153,7 @@ def fork(
 )
 @accept_option
 @address_option
+@allow_option
 @results_option
 @json_option
 def retry(

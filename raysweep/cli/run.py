@@ -14,6 +14,7 @@ import click
 from raysweep.cli.common import (
     QUICKSTART,
     address_option,
+    allow_option,
     complete_command,
     error_console,
     json_option,
@@ -38,6 +39,7 @@ ASK_ABOVE_SECONDS = 1800
 @set_option
 @trials_option
 @address_option
+@allow_option
 @click.option("--name", help="Name of the sweep. Default: <job>-<number>.")
 @click.option("--no-sharing", is_flag=True, help="Run every phase of every trial: reuse no outcome of another.")
 @click.option(

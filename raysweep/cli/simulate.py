@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raysweep.cli.common import console, json_option, print_json, results_option, say, set_option, trials_option
+from raysweep.cli.common import (
+    allow_option,
+    console,
+    json_option,
+    print_json,
+    results_option,
+    say,
+    set_option,
+    trials_option,
+)
 
 if TYPE_CHECKING:
     from raysweep.job.jobfile import Job
@@ -40,6 +49,7 @@ SHARE = click.FloatRange(0, 1)
 @click.option(
     "--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder to leave the simulated sweep in."
 )
+@allow_option
 @results_option
 @json_option
 def simulate(

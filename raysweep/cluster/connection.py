@@ -15,6 +15,7 @@ from raysweep.cluster.token import keep_token_private
 from raysweep.cluster.waiting import LOOK_S, Task, within
 from raysweep.errors import ClusterError, Fault, SpecError
 from raysweep.job.jobfile import Job
+from raysweep.job.outside import VARIABLE as MODULES
 from raysweep.job.spec import ScaleSpec
 from raysweep.records.environment import usable_cores
 
@@ -178,7 +179,11 @@ def _connect(address: str, common: dict[str, Any], look: Callable[[], None]) -> 
     import ray
 
     # Workers on other machines do not inherit the driver's environment.
-    passed = {name: os.environ[name] for name in (*SETTINGS, "HF_HUB_OFFLINE", "RAYSWEEP_CACHE") if name in os.environ}
+    passed = {
+        name: os.environ[name]
+        for name in (*SETTINGS, "HF_HUB_OFFLINE", "RAYSWEEP_CACHE", MODULES)
+        if name in os.environ
+    }
     try:
         _check_answers(address)
         within(START_S, "the connection", lambda: ray.init(address, runtime_env={"env_vars": passed}, **common), look)

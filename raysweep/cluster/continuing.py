@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from raysweep.cluster.ownership import driving
 from raysweep.job import code
 from raysweep.job.jobfile import Job, check_job
+from raysweep.job.permission import with_modules
 from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.reports.live.progress import Silent
@@ -35,7 +37,7 @@ def go_on(
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
         stored, about = folder.job(), folder.environment()
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
-        before = check_job(stored.spec.resolved(), stored.source)
+        before = with_modules(check_job(stored.spec.resolved(), stored.source), _open_points(folder))
         # Before any record is looked at: what is known by now may change what is left to do.
         if mended := mend(folder, before, Fingerprints(**about["fingerprints"])):
             watching.mended(mended)
@@ -72,6 +74,11 @@ def _record(folder: SweepFolder, job: Job, changed: bool) -> None:
 
 
 def _code_here(folder: SweepFolder, job: Job) -> dict[str, str]:
+    return code_of(job, _open_points(folder))
+
+
+def _open_points(folder: SweepFolder) -> list[Mapping[str, Any]]:
+    """Return the values of the trials that are left."""
     # Of trials that have ended nothing is run any more: a strategy that only they name need not be here.
     ended = folder.trials()
-    return code_of(job, (each.values for trial, each in folder.proposals().items() if trial not in ended))
+    return [each.values for trial, each in folder.proposals().items() if trial not in ended]

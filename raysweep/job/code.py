@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import io
-import sys
 import tokenize
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raysweep.job import registry
+from raysweep.errors import UsageError
+from raysweep.job import outside, registry
 from raysweep.job.checks.sections import STRATEGY_KEYS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -89,14 +88,9 @@ def _source_outside(name: str) -> bytes:
         UnknownNameError: there is no such module here, or its source cannot be read.
     """
     try:
-        module = sys.modules.get(name)
-        # A module that only a fork of another session names may not be imported yet; this imports its package.
-        spec = None if module else importlib.util.find_spec(name)
-        file = getattr(module, "__file__", None) if module else spec and spec.origin
-        if module is None and spec is None:
-            raise ImportError("there is no such module")
-        return Path(file).read_bytes() if file else b""
-    except (ImportError, ValueError, OSError) as error:
+        file = outside.source_of(name)
+        return file.read_bytes() if file else b""
+    except (UsageError, OSError) as error:
         raise registry.UnknownNameError(f"the code of strategy {name!r} cannot be read here: {error}.") from error
 
 

@@ -1,6 +1,7 @@
 """Find the code behind a name in YAML: the folder is the registry, and a strategy's name is the name of its file.
 
-A dotted name (`my_package.mine`) reaches a module outside raysweep. Every module of a kind holds one class with that
+A dotted name (`my_package.mine`) reaches a module outside raysweep: `load` imports it where that is allowed, and
+`look` reads its source (outside.py). Every module of a kind holds one class with that
 kind's fixed name, a frozen dataclass whose fields are its YAML options. Ours derive from their contract
 (`class Pruner(contracts.Pruner)`), those outside need not.
 """
@@ -13,6 +14,7 @@ import importlib
 import importlib.util
 import json
 import pkgutil
+import sys
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,7 +22,10 @@ from typing import Any
 
 import pydantic
 
-from raysweep.errors import UsageError, known_names_hint
+from raysweep.errors import known_names_hint
+from raysweep.job import outside
+from raysweep.job.outside import SourceClass, is_outside
+from raysweep.job.outside import UnknownNameError as UnknownNameError
 from raysweep.job.section import words_of
 
 KINDS = {
@@ -44,10 +49,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "samplers": {"cannot": (), "whole": False, "ranks_stopped": False, "avoids_failures": False, "memory": None},
 }
 """What a strategy of a kind may leave out, with the value it then has."""
-
-
-class UnknownNameError(UsageError):
-    """No strategy of the kind has this name."""
 
 
 def available(kind: str) -> list[str]:
@@ -93,14 +94,54 @@ def adapter(strategy: Any) -> pydantic.TypeAdapter[Any]:
 def load(kind: str, name: str) -> Any:
     """Return the class behind a name, with the defaults of its kind for what it leaves out.
 
+    A module outside raysweep is imported, and so run: only what trains may call this for its name.
+
+    Raises:
+        UnknownNameError: no such file, dotted module, or class in it; or the module is not allowed.
+    """
+    # A name without a dot comes from the folder alone: `torch` must not import torch.
+    if not is_outside(name):
+        return _own(kind, name)
+    if not outside.is_allowed(name):
+        raise UnknownNameError(f"strategy {name!r} {outside.not_allowed(name)}")
+    return _imported(kind, name)
+
+
+def look(kind: str, name: str) -> Any:
+    """Return the class behind a name; of a module outside raysweep that is not loaded, what its source says of it.
+
     Raises:
         UnknownNameError: no such file, dotted module, or class in it.
     """
-    # A name without a dot comes from the folder alone: `torch` must not import torch. A leading dot would make the
-    # import a relative one.
-    if "." in name and not name.startswith("."):
-        return _imported(kind, name)
-    return _own(kind, name)
+    if not is_outside(name):
+        return _own(kind, name)
+    return _class_in(kind, name) if name in sys.modules else outside.described(name, KINDS[kind][1])
+
+
+def options_of(kind: str, name: str) -> tuple[str, ...]:
+    """Return the names of a strategy's options, as far as they are known without importing it.
+
+    Raises:
+        UnknownNameError: there is no such strategy.
+    """
+    found = look(kind, name)
+    return found.options if isinstance(found, SourceClass) else tuple(found.__dataclass_fields__)
+
+
+def knows_options(kind: str, name: str | None) -> bool:
+    """Return whether all options of a strategy are known without importing it; a pretrained model, None, has none."""
+    found = None if name is None else look(kind, name)
+    return found.whole if isinstance(found, SourceClass) else True
+
+
+def attribute_of(kind: str, name: str, attribute: str) -> Any:
+    """Return an attribute of a strategy's class, None where it has none or only its module knows it.
+
+    Raises:
+        UnknownNameError: there is no such strategy.
+    """
+    found = look(kind, name)
+    return found.constants.get(attribute) if isinstance(found, SourceClass) else getattr(found, attribute, None)
 
 
 @cache
@@ -116,11 +157,16 @@ def _own(kind: str, name: str) -> Any:
 def _imported(kind: str, module_name: str) -> Any:
     """Return the class of a kind in a module, with the defaults of its kind for what it leaves out."""
     try:
-        module = importlib.import_module(module_name)
+        importlib.import_module(module_name)
     except ImportError as error:
         # Also where the module exists but something that it imports does not; the message then names that.
         raise UnknownNameError(f"no module {module_name!r} can be imported ({error}).") from error
-    found = getattr(module, KINDS[kind][1], None)
+    return _class_in(kind, module_name)
+
+
+def _class_in(kind: str, module_name: str) -> Any:
+    """Return the class of a kind in a loaded module, with the defaults of its kind for what it leaves out."""
+    found = vars(sys.modules[module_name]).get(KINDS[kind][1])
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UnknownNameError(f"module {module_name!r} has no dataclass {KINDS[kind][1]!r}.")
     # Set on the class itself: a subclass would be another class than the one that its module holds, so it could not
@@ -133,7 +179,9 @@ def _imported(kind: str, module_name: str) -> Any:
 
 def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     """Return a fault for each wrong option of a strategy: option, value and message."""
-    strategy = load(kind, name)
+    strategy = look(kind, name)
+    if isinstance(strategy, SourceClass):
+        return _source_faults(name, strategy, options)
     fields = {field.name: field for field in dataclasses.fields(strategy)}
     faults: list[tuple[str, Any, str]] = []
     for option, value in options.items():
@@ -155,6 +203,17 @@ def option_faults(kind: str, name: str, options: Mapping[str, Any]) -> list[tupl
             else:
                 faults.append((option, known.get(option), words_of(detail)))
     return faults
+
+
+def _source_faults(name: str, strategy: SourceClass, options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    """Return the faults of options that the source of a class shows; their values are checked once it is imported."""
+    if not strategy.whole:
+        return []
+    takes = f"takes {', '.join(sorted(strategy.options))}" if strategy.options else "takes no options"
+    unknown = [(option, options[option], f"unknown option; {name!r} {takes}.") for option in options
+               if option not in strategy.options]  # fmt: skip
+    missing = [option for option in strategy.required if option not in options]
+    return [*unknown, *((option, None, f"required by {name!r}: no default") for option in missing)]
 
 
 def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:

@@ -38,6 +38,7 @@ def deadly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        patch.setenv("RAYSWEEP_MODULES", "deadly")
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
         yield
 

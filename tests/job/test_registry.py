@@ -41,6 +41,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the import path; what is imported from it is forgotten afterwards."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RAYSWEEP_MODULES", "elsewhere, outside,package")
     yield tmp_path
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
@@ -185,6 +186,8 @@ def test_options_of_a_strategy_without_any_are_refused() -> None:
 def test_a_strategys_own_check_of_its_options_is_a_fault(modules: Path) -> None:
     (modules / "package").mkdir()
     (modules / "package" / "mine.py").write_text(STRATEGY)
+    assert registry.option_faults("prune", "package.mine", {"rounds": 10}) == [], "its source shows names alone"
+    registry.load("prune", "package.mine")
     [(_, _, message)] = registry.option_faults("prune", "package.mine", {"rounds": 10})
     assert "too many rounds" in message
 

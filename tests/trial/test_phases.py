@@ -68,9 +68,10 @@ class Listener:
 
 
 @pytest.fixture
-def planted_strategy() -> Iterator[Callable[..., str]]:
+def planted_strategy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Build a strategy module outside the package, reached by a dotted name."""
     made: list[str] = []
+    monkeypatch.setenv("RAYSWEEP_MODULES", "planted")
 
     def plant(kind: str, call: Callable[..., Any]) -> str:
         name = f"planted.strategy_{len(made)}"

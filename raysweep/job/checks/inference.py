@@ -55,7 +55,7 @@ def _model_faults(raw: Mapping[str, Any], fault: ToFault) -> Iterable[Fault]:
 def _reads_exit_head(name: Any) -> bool:
     """Return whether an exit reads the exit head; False where there is no such exit."""
     try:
-        return isinstance(name, str) and registry.load("exits", name).reads == "exit_head"
+        return isinstance(name, str) and registry.attribute_of("exits", name, "reads") == "exit_head"
     except registry.UnknownNameError:
         # strategies.py has made this a fault already.
         return False

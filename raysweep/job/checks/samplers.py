@@ -31,8 +31,7 @@ def strategies_of(space: Space) -> list[Parameter]:
 
 def _cannot(sampler: str) -> tuple[str, ...]:
     """Return the features that a sampler lacks; a sampler that does not say has all of them."""
-    cannot: tuple[str, ...] = registry.load("samplers", sampler).cannot
-    return cannot
+    return tuple(registry.attribute_of("samplers", sampler, "cannot") or ())
 
 
 def _asked_of_sampler(search: SearchSpec, space: Space) -> dict[str, str]:

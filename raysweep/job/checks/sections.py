@@ -72,7 +72,7 @@ def known_options(kind: str, name: Any) -> list[str]:
     # A name that does not exist is reported by strategies.py; whoever calls this goes on without its options.
     file = file_of(kind, name) if isinstance(name, str) else None
     try:
-        return [] if file is None else list(registry.load(kind, file).__dataclass_fields__)
+        return [] if file is None else list(registry.options_of(kind, file))
     except registry.UnknownNameError:
         return []
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from os.path import commonprefix
 from typing import Any
 
 from raysweep.errors import Fault, known_names_hint
 from raysweep.job.checks.sections import STRATEGY_KEYS, TRIAL_SECTIONS, unknown_setting
+from raysweep.job.outside import is_outside
 from raysweep.job.paths import get_path
 from raysweep.job.space import DRAWS, REQUIRE, Space, Values
 
@@ -59,27 +61,26 @@ def space_faults(job: Mapping[str, Any], space: Space, try_values: TryValues) ->
 def path_faults(space: Space, job: Mapping[str, Any]) -> list[Fault]:
     """Return a fault for each parameter whose path is no setting of a trial; `job` may be malformed."""
     faults = []
+    named: dict[str, list[str]] = defaultdict(list)
+    for _, kind, name in outside_strategies(job, space):
+        named[kind].append(name)
     for parameter in space.parameters:
         if parameter.path.split(".")[0] not in TRIAL_SECTIONS:
             faults.append(space.fault(parameter.path, OUTSIDE))
-        elif hint := unknown_setting(parameter.path, _named_outside(space, job)):
+        elif hint := unknown_setting(parameter.path, named):
             faults.append(space.fault(parameter.path, hint))
     return faults
 
 
-def _named_outside(space: Space, job: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the strategies outside raysweep that a job or its space names, by kind."""
-    by_path = {parameter.path: parameter.choices for parameter in space.parameters}
-    return {
-        kind: [
-            name
-            for name in (get_path(job, f"{section}.{key}"), *by_path.get(f"{section}.{key}", ()))
-            if isinstance(name, str) and "." in name
-        ]
-        for section, named in STRATEGY_KEYS.items()
-        for kind, key in named
-        if kind != "models"
-    }
+def outside_strategies(job: Mapping[str, Any], space: Space | None) -> Iterator[tuple[str, str, str]]:
+    """Yield key, kind and name of each strategy outside raysweep that a job, perhaps malformed, or its space names."""
+    choices = {parameter.path: parameter.choices for parameter in space.parameters} if space else {}
+    for section, named in STRATEGY_KEYS.items():
+        # A model with a dot in its name is one of the hub, or a folder.
+        for kind, name_key in named if section != "model" else ():
+            key = f"{section}.{name_key}"
+            names = (get_path(job, key), (space.constants.get(key) if space else None), *choices.get(key, ()))
+            yield from ((key, kind, name) for name in dict.fromkeys(map(str, filter(None, names))) if is_outside(name))
 
 
 def _some_points(space: Space, job: Mapping[str, Any]) -> list[Values]:

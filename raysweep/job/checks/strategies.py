@@ -30,7 +30,7 @@ def strategy_faults(raw: Mapping[str, Any], source: str) -> Iterable[Fault]:
             file = file_of(kind, names[kind]) if isinstance(names.get(kind), str) else None
             if file is not None:
                 try:
-                    registry.load(kind, file)
+                    registry.look(kind, file)
                 except registry.UnknownNameError as error:
                     unknown = True
                     yield Fault(file=source, key=f"{section}.{name_key}", value=names[kind], message=str(error))
@@ -56,7 +56,9 @@ def _option_faults(section: str, names: Mapping[str, str], body: Mapping[str, An
         for option, value, message in registry.option_faults(kind, file, options) if file else ():
             yield Fault(file=source, key=f"{section}.{option}".rstrip("."), value=value, message=sentence(message))
     all_known = [*section_class(section).model_fields, *(o for options in known.values() for o in options)]
-    for option in given:
+    for option in (
+        given if all(registry.knows_options(kind, file_of(kind, name)) for kind, name in names.items()) else ()
+    ):
         if not any(option in options for options in known.values()):
             message = f"unknown key: {known_names_hint(option, all_known)}"
             yield Fault(file=source, key=f"{section}.{option}", value=body[option], message=sentence(message))
@@ -72,10 +74,11 @@ def form_faults(grow: Any, source: str) -> Iterable[Fault]:
     if not isinstance(init, str) or not isinstance(form, str):
         return
     names = [name for name in {*registry.available("init"), init} if _exists("init", name)]
-    forms = {name: registry.load("init", name).forms for name in sorted(names)}
+    forms = {name: registry.attribute_of("init", name, "forms") or () for name in sorted(names)}
     # A form that no initialisation has is a fault of the option, which is checked elsewhere.
     known = {known for fitting in forms.values() for known in fitting}
-    if init in names and form in known and form not in forms[init]:
+    # Nothing is known of the forms of an initialisation outside raysweep that computes them.
+    if init in names and forms[init] and form in known and form not in forms[init]:
         fitting = ", ".join(map(repr, forms[init]))
         others = ", ".join(repr(name) for name in forms if form in forms[name])
         message = f"does not fit init {init!r}, which takes {fitting}; it fits {others}."
@@ -85,7 +88,7 @@ def form_faults(grow: Any, source: str) -> Iterable[Fault]:
 def _exists(kind: str, name: str) -> bool:
     """Return whether there is a strategy of a name."""
     try:
-        registry.load(kind, name)
+        registry.look(kind, name)
     except registry.UnknownNameError:
         return False
     return True
