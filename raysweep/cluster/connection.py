@@ -130,9 +130,7 @@ def connected(address: str | None, job: Job, stopped: Callable[[], bool]) -> Ite
             raise StoppedEarly
 
     common: dict[str, Any] = {"namespace": "raysweep", "log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        keep_token_private()
-    own = LocalRay(_local_options() | common) if address is None else None
+    own = _own_ray(common) if address is None else None
     try:
         if own is None:
             assert address is not None
@@ -151,6 +149,12 @@ def connected(address: str | None, job: Job, stopped: Callable[[], bool]) -> Ite
         end.join(END_S)
         if own is not None:
             own.end()
+
+
+def _own_ray(common: dict[str, Any]) -> LocalRay:
+    # Before Ray starts: it would make a token that everybody on this machine can read.
+    keep_token_private()
+    return LocalRay(_local_options() | common)
 
 
 def _local_options() -> dict[str, Any]:

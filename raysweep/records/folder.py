@@ -52,10 +52,7 @@ class SweepFolder:
     def create(
         results: Path, job: Job, name: str | None, environment: Mapping[str, Any], *, private: bool = False
     ) -> SweepFolder:
-        """Make the folder of a new sweep: `name`, or `<job>-<number>` with the next free number.
-
-        Args:
-            private: see `make_folder`.
+        """Make the folder of a new sweep: `name`, or `<job>-<number>` with the next free number; see `make_folder`.
 
         Raises:
             ArchiveError: the name is taken or unusable, or the results folder cannot be written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -85,12 +86,7 @@ def prepare(
     )  # fmt: skip
     # Mapped, not read: all ranks of a node share one copy in the page cache, and none can write to it.
     tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in texts}
-    for name, found in tokens.items():
-        if len(found) < data.seq_len:
-            raise DataError(
-                f"data.name = {data.name!r}: its {name} split has {len(found)} tokens, fewer than one window of "
-                f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
-            )
+    _check_length(tokens, data)
     return TokenStore(
         folder=folder,
         train=tokens["train"],
@@ -102,6 +98,20 @@ def prepare(
         facts=facts,
         samples=corpus.with_contents(lambda text: text[:SAMPLE]),
     )
+
+
+def _check_length(tokens: Mapping[str, Tokens], data: DataSpec) -> None:
+    """Check that each split has enough tokens for one window.
+
+    Raises:
+        DataError: one has fewer.
+    """
+    for name, found in tokens.items():
+        if len(found) < data.seq_len:
+            raise DataError(
+                f"data.name = {data.name!r}: its {name} split has {len(found)} tokens, fewer than one window of "
+                f"data.seq_len = {data.seq_len}. Give a longer text or a smaller data.seq_len."
+            )
 
 
 def windows_of(tokens: Tokens, seq_len: int) -> Tokens:
