@@ -275,12 +275,15 @@ def plan(
     Raises:
         UsageError: the job, or something it names, is wrong.
     """
-    checked = load_job(job, _with_trials(overrides, trials))  # before the imports below, which take seconds
+    asked = load_job(job, _with_trials(overrides, trials))  # before the imports below, which take seconds
+    from raysweep.sweep.foreseen import foreseen_points
     from raysweep.trial.forecast.earlier import earlier_phases
     from raysweep.trial.forecast.estimate import estimate
     from raysweep.trial.forecast.preflight import check
 
-    return checked, estimate(checked, check(checked), earlier_phases(results, checked), calibrate=calibrate)
+    # Points last: to draw them takes longer than to find what is wrong with the model or the data.
+    found, past = check(asked), earlier_phases(results, asked)
+    return asked, estimate(asked, found, past, points=foreseen_points(asked), calibrate=calibrate)
 
 
 def _with_trials(overrides: Sequence[str], trials: int | None) -> list[str]:

@@ -64,6 +64,8 @@ class Sampler(Protocol):
     avoids_failures: ClassVar[bool] = False
     """It draws at random around good points, and may draw anew: a point whose nearest trials failed by their values is
     refused."""
+    blind: ClassVar[bool] = False
+    """Its points depend on no result, so that they are known before a sweep begins."""
     memory: ClassVar[int | None] = None
     """How many ended trials it is shown: the latest, and of a single objective the best, too. None: all. For a sampler
     whose cost of a proposal grows with what it is shown. Running trials are always shown."""

@@ -46,8 +46,10 @@ KINDS = {
 # tests/job/test_registry.py holds both to each other.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "prune": {"requires": ()},
-    "samplers": {"cannot": (), "whole": False, "ranks_stopped": False, "avoids_failures": False, "memory": None},
-}
+    "samplers": {
+        "cannot": (), "whole": False, "ranks_stopped": False, "avoids_failures": False, "blind": False, "memory": None,
+    },
+}  # fmt: skip
 """What a strategy of a kind may leave out, with the value it then has."""
 
 

@@ -20,6 +20,8 @@ class Stage:
     """Its parameters; of a first phase also seed, model, data and training."""
     trials: list[int] = field(default_factory=list)
     """Trials that have it, in order; the first one runs it."""
+    arms: list[tuple[int, str]] = field(default_factory=list)
+    """Control arms that have it beside their trials, which have it not: numbers of the trials and names of the arms."""
     next: list[Stage] = field(default_factory=list)
 
 
@@ -70,10 +72,15 @@ class StageTree:
         shared = [phase.key for phase in plan.phases if phase.key in self.by_key]
         self._deepest[plan.trial] = shared[-1] if shared else None
         self._steps += sum(phase.steps for phase in plan.every_phase())
-        for phases in _chains(plan):
+        for arm, phases in _chains(plan):
             before: Stage | None = None
             for phase in phases:
                 before = self._stage(phase, plan, before)
+                # The trial's own chain comes first, so the last entry tells whether the trial has the stage, too.
+                if arm is None:
+                    before.trials.append(plan.trial)
+                elif plan.trial not in before.trials[-1:]:
+                    before.arms.append((plan.trial, arm))
 
     @property
     def saving(self) -> Saving:
@@ -97,9 +104,6 @@ class StageTree:
             stage = Stage(key=phase.key, label=phase.label, steps=phase.steps, settings=about)
             self.by_key[phase.key] = stage
             (before.next if before else self.roots).append(stage)
-        # An arm that shares a phase with its own trial comes here twice in a row, so the last entry is enough to check.
-        if plan.trial not in stage.trials[-1:]:
-            stage.trials.append(plan.trial)
         return stage
 
 
@@ -114,12 +118,13 @@ def as_dicts(stages: Sequence[Stage]) -> list[dict[str, Any]]:
             "settings": apart,
             "steps": stage.steps,
             "trials": len(stage.trials),
+            "arms": len(stage.arms),
             "key": stage.key,
             "next": as_dicts(stage.next),
         }
         for stage, apart in zip(stages, differences(stages), strict=True)
     ]
-    return sorted(described, key=lambda stage: -stage["trials"])
+    return sorted(described, key=lambda stage: (-stage["trials"], -stage["arms"]))
 
 
 def differences(stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -144,9 +149,9 @@ def _origin(plan: TrialPlan) -> dict[str, Any]:
     return {"seed": plan.seed, **named}
 
 
-def _chains(plan: TrialPlan) -> Iterator[Sequence[PhasePlan]]:
-    """Yield the phases of a trial, then those of each control arm, in order."""
-    yield plan.phases
+def _chains(plan: TrialPlan) -> Iterator[tuple[str | None, Sequence[PhasePlan]]]:
+    """Yield the phases of a trial, then the name and the phases of each control arm, in order."""
+    yield None, plan.phases
     for arm, phases in plan.controls.items():
         # Of the trainings of a small model, one for each cycle, only the last is run unless the trial halts.
-        yield phases[-1:] if arm == "from_scratch_small" else phases
+        yield arm, phases[-1:] if arm == "from_scratch_small" else phases

@@ -81,8 +81,10 @@ def test_seeds_share_nothing_and_say_so() -> None:
 def test_control_arms_branch_off_and_count() -> None:
     tree = StageTree.of([plan(1, controls=("dense", "from_scratch_small")), plan(2, learn_lr=0.1)])
     baseline, small = tree.roots
-    assert {stage.label: stage.trials for stage in baseline.next} == {"prune": [1, 2], "learn": [1]}
-    assert (small.label, small.steps) == ("baseline", 140)
+    assert {stage.label: (stage.trials, stage.arms) for stage in baseline.next} == {
+        "prune": ([1, 2], []), "learn": ([], [(1, "dense")]),
+    }  # fmt: skip
+    assert (small.label, small.steps, small.trials, small.arms) == ("baseline", 140, [], [(1, "from_scratch_small")])
     assert tree.saving.steps == (140 + 40 + 140) + 140
     assert tree.saving.steps_shared == 100 + 40 + 40 + 40 + 140
 
@@ -90,7 +92,7 @@ def test_control_arms_branch_off_and_count() -> None:
 def test_a_trial_counts_once_where_its_arms_agree() -> None:
     tree = StageTree.of([plan(1, controls=("dense", "no_regrow"))])
     [baseline] = tree.roots
-    assert baseline.trials == [1]
+    assert (baseline.trials, baseline.arms) == ([1], [])
 
 
 def test_siblings_are_told_apart_by_what_differs_and_the_most_shared_come_first() -> None:

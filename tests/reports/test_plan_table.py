@@ -13,13 +13,17 @@ from support.sweeps import JOB
 from raysweep.reports.tables.estimate import print_estimate
 
 
-def stage(phase: str, trials: int, next: list[Any] | None = None, steps: int = 0, **settings: Any) -> dict[str, Any]:
-    return {"phase": phase, "settings": settings, "steps": steps, "trials": trials, "key": "f00", "next": next or []}
+def stage(
+    phase: str, trials: int, next: list[Any] | None = None, steps: int = 0, arms: int = 0, **settings: Any
+) -> dict[str, Any]:
+    about = {"phase": phase, "settings": settings, "steps": steps, "trials": trials, "arms": arms, "key": "f00"}
+    return {**about, "next": next or []}
 
 
 ESTIMATE: dict[str, Any] = {
-    "trials": 8, "phases": 40, "phases_shared": 31, "distinct": {"baseline": 1, "prune": 6}, "steps": 2880,
-    "steps_shared": 780, "parameters": 940_800, "seconds": 7200.0, "seconds_from": "31 phases of this model run before",
+    "trials": 8, "foreseen": False, "phases": 40, "phases_shared": 31, "distinct": {"baseline": 1, "prune": 6},
+    "steps": 2880, "steps_shared": 780, "parameters": 940_800, "seconds": 7200.0,
+    "seconds_from": "31 phases of this model run before",
     "worker_memory_bytes": 2**30, "disk_bytes": 2**29, "example": [{"phase": "baseline"}, {"phase": "prune"}],
     "saving": "7 of 8 trials reuse 2 prefixes: 73% fewer steps", "stages": [stage("baseline", 8)],
     "data": {"classes": None, "splits": {}, "left_out": []},
@@ -125,3 +129,23 @@ def test_a_plan_says_what_is_read_of_the_corpus() -> None:
     assert (
         lines["choose"] == "choose 60 from b.csv, 3 of its parts stand in train, too" and lines["test"] == "test none"
     )
+
+
+def test_control_arms_are_no_trials() -> None:
+    """Eight trials share a baseline; each has three arms, of which one trains on in all trials alike."""
+    branches = [stage("prune", 1, level=number / 10) for number in range(8)]
+    arms = [stage("prune", 0, arms=1, level=number / 10) for number in range(16)]
+    lines = tree(stage("baseline", 8, [*branches, *arms, stage("learn", 0, arms=8, steps=40)], steps=100))
+    assert lines == [
+        "baseline   100 steps   8 trials",
+        "├── learn   40 steps   8 control arms",
+        "└── 8 trials and 16 control arms alone",
+    ]
+    job = {**SCALED_JOB, "search": {"trials": 8, "controls": ["dense", "no_regrow"]}}
+    assert "dense, no_regrow, beside each of 8 trials" in printed(job)
+    assert "control" not in printed()
+
+
+def test_points_that_are_known_are_not_called_those_that_will_be_picked() -> None:
+    assert "that the sampler will pick." in printed()
+    assert "counted from the very points that the search proposes." in printed(foreseen=True)

@@ -29,6 +29,7 @@ def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console:
         "data": f"{job['data']['name']}, windows of {job['data']['seq_len']} tokens",
         **_data_rows(estimate["data"]),
         "trials": f"{estimate['trials']} on {lanes} of {workers}{_follow_ups(job, estimate['trials'])}",
+        "control arms": _arms(job.get("search", {}).get("controls", ()), estimate["trials"]),
         "phases of a trial": " → ".join(phase["phase"] for phase in estimate["example"]),
         "phases": f"{phases}" + (f", of which {shared} are run: {_by_kind(estimate)}" if shared < phases else ""),
         "training steps": f"{steps_shared:,}" + (f" instead of {steps:,}" if steps_shared < steps else ""),
@@ -48,7 +49,10 @@ def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console:
         forest = Tree("", guide_style="dim", hide_root=True)
         _grow(forest, estimate["stages"], BRANCHES)
         console.print(forest)
-        print_line(console, "estimate: how much is shared depends on the values that the sampler will pick.")
+        picked = "estimate: how much is shared depends on the values that the sampler will pick."
+        print_line(
+            console, "counted from the very points that the search proposes." if estimate["foreseen"] else picked
+        )
 
 
 def _data_rows(data: Mapping[str, Any]) -> dict[str, str]:
@@ -96,29 +100,41 @@ def _by_kind(estimate: Mapping[str, Any]) -> str:
 
 def _grow(tree: Tree, stages: Sequence[Mapping[str, Any]], limits: Sequence[int]) -> None:
     """Add the stages that several trials share, up to the first limit, and count the others."""
-    shared = [stage for stage in stages if stage["trials"] > 1]
-    alone = len(stages) - len(shared)
+    shared = [stage for stage in stages if stage["trials"] + stage["arms"] > 1]
+    alone = [stage for stage in stages if stage not in shared]
     shown = shared[: limits[0]] if limits else []
     for stage in shown:
         chain, after = _straight(stage)
         # Each level of the tree is a limit further on: where none is left, nothing but counts is added.
-        if any(further["trials"] > 1 for further in after):
+        if any(further["trials"] + further["arms"] > 1 for further in after):
             _grow(tree.add(_line(chain)), after, limits[1:])
         else:
             tree.add(_line(chain, "each alone from here" if after else ""))
     if left_out := shared[len(shown) :]:
         # `count` adds an s, which "branch" does not take.
         branches = "1 more branch" if len(left_out) == 1 else f"{len(left_out)} more branches"
-        trials = sum(stage["trials"] for stage in left_out)
-        tree.add(Text(f"{branches} of {count(trials, 'trial')}", style="dim"))
+        tree.add(Text(f"{branches} of {_users(left_out)}", style="dim"))
     if alone:
-        tree.add(Text(f"{count(alone, 'trial')} alone", style="dim"))
+        tree.add(Text(f"{_users(alone)} alone", style="dim"))
+
+
+def _arms(controls: Sequence[str], trials: int) -> str:
+    """Write which control arms run beside the trials."""
+    beside = f"beside each of {trials} trials" if trials > 1 else "beside the trial"
+    return f"{', '.join(controls)}, {beside}" if controls else ""
+
+
+def _users(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Write how many trials, and how many control arms beside them, have one of some stages after the same one."""
+    trials, arms = (sum(stage[name] for stage in stages) for name in ("trials", "arms"))
+    parts = [count(trials, "trial") if trials else "", count(arms, "control arm") if arms else ""]
+    return " and ".join(filter(None, parts))
 
 
 def _straight(stage: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
     """Return a stage with the stages that all its trials run next, and the branches after those."""
     chain = [stage]
-    while len(chain[-1]["next"]) == 1 and chain[-1]["next"][0]["trials"] == stage["trials"]:
+    while len(chain[-1]["next"]) == 1 and _users(chain[-1]["next"]) == _users([stage]):
         chain.append(chain[-1]["next"][0])
     return chain, chain[-1]["next"]
 
@@ -129,5 +145,5 @@ def _line(chain: Sequence[Mapping[str, Any]], remark: str = "") -> Text:
     # Only the first stage differs from its siblings: the others of the chain have none.
     apart = ", ".join(f"{name} {show_value(value)}" for name, value in chain[0]["settings"].items())
     steps = sum(stage["steps"] for stage in chain)
-    about = [apart, f"{steps:,} steps" if steps else "", count(chain[0]["trials"], "trial"), remark]
+    about = [apart, f"{steps:,} steps" if steps else "", _users(chain[:1]), remark]
     return Text("   ".join(filter(None, [names, *about])))

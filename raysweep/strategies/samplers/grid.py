@@ -13,6 +13,7 @@ from raysweep.contracts import Draw
 @dataclass(frozen=True, kw_only=True)
 class Sampler(contracts.Sampler):
     cannot = ("continuous",)
+    blind = True
 
     def propose(self, draw: Draw) -> Mapping[str, Any] | None:
         """Return the first point that no trial has, whether the trials before it have ended or not."""

@@ -20,6 +20,8 @@ class Sampler(contracts.Sampler):
     sequence: Literal["sobol", "halton"] = "sobol"
     """Sobol is most even after 2, 4, 8, ... trials; Halton prefers no number of trials."""
 
+    blind = True
+
     def propose(self, draw: Draw) -> Mapping[str, Any]:
         from scipy.stats import qmc
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(contracts.Sampler):
+    blind = True
+
     def propose(self, draw: Draw) -> optuna.samplers.BaseSampler:
         import optuna
 

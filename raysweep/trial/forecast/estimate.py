@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from raysweep.job import registry
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
+from raysweep.job.space import Values
 from raysweep.job.stages import Saving, Stage, StageTree, as_dicts
 from raysweep.networks.configuration import task_of
 from raysweep.networks.loading import build_skeleton
@@ -35,6 +36,7 @@ TYPICAL_EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a training step reaches."""
 PROCESS_BYTES = 450_000_000
 """Memory of a worker that has imported torch and transformers."""
+OF_ARMS = "of control arms"
 START_SECONDS = 40.0
 """Seconds to start Ray and the worker groups, imports included, once a sweep."""
 
@@ -43,17 +45,19 @@ START_SECONDS = 40.0
 class Estimate:
     """What all trials of a job take together.
 
-    The values that a search will propose are not known yet, so each trial has values drawn at random from the space.
+    Where the values that a search will propose are not known yet, each trial has values drawn at random from the space.
     """
 
     trials: int
     """Number of trials, replicates and confirmations included."""
+    foreseen: bool
+    """Whether the values of the trials are those that the search will propose."""
     phases: int
     """Number of phases of all trials."""
     phases_shared: int
     """Number of phases to run if equal ones run once."""
     distinct: dict[str, int]
-    """The same number by name of the phase."""
+    """The same number by name of the phase; what control arms alone run stands under `of control arms`."""
     saving: Saving
     parameters: int
     """Parameters of the model with all heads."""
@@ -95,7 +99,13 @@ class Estimate:
 
 
 def estimate(
-    job: Job, checked: Checked, past: Iterable[PhaseRecord], sharing: bool = True, calibrate: bool = False
+    job: Job,
+    checked: Checked,
+    past: Iterable[PhaseRecord],
+    sharing: bool = True,
+    *,
+    points: Sequence[Values] | None = None,
+    calibrate: bool = False,
 ) -> Estimate:
     """Estimate what a job takes.
 
@@ -103,9 +113,10 @@ def estimate(
         checked: the job's model and data, as `check` found them.
         past: phase records of earlier sweeps of the same model, whose pace is taken.
         sharing: equal phases of different trials run once.
+        points: those that the search will propose, if they are known.
         calibrate: without such records, train a few steps on this machine.
     """
-    plans = list(_drawn_plans(job, checked.fingerprints))
+    plans = list(_plans(job, checked.fingerprints, _drawn(job) if points is None else points))
     tree = StageTree.of(plans)
     # Control arms included. With sharing, phases of equal keys are one, whichever trial they belong to.
     everything = [phase for plan in plans for phase in plan.every_phase()]
@@ -117,9 +128,10 @@ def estimate(
     trained = sum(1 for phase in run if phase.kind in TRAINING_PHASES and phase.steps)
     return Estimate(
         trials=len(plans),
+        foreseen=points is not None,
         phases=len(everything),
         phases_shared=len(tree.by_key),
-        distinct=dict(Counter(stage.label for stage in tree.by_key.values())),
+        distinct=dict(Counter(stage.label if stage.trials else OF_ARMS for stage in tree.by_key.values())),
         saving=tree.saving,
         parameters=parameters,
         seconds=_seconds(job, pace, run, len(plans)) if pace else None,
@@ -133,16 +145,21 @@ def estimate(
     )
 
 
-def _drawn_plans(job: Job, fingerprints: Fingerprints) -> Iterator[TrialPlan]:
+def _drawn(job: Job) -> list[Values]:
+    """Draw a point at random for each trial of a search."""
+    spec, search = job.spec, job.spec.search
+    raw = spec.resolved()
+    # A seed of its own, so that the same job has the same estimate every time.
+    generator = random.Random(derived_seed(str(spec.seed), "estimate"))
+    return [job.space.draw(raw, generator) if job.space else {} for _ in range(search.trials if search else 1)]
+
+
+def _plans(job: Job, fingerprints: Fingerprints, drawn: Sequence[Values]) -> Iterator[TrialPlan]:
     """Yield plans of the trials that a search may run: its proposals, then replicates and confirmations of the best.
 
     Which points will be best is not known; the first ones stand for them.
     """
     spec, search = job.spec, job.spec.search
-    raw = spec.resolved()
-    # A seed of its own, so that the same job has the same estimate every time.
-    generator = random.Random(derived_seed(str(spec.seed), "estimate"))
-    drawn = [job.space.draw(raw, generator) if job.space else {} for _ in range(search.trials if search else 1)]
     specs = [job.with_values(values) for values in drawn]
     chosen = [(number, spec.seed) for number in range(len(drawn))]
     if search is not None:

@@ -13,6 +13,7 @@ from support.jobs import checked_job
 from support.sweeps import JOB, SPACE
 
 from raysweep.job.plan import Fingerprints
+from raysweep.job.space import Values
 from raysweep.records import points
 from raysweep.records.schema import PhaseRecord
 from raysweep.trial.forecast import calibration
@@ -241,3 +242,24 @@ def test_memory_is_of_every_step_and_of_logits_at_labels_alone() -> None:
     assert memory() - memory(step_weights="last") == pytest.approx(3 * logits, rel=1e-6)
     more = memory(step_weights="last", num_steps=6) - memory(step_weights="last")
     assert more == pytest.approx(2 * tokens * 768 * 20 * 4)
+
+
+def test_known_points_are_counted_exactly() -> None:
+    """Three of a grid: 13 phases and 220 steps, where points at random would be alike by chance."""
+    job = copy.deepcopy(JOB)
+    job["search"] = {"space": {"cycle.prune.level": {"choice": [0.1, 0.2, 0.3]}}, "trials": 3}
+    points: list[Values] = [{"cycle.prune.level": level} for level in (0.1, 0.2, 0.3)]
+    found = estimate(checked_job(job, "job.yaml"), CHECKED, PAST, points=points)
+    assert (found.trials, found.phases_shared, found.steps_shared) == (3, 13, 100 + 3 * 40)
+    assert found.foreseen and not estimated(NO_CHOICE, past=PAST).foreseen
+    fewer = estimate(checked_job(job, "job.yaml"), CHECKED, PAST, points=points[:2])
+    assert (fewer.trials, fewer.phases_shared) == (2, 9)
+
+
+def test_what_only_control_arms_run_is_named_apart() -> None:
+    job = copy.deepcopy(JOB)
+    job["search"] = {"controls": ["dense", "no_regrow"]}
+    found = estimate(checked_job(job, "job.yaml"), CHECKED, PAST)
+    own = {"baseline": 1, "prune": 1, "measure": 1, "grow": 1, "learn": 1}
+    assert found.trials == 1 and found.distinct == {**own, "of control arms": 2}
+    assert [len(stage.trials) for stage in found.stages] == [1]
