@@ -73,6 +73,10 @@ class Scheduler(Protocol):
     def build(self, trials: int) -> StoppingRule:
         """Return a new rule for a sweep of so many trials."""
 
+    def first_rung(self) -> float | None:
+        """Return the share of compute at which trials are first compared. Default: at whichever they report."""
+        return None
+
 
 # An exception, because it has to end a trial from inside a
 # phase. It is no error: the worker then takes its next trial.

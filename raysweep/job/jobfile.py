@@ -12,6 +12,7 @@ import pydantic
 
 from raysweep.errors import Fault, SpecError
 from raysweep.job.checks.rules import cross_faults
+from raysweep.job.checks.rungs import rung_warnings
 from raysweep.job.checks.samplers import sampler_faults
 from raysweep.job.checks.sections import (
     STRATEGY_KEYS,
@@ -52,7 +53,8 @@ class Job:
     @property
     def warnings(self) -> list[str]:
         """Sentences on parameters of its space that keep trials from sharing phases."""
-        return self.space.warnings(self.spec.resolved()) if self.space else []
+        found = self.space.warnings(self.spec.resolved()) if self.space else []
+        return [*found, *rung_warnings(self.spec, self.space)]
 
     def fault(self, key: str, value: Any, message: str) -> Fault:
         """Return a fault of a setting, with the file in which it was set."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -61,6 +62,34 @@ def rungs_from(first: float, reduction: float) -> tuple[float, ...]:
 def is_reached(rung: float, share: float) -> bool:
     """Return whether a share of compute is at or beyond a rung."""
     return share >= rung * (1 - ROUNDING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtRung:
+    """A trial's loss at a rung."""
+
+    loss: float
+    where: str
+    """The share of its compute at which the loss was measured, or the shares between which it was, in words."""
+
+
+def loss_at(rung: float, before: Report | None, report: Report) -> AtRung | None:
+    """Return a trial's loss at a rung that its latest report has reached; None if that cannot be known.
+
+    A pruned model's steps are cheaper, so the evaluations of two trials lie at different shares of compute. To compare
+    them at one, the loss between two evaluations of a phase is taken from the line through them.
+
+    Args:
+        before: the report of the trial before the latest.
+    """
+    if is_reached(report.share, rung):
+        return AtRung(loss=report.loss, where=f"{report.share:.1%} of its compute")
+    # Between two phases a prune lies, and the loss jumps.
+    if before is None or (before.cycle, before.phase) != (report.cycle, report.phase):
+        return None
+    part = (rung - before.share) / (report.share - before.share)
+    shares = f"between its evaluations at {before.share:.1%} and {report.share:.1%}"
+    return AtRung(loss=before.loss + part * (report.loss - before.loss), where=f"{rung:.1%} of its compute, {shares},")
 
 
 def num_best(count: int, reduction: float) -> int:

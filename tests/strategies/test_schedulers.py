@@ -78,11 +78,47 @@ def test_trials_are_compared_by_their_losses_at_the_rung_not_by_their_latest() -
     assert actions(rule, report(2, 0.4, 4.0)) == ["go"], "4.0 is worse than 1.0, but better than 5.0"
 
 
-def test_the_first_report_at_or_beyond_a_rung_counts() -> None:
+def test_a_loss_at_a_rung_lies_between_the_evaluations_around_it() -> None:
     rule = rule_of("asha", first=0.4)
-    assert actions(rule, report(1, 0.39, 9.0), report(1, 0.45, 3.0), report(1, 0.5, 8.0)) == ["go", "go", "go"]
+    assert actions(rule, report(1, 0.3, 6.0), report(1, 0.5, 4.0), report(1, 0.6, 1.0)) == ["go", "go", "go"]
     assert actions(rule, report(2, 0.39, 2.0)) == ["go"], "the rung is not reached yet"
-    assert actions(rule, report(2, 0.4, 5.0)) == ["stop"], "5.0 stands against 3.0, not against 8.0 or 9.0"
+    stopped = rule.report(report(2, 0.41, 8.2))
+    assert stopped.action == "stop", "5.1 stands against 5.0, not against 4.0 or 1.0"
+    assert stopped.reason.startswith(
+        "loss 5.1000 at 40.0% of its compute, between its evaluations at 39.0% and 41.0%, is number 2 of 2"
+    )
+    assert actions(rule, report(3, 0.39, 2.0), report(3, 0.41, 7.8)) == ["go", "go"], "4.9"
+
+
+@pytest.mark.parametrize("name", ["asha", "successive_halving"])
+def test_a_whole_model_at_its_tenth_step_is_compared_with_pruned_ones_at_the_same_share(name: str) -> None:
+    """Of equal curves none is worse for being evaluated elsewhere: step 10 lies at 25% here, there at 23%, then 46%."""
+    rule = rule_of(name, trials=3, first=0.25, reduction=3)
+
+    def curve(share: float) -> float:
+        return 5.0 - 4 * share
+
+    for trial, density in ((1, 0.92), (2, 0.86)):
+        early, late = 0.25 * density, 0.5 * density
+        actions(rule, report(trial, early, curve(early) + 0.1 * trial), report(trial, late, curve(late) + 0.1 * trial))
+    assert actions(rule, report(3, 0.25, curve(0.25))) == ["go"]
+    worse = rule_of(name, trials=2, first=0.25, reduction=3)
+    actions(worse, report(1, 0.23, curve(0.23)), report(1, 0.46, curve(0.46)))
+    stopped = worse.report(report(2, 0.25, curve(0.25) + 0.1))
+    assert stopped.action == "stop" and "4.1000 at 25.0% of its compute is number 2 of 2" in stopped.reason
+
+
+def test_a_rung_before_the_first_evaluation_judges_nobody() -> None:
+    assert actions(rule_of("asha", first=0.2), *at(0.3, [1.0, 9.0, 5.0])) == ["go", "go", "go"]
+    rule = halving(3, first=0.2)
+    assert actions(rule, *at(0.3, [1.0, 9.0, 5.0])) == ["pause", "pause", "go"]
+    assert verdicts(rule.decided()) == {1: "go", 2: "go"}
+
+
+def test_a_prune_between_two_evaluations_is_no_line() -> None:
+    rule = rule_of("asha", first=0.5)
+    assert actions(rule, report(1, 0.49, 1.0), report(1, 0.55, 1.0)) == ["go", "go"]
+    assert actions(rule, report(2, 0.45, 9.0), report(2, 0.55, 9.0, cycle=2)) == ["go", "go"]
 
 
 def test_between_rungs_nothing_is_judged() -> None:
@@ -101,10 +137,11 @@ def test_steps_do_not_matter_only_compute_does() -> None:
 
 def test_a_report_that_reaches_several_rungs_is_judged_at_each_from_the_lowest() -> None:
     rule = rule_of("asha")
-    assert actions(rule, report(1, 0.5, 3.0)) == ["go"]
+    assert actions(rule, report(1, 0.1, 3.0), report(1, 0.5, 3.0)) == ["go", "go"]
     assert actions(rule, report(2, 1 / 9, 2.0)) == ["go"], "counted at the first rung, where it stands against 3.0"
+    assert actions(rule, report(3, 0.1, 2.5)) == ["go"]
     stopped = rule.report(report(3, 0.5, 2.5))
-    assert stopped.action == "stop" and "2.5000 at 11.1% of its compute is number 2 of 3" in stopped.reason
+    assert stopped.action == "stop" and "2.5000 at 11.1% of its compute, between" in stopped.reason
     assert actions(rule, report(2, 1 / 3, 2.9)) == ["go"], "trial 3 never counted at the second rung, trial 1 did"
 
 
@@ -297,9 +334,9 @@ def test_a_trial_that_passed_two_rungs_at_once_waits_for_both() -> None:
         "pause",
     ]
     rule = halving(6, first=1 / 9)
-    assert actions(rule, report(1, 0.5, 1.0), *at(1 / 9, [0.0, 2.0, 3.0, 4.0, 5.0, 6.0])[1:]) == ["pause"] * 5 + [
-        "stop"
-    ]
+    early = report(1, 0.1, 1.0)
+    others = at(1 / 9, [0.0, 2.0, 3.0, 4.0, 5.0, 6.0])[1:]
+    assert actions(rule, early, report(1, 0.5, 1.0), *others) == ["go", *["pause"] * 5, "stop"]
     assert verdicts(rule.decided()) == {2: "go", 3: "stop", 4: "stop", 5: "stop"}, "1 waits for 2 at the second rung"
     assert actions(rule, report(2, 1 / 3, 1.5)) == ["stop"] and verdicts(rule.decided()) == {1: "go"}
 

@@ -1,10 +1,11 @@
 """Asynchronous successive halving: at each rung a trial goes on if it is among the best 1/reduction so far.
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, in the variant that stops trials instead
-of pausing them. A trial's loss at a rung is that of its first report at or beyond the rung. It is compared with the
-losses of all trials that have reported at the rung so far, its own included. Of n, the best floor(n / reduction), at
+of pausing them. A trial's loss at a rung is that of its evaluation there, or lies on the line between the evaluations
+around it; a rung before its first evaluation does not judge it. It is compared with the losses of all trials that have
+come to the rung so far, its own included. Of n, the best floor(n / reduction), at
 least one, go on; so the first always does, and until 2 x reduction have reported only a new best does. Equal losses
-share the better place. A report that reaches several rungs at once is compared at each, the lowest first.
+share the better place. A report that passes several rungs at once is compared at each, the lowest first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from raysweep import contracts
 from raysweep.contracts import Report
-from raysweep.strategies.stopping import PromptRule, Reduction, Share, is_reached, num_best, rungs_from
+from raysweep.strategies.stopping import PromptRule, Reduction, Share, is_reached, loss_at, num_best, rungs_from
 
 
 class Rule(PromptRule):
@@ -26,22 +27,27 @@ class Rule(PromptRule):
         self._losses: list[list[float]] = [[] for _ in rungs]
         """The losses at each rung, of all trials that reported there, sorted."""
         self._passed: dict[int, int] = {}
-        """Number of rungs that each trial has been compared at."""
+        """Number of rungs that each trial has come to."""
+        self._before: dict[int, Report] = {}
+        """The report of each trial before its latest."""
 
     def reason_to_stop(self, report: Report) -> str | None:
+        before, self._before[report.trial] = self._before.get(report.trial), report
         for number in range(self._passed.get(report.trial, 0), len(self._rungs)):
             if not is_reached(self._rungs[number], report.share):
                 break
             self._passed[report.trial] = number + 1
+            found = loss_at(self._rungs[number], before, report)
+            if found is None:
+                continue
             losses = self._losses[number]
             # The trial's own loss counts among the n, as in the paper. bisect_left: of equal losses all
             # have the place of the first.
-            insort(losses, report.loss)
-            place, best = bisect_left(losses, report.loss) + 1, num_best(len(losses), self._reduction)
+            insort(losses, found.loss)
+            place, best = bisect_left(losses, found.loss) + 1, num_best(len(losses), self._reduction)
             if place > best:
                 return (
-                    f"loss {report.loss:.4f} at {self._rungs[number]:.1%} of its compute is number {place} of "
-                    f"{len(losses)}; the best {best} go on"
+                    f"loss {found.loss:.4f} at {found.where} is number {place} of {len(losses)}; the best {best} go on"
                 )
         return None
 
@@ -53,5 +59,8 @@ class Scheduler(contracts.Scheduler):
     first: Share | None = None
     """Share of a trial's judged compute at the first rung. Default: 1/reduction^2, which makes two rungs."""
 
+    def first_rung(self) -> float:
+        return self.first or self.reduction**-2
+
     def build(self, trials: int) -> Rule:
-        return Rule(rungs_from(self.first or self.reduction**-2, self.reduction), self.reduction)
+        return Rule(rungs_from(self.first_rung(), self.reduction), self.reduction)

@@ -64,5 +64,8 @@ class Scheduler(contracts.Scheduler):
     brackets: Annotated[int, Field(ge=1, le=bounds.LAYERS)] = 3
     """One more than the rungs of the strictest bracket, whose first is at reduction^-(brackets - 1) of the compute."""
 
+    def first_rung(self) -> float | None:
+        return self.reduction ** -(self.brackets - 1) if self.brackets > 1 else None
+
     def build(self, trials: int) -> Rule:
         return Rule(self.brackets, self.reduction)

@@ -2,9 +2,10 @@
 
 Jamieson and Talwalkar, "Non-stochastic Best Arm Identification", AISTATS 2016. Trials 1 to `cohort` are the first
 cohort, and so on; the last may be smaller. A trial that reaches a rung pauses, without a lane, until every other trial
-of its cohort that has not been stopped has reported there or has ended in any way. Of n that reported, the best
-floor(n / reduction), at least one, go on; of two equal losses, that of the lower trial number is better. A trial with a
-number above those that the rule was built for belongs to no cohort and goes on.
+of its cohort that has not been stopped has come there or has ended in any way. Its loss at the rung is that of its
+evaluation there, or lies on the line between the evaluations around it. Of n that have one, the best floor(n /
+reduction), at least one, go on; of two equal losses, that of the lower trial number is better. A trial that passes a
+rung before its first evaluation goes on, as does one with a number above those that the rule was built for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic import Field
 from raysweep import contracts
 from raysweep.contracts import GO, Decision, Report, StoppingRule
 from raysweep.job import bounds
-from raysweep.strategies.stopping import Reduction, Share, is_reached, num_best, rungs_from
+from raysweep.strategies.stopping import AtRung, Reduction, Share, is_reached, loss_at, num_best, rungs_from
 
 
 class Cohort:
@@ -27,8 +28,9 @@ class Cohort:
     def __init__(self, members: Iterable[int], rungs: Sequence[float], reduction: float) -> None:
         self._rungs = rungs
         self._reduction = reduction
-        self._losses: list[dict[int, float]] = [{} for _ in rungs]
-        """The losses at each rung: trial -> loss."""
+        self._losses: list[dict[int, AtRung | None]] = [{} for _ in rungs]
+        """The losses at each rung: trial -> loss; None: it passed the rung before its first evaluation."""
+        self._latest: dict[int, Report] = {}
         self._alive = set(members)
         """Trials that no rung has stopped."""
         self._ended: set[int] = set()
@@ -42,10 +44,13 @@ class Cohort:
         """Whether a rung has been settled since the last call of `decided`."""
 
     def report(self, report: Report) -> Decision:
+        before = self._latest.get(report.trial)
         for rung, losses in zip(self._rungs, self._losses, strict=True):
-            if is_reached(rung, report.share):
-                # Only the first report at or beyond a rung counts, also when a later attempt repeats it.
-                losses.setdefault(report.trial, report.loss)
+            # Only the first report at or beyond a rung counts, also when a later attempt repeats it.
+            if is_reached(rung, report.share) and report.trial not in losses:
+                losses[report.trial] = loss_at(rung, before, report)
+        if before is None or report.share > before.share:
+            self._latest[report.trial] = report
         self._no_longer_awaited(report.trial)
         # This very report may have settled the rung, so the trial's own decision comes after the settling.
         decision = self._decision(report.trial)
@@ -82,17 +87,17 @@ class Cohort:
 
     def _settle(self) -> None:
         """Stop all but the best at the next rung; the rung after it waits for those."""
-        rung, losses = self._rungs[self._settled], self._losses[self._settled]
+        losses = self._losses[self._settled]
         # Trials that an earlier rung stopped may have a loss here: a report can reach two rungs at once.
-        ranked = sorted((losses[trial], trial) for trial in self._alive & losses.keys())
+        came = {trial: losses[trial] for trial in self._alive & losses.keys()}
+        ranked = sorted((found.loss, trial, found.where) for trial, found in came.items() if found is not None)
         best = num_best(len(ranked), self._reduction)
-        for place, (loss, trial) in enumerate(ranked[best:], best + 1):
+        for place, (loss, trial, where) in enumerate(ranked[best:], best + 1):
             reason = (
-                f"loss {loss:.4f} at {rung:.1%} of its compute is number {place} of {len(ranked)} in its cohort; "
-                f"the best {best} go on"
+                f"loss {loss:.4f} at {where} is number {place} of {len(ranked)} in its cohort; the best {best} go on"
             )
             self._stopped[trial] = Decision(action="stop", reason=reason)
-        self._alive = {trial for _, trial in ranked[:best]}
+        self._alive = came.keys() - {trial for _, trial, _ in ranked[best:]}
         self._settled += 1
         self._news = True
         # Behind the last rung there is nothing to wait for.
@@ -147,6 +152,9 @@ class Scheduler(contracts.Scheduler):
     cohort: Annotated[int, Field(ge=1, le=bounds.TRIALS)] | None = None
     """Number of trials that are halved together. Default: all of the sweep."""
 
+    def first_rung(self) -> float:
+        return self.first or self.reduction**-2
+
     def build(self, trials: int) -> Rule:
-        rungs = rungs_from(self.first or self.reduction**-2, self.reduction)
+        rungs = rungs_from(self.first_rung(), self.reduction)
         return Rule(trials, self.cohort or trials, rungs, self.reduction)
