@@ -56,7 +56,7 @@ ANSWER_S = 10.0
 """How long a cluster may take to accept a connection, and to say what it has."""
 START_S = 300.0
 """How long Ray may take to start, or to let a driver join."""
-END_S = 10.0
+END_S = 5.0
 """How long the driver may take to leave Ray."""
 
 

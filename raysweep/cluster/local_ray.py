@@ -13,15 +13,20 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-END_S = 15.0
+END_S = 5.0
 """How long Ray may take to end by itself, before its processes are killed."""
+KILL_S = 5.0
+"""How long killed processes may take to end."""
 ATTEMPTS = 3
 """How often it is tried to start Ray, whose parts give each other 30 s: a busy machine needs longer."""
 WATCH_S = 0.5
 """Seconds between two looks at Ray's processes."""
+STOPPED_S = 15.0
+"""How long a central process may be stopped (SIGSTOP): it answers nobody, and all that asks it waits for ever."""
 CENTRAL = ("raylet", "gcs_server")
 """Processes without which Ray cannot go on."""
 PROC = Path("/proc")
@@ -91,37 +96,38 @@ class LocalRay:
         return self._told
 
 
-def end_session(leader: int) -> None:
-    """Kill every process of a session (SIGKILL). Linux; elsewhere, those of its process group."""
+def end_session(leader: int, but: int | None = None) -> None:
+    """Kill every process of a session (SIGKILL), `but` one. Linux; elsewhere, those of its process group."""
     if not PROC.is_dir():
         try:
             os.killpg(leader, signal.SIGKILL)
         except ProcessLookupError:
             pass
         return
-    # Twice: a process may start another one between the look and the kill.
-    for _ in range(2):
-        for pid in members(leader):
+    deadline = time.monotonic() + KILL_S
+    # Again and again: a process may start another one between the look and the kill, and takes a moment to end.
+    while (left := [pid for pid in members(leader) if pid != but]) and time.monotonic() < deadline:
+        for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        time.sleep(0.02)
 
 
 def members(leader: int) -> list[int]:
     """Return the processes of a session that have not ended."""
-    found = []
-    for entry in PROC.iterdir():
-        if entry.name.isdigit():
-            try:
-                # The name, field 2, may hold spaces and parentheses: split behind the last one. Then: state, parent,
-                # process group, session.
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == leader and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+    pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if (stat := stat_of(pid)) and stat[0] != "Z" and int(stat[3]) == leader]
+
+
+def stat_of(pid: int) -> list[str]:
+    """Return the state, parent, process group and session of a process, and more; [] if it has ended."""
+    try:
+        # The name, field 2, may hold spaces and parentheses: split behind the last one.
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def main() -> None:
@@ -143,12 +149,23 @@ def main() -> None:
                 return
     central = {pid: name for pid in members(os.getpid()) if (name := name_of(pid)) in CENTRAL}
     tell(address=ray.get_runtime_context().gcs_address)
-    while not select.select([sys.stdin], [], [], WATCH_S)[0]:
-        gone = [name for pid, name in central.items() if pid not in members(os.getpid())]
-        if gone:
-            tell(ended=f"Ray's {gone[0]} has ended")
-            break
+    watch(central)
     ray.shutdown()
+    if PROC.is_dir():
+        # What is stopped did not hear of the end.
+        end_session(os.getpid(), but=os.getpid())
+
+
+def watch(central: dict[int, str]) -> None:
+    """Wait until the driver has gone, or a central process has, or gives no answer; tell of the latter."""
+    stopped_s = dict.fromkeys(central, 0.0)
+    while not select.select([sys.stdin], [], [], WATCH_S)[0]:
+        for pid, name in central.items():
+            state = (stat_of(pid) or "Z")[0]
+            stopped_s[pid] = stopped_s[pid] + WATCH_S if state == "T" else 0.0
+            if state == "Z" or stopped_s[pid] >= STOPPED_S:
+                tell(ended=f"Ray's {name} has ended" if state == "Z" else f"Ray's {name} is stopped (SIGSTOP)")
+                return
 
 
 def name_of(pid: int) -> str:
