@@ -59,14 +59,17 @@ def run(
     """
     # Before the imports below, which take seconds.
     checked = with_modules(load_job(job, _with_trials(overrides, trials)))
-    from raysweep.cluster.connection import check_local_room
-    from raysweep.cluster.driver import run_sweep
-    from raysweep.trial.forecast.preflight import preflight
+    from raysweep.cluster.connection import check_address, check_local_room
 
     code.read_again()
     if address is None:  # what a cluster has is only known once Ray is connected to it
         check_local_room(checked)
+    else:
+        check_address(address)
     check_new_sweep(results, name)  # before the preflight, which may download a model
+    from raysweep.cluster.driver import run_sweep
+    from raysweep.trial.forecast.preflight import preflight
+
     fingerprints = preflight(checked)
     about = {"fingerprints": fingerprints.__dict__, "sharing": sharing, "code": code_of(checked)}
     folder = SweepFolder.create(results, checked, name, environment.describe() | about, private=private)

@@ -13,7 +13,7 @@ from typing import Any
 from raysweep.cluster.local_ray import LocalRay
 from raysweep.cluster.token import keep_token_private
 from raysweep.cluster.waiting import LOOK_S, Task, within
-from raysweep.errors import ClusterError, Fault, SpecError
+from raysweep.errors import ClusterError, Fault, SpecError, UsageError
 from raysweep.job.jobfile import Job
 from raysweep.job.outside import VARIABLE as MODULES
 from raysweep.job.spec import ScaleSpec
@@ -67,6 +67,29 @@ def set_environment(address: str | None) -> None:
     if "ray._raylet" in sys.modules:
         # A program that uses Ray itself has imported it before, and it has read them.
         sys.modules["ray._raylet"].Config.initialize("")
+
+
+def check_address(address: str) -> None:
+    """Check that an address is one of a cluster, and that something listens there; Ray itself is not started.
+
+    Raises:
+        UsageError: it is an address of another kind.
+        ClusterError: nothing listens there.
+    """
+    scheme, separator, _ = address.partition("://")
+    if separator:
+        kinds = {"ray": "of Ray's client", "http": "of a dashboard", "https": "of a dashboard"}
+        kind = kinds.get(scheme, "of an unknown kind")
+        raise UsageError(
+            f"--address {address!r} (or RAY_ADDRESS) is {kind}, where no sweep can be run. "
+            "Give host:port of the cluster's head, such as 10.0.0.1:6379, or auto on a machine of the cluster."
+        )
+    try:
+        _check_answers(address)
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at --address {address!r} (or RAY_ADDRESS): {error}. Nothing was started."
+        ) from error
 
 
 def check_local_room(job: Job) -> None:
