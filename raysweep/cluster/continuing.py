@@ -46,14 +46,12 @@ def go_on(
         # Before the model and the data are looked at: other code may see other data in the same files.
         changed = check_code(folder, _code_here(folder, job), accept=accept_new_code)
         # Imported only now, since torch and Ray take seconds: whoever is refused above learns it at once.
-        from raysweep.cluster.connection import check_address, check_local_room
+        from raysweep.cluster.connection import check_local_room
         from raysweep.cluster.driver import run_sweep
         from raysweep.trial.forecast.preflight import check_unchanged
 
         if address is None:
             check_local_room(job)
-        else:
-            check_address(address)
         fingerprints = check_unchanged(job, about, folder.name)
         if changed:
             watching.code_changed(changed)
