@@ -243,9 +243,11 @@ def whole_sweep(folder: Path) -> None:
     """Leave a finished sweep in `folder/whole`: simulated, but without a mark of that, so that it can be resumed."""
     made = CliRunner().invoke(
         raysweep,
-        ["simulate", "jobs/quickstart.yaml", "--trials", str(TRIALS), "--keep", str(folder / "whole"), "--json"],
+        ["simulate", "jobs/quickstart.yaml", "--trials", str(TRIALS), "--keep", str(folder / "kept"), "--json"],
     )
     assert made.exit_code == 0, made.output
+    [sweep] = (folder / "kept").iterdir()
+    sweep.rename(folder / "whole")
     env = folder / "whole" / "env.json"
     about = json.loads(env.read_text(encoding="utf-8"))
     del about["simulated"]
