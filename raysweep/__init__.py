@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from raysweep.api import gc as gc
     from raysweep.api import load as load
     from raysweep.api import load_model as load_model
+    from raysweep.api import repair as repair
     from raysweep.api import resume as resume
     from raysweep.api import retry as retry
     from raysweep.api import run as run
     from raysweep.api import stop as stop
 
-__all__ = ["export", "extend", "fork", "gc", "load", "load_model", "resume", "retry", "run", "stop"]
+__all__ = ["export", "extend", "fork", "gc", "load", "load_model", "repair", "resume", "retry", "run", "stop"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.cluster.continuing import go_on
 from raysweep.cluster.ownership import driving, held, stop_and_wait
+from raysweep.cluster.repairing import regain
+from raysweep.cluster.repairing import repair as _repair
 from raysweep.job import code
 from raysweep.job.jobfile import Job, load_job
 from raysweep.job.permission import with_modules
@@ -20,6 +22,7 @@ from raysweep.reports.live.progress import Silent
 from raysweep.sweep import lifecycle
 from raysweep.sweep.code import code_of
 from raysweep.sweep.observer import Observer
+from raysweep.sweep.repairing import Repaired
 
 if TYPE_CHECKING:  # for signatures alone: trial/ loads torch
     from raysweep.trial.exports.manifest import Format, Manifest
@@ -28,6 +31,11 @@ if TYPE_CHECKING:  # for signatures alone: trial/ loads torch
 
 # Functions import what needs torch or Ray when they are called: checking a job or reading a sweep waits for neither.
 RESULTS = Path("results")
+Tell = Callable[[str], None]
+"""Is called with a line for each thing that is done."""
+
+
+def _quiet(text: str) -> None: ...
 
 
 def run(
@@ -156,9 +164,7 @@ def fork(
         with_modules(job, [proposal.values])
         folder.add_proposal(proposal)
 
-    return go_on(
-        folder, address=address, observer=observer, accept_new_code=accept_new_code, prepare=propose
-    )  # fmt: skip
+    return go_on(folder, address=address, observer=observer, accept_new_code=accept_new_code, prepare=propose)
 
 
 def retry(
@@ -184,9 +190,7 @@ def retry(
         for trial in lifecycle.to_retry(folder, statuses):
             folder.reopen(trial)
 
-    return go_on(
-        folder, address=address, observer=observer, accept_new_code=accept_new_code, prepare=reopen
-    )  # fmt: skip
+    return go_on(folder, address=address, observer=observer, accept_new_code=accept_new_code, prepare=reopen)
 
 
 def stop(sweep: str, *, results: Path = RESULTS, waiting: Callable[[float], None] = lambda seconds: None) -> bool:
@@ -236,8 +240,25 @@ def load(sweep: str, *, results: Path = RESULTS) -> SweepFolder:
     return SweepFolder.open(results, sweep)
 
 
-def export(sweep: str, trial: int, out: str | Path, *, format: Format = "compact", results: Path = RESULTS) -> Manifest:
+def repair(sweep: str, trial: int | None = None, *, results: Path = RESULTS, tell: Tell = _quiet) -> list[Repaired]:
+    """Run phases again whose checkpoints are damaged or gone; records stay as they are.
+
+    Args:
+        trial: look at the result of this trial alone, and regain it even if it was removed to free its space.
+
+    Raises:
+        UsageError: no such sweep, it is being run, or its job, code, model or corpus is not what it was.
+        RunError: a phase could not be run.
+    """
+    return _repair(SweepFolder.open(results, sweep), trial, tell)
+
+
+def export(
+    sweep: str, trial: int, out: str | Path, *, format: Format = "compact", results: Path = RESULTS, tell: Tell = _quiet
+) -> Manifest:
     """Write a trial's model as a folder, with its tokenizer and a model card; return the content of its raysweep.json.
+
+    A phase whose checkpoint is damaged or gone is run again first.
 
     Args:
         out: the folder; new, or empty.
@@ -246,9 +267,13 @@ def export(sweep: str, trial: int, out: str | Path, *, format: Format = "compact
     Raises:
         UsageError: no such trial, it did not complete, or the folder is not empty.
     """
+    from raysweep.trial.exports.write import check_free
     from raysweep.trial.exports.write import export as write  # this function has the same name
 
-    return write(SweepFolder.open(results, sweep), trial, Path(out), format)
+    folder = SweepFolder.open(results, sweep)
+    check_free(Path(out))
+    regain(folder, trial, tell)
+    return write(folder, trial, Path(out), format)
 
 
 def load_model(folder: str | Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from raysweep.cli import export, jobs, lifecycle, look, settings, simulate
+from raysweep.cli import export, jobs, lifecycle, look, repair, settings, simulate
 from raysweep.cli import run as work
 from raysweep.cli.analyze import heads as analyze
 from raysweep.cli.common import notes_of_damage, say
@@ -69,6 +69,7 @@ def main() -> None:
 for command in (
     work.run, lifecycle.resume, lifecycle.extend, lifecycle.fork, lifecycle.retry, lifecycle.stop, jobs.validate,
     jobs.plan, look.list_command, jobs.copy, look.status, look.show, look.tensorboard, export.export, lifecycle.gc,
-    analyze.analyze, simulate.simulate, settings.help_command, settings.schema, look.doctor,
+    repair.repair, repair.unlock, analyze.analyze, simulate.simulate, settings.help_command, settings.schema,
+    look.doctor,
 ):  # fmt: skip
     main.add_command(command)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from raysweep.cli.common import json_option, open_sweep, print_json, results_option, say
+from raysweep.cli.common import json_option, open_sweep, print_json, print_notes, results_option, say
 
 
 @click.command()
@@ -28,7 +28,7 @@ def export(sweep: str, trial: int, out: Path, form: Literal["compact", "dense"],
     from raysweep import api
 
     open_sweep(results, sweep)  # before torch is imported: a misspelt name is an error at once
-    manifest = api.export(sweep, trial, out, format=form, results=results)
+    manifest = api.export(sweep, trial, out, format=form, results=results, tell=lambda text: print_notes([text]))
     if as_json:
         print_json({"folder": str(out), **manifest.model_dump()})
         return

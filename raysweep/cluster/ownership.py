@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +15,16 @@ POLL_S = 1.0
 
 
 @contextmanager
-def held(folder: SweepFolder) -> Iterator[None]:
+def held(folder: SweepFolder, on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a sweep's lock.
+
+    Args:
+        on_lost: called should another process take it, as after this machine was suspended.
 
     Raises:
         ArchiveError: another process runs the sweep.
     """
-    lock = folder.lock()
+    lock = folder.lock(on_lost)
     try:
         yield
     finally:
@@ -33,7 +38,8 @@ def driving(folder: SweepFolder) -> Iterator[None]:
     Raises:
         ArchiveError: another process runs the sweep.
     """
-    with held(folder):
+    # A driver that has lost its sweep stops as one that is told to, with a checkpoint of every trial.
+    with held(folder, on_lost=lambda: os.kill(os.getpid(), signal.SIGTERM)):
         # Only the owner of the lock can know that no driver is about to read the request, and that no worker still
         # writes the temporary folders that `sweep_up` removes.
         folder.withdraw_stop()

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from raysweep.contracts import Report
 from raysweep.errors import ArchiveError, known_names_hint
@@ -27,11 +25,9 @@ from raysweep.job.yamlfile import dump_mapping, load_mapping
 from raysweep.records.disk import replace_text
 from raysweep.records.jsonlines import DamagedLine, JsonLines
 from raysweep.records.lines import READERS, Exported, JournalEntry, LaneGroup, Reopened, Voided, skimming
+from raysweep.records.locks import Holder, Lock, take_or_refuse
 from raysweep.records.results import check_new_sweep, is_sweep, list_sweeps, make_folder
 from raysweep.records.schema import PhaseRecord, Proposal, Retry, Session, TrialRecord
-
-LOOK_S = 0.2
-"""Seconds that a driver waits for the lock: `running` holds it for a moment."""
 
 
 class SweepFolder:
@@ -84,31 +80,31 @@ class SweepFolder:
             raise ArchiveError(f"sweep in {str(results)!r}: {hint}")
         return SweepFolder(results / name)
 
-    def lock(self) -> FileLock:
-        """Take the lock of the sweep's driver and return it. The system frees it when the process dies.
+    def lock(self, on_lost: Callable[[], None] = lambda: None) -> Lock:
+        """Take the lock of the sweep's driver and return it.
+
+        Args:
+            on_lost: called should another process take it; see `Lock`.
 
         Raises:
             ArchiveError: another process runs this sweep, or the sweep is simulated.
         """
         if self.simulated:
             raise ArchiveError(f"sweep {self.name!r} is simulated: it has no models to go on with.")
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=LOOK_S)
-        except Timeout:
-            raise ArchiveError(f"sweep {self.name!r} is being run by another process.") from None
-        return lock
+        way = f"If that is gone, 'raysweep unlock {self.name}' says so."
+        return take_or_refuse(
+            Lock(self.path / ".lock", on_lost=on_lost),
+            lambda holder: f"sweep {self.name!r} is being run by another process: {holder}. {way}",
+        )
+
+    def holder(self) -> Holder | None:
+        """Return who holds the lock of the sweep's driver, None where nobody does; a look changes nothing."""
+        return Lock(self.path / ".lock").holder()
 
     def running(self) -> bool:
         """Return whether a driver runs this sweep right now."""
-        # Without a lock file it has never been run; a look must not make one, as it may have no right to write.
-        if not (self.path / ".lock").exists():
-            return False
-        try:
-            self.lock().release()
-        except ArchiveError:
-            return True
-        return False
+        holder = self.holder()
+        return holder is not None and not holder.dead
 
     @property
     def store(self) -> Path:

@@ -76,6 +76,16 @@ def stored_record(store: Path, key: str) -> PhaseRecord | None:
     return PhaseRecord.from_dict(outcome["record"] | {"trial": outcome["trial"]})
 
 
+def differences(record: PhaseRecord, store: Path) -> list[str]:
+    """Return the fields in which a phase record is not what its checkpoint says; none where there is no checkpoint."""
+    stored = stored_record(store, record.key)
+    if stored is None:
+        return []
+    mine, theirs = record.outcome(), stored.outcome()
+    # As text, because NaN differs from itself.
+    return [name for name in mine if repr(mine[name]) != repr(theirs[name])]
+
+
 def _is_whole(entry: Path, name: str) -> bool:
     try:
         entries.check(entry, name)

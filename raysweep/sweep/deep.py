@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raysweep.sweep.checkpoints import damaged_files, stored_record
+from raysweep.sweep.checkpoints import damaged_files, differences
 from raysweep.sweep.evidence import Evidence
 from raysweep.sweep.wording import some
 
@@ -24,12 +24,7 @@ def _checkpoints_whole(evidence: Evidence) -> Iterator[str]:
 
 def _records_as_stored(evidence: Evidence) -> Iterator[str]:
     for record in evidence.folder.phases():
-        stored = stored_record(evidence.folder.store_of(record.trial), record.key)
-        if stored is None:
-            continue
-        # As text, because NaN differs from itself.
-        mine, theirs = record.outcome(), stored.outcome()
-        other = [name for name in mine if repr(mine[name]) != repr(theirs[name])]
+        other = differences(record, evidence.folder.store_of(record.trial))
         if other:
             yield f"trial {record.trial}, {record.phase}: {some(other)} is not what its checkpoint says"
 

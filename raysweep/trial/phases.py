@@ -41,6 +41,18 @@ def run_trial(plan: TrialPlan, runtime: Runtime, store: PhaseStore) -> Generator
     yield from run_in_order(plan, runner, JudgedProgress(plan=plan, ask=runtime.ask))
 
 
+def run_again(plan: TrialPlan, key: str, runtime: Runtime, store: PhaseStore) -> None:
+    """Run a phase of a trial again, and those before it, as far as the store has lost them; the same on every rank.
+
+    No stopping rule is asked, and nothing is reported: the trial has had its answers.
+
+    Raises:
+        TrialError: a phase cannot be carried out as asked.
+        DiskFullError: the store cannot be written; what is in it is whole.
+    """
+    _TrialRunner.of(plan, runtime, store).regain(key, moments=False)
+
+
 @dataclass(kw_only=True)
 class _TrialRunner:
     """Runs the phases of one trial on the ranks of a group."""
@@ -54,6 +66,8 @@ class _TrialRunner:
     previous: str | None = None
     """Key of the phase whose outcome the next phase begins with; None at the start of an arm."""
     arm: str = "main"
+    to_train: bool = True
+    """Whether the state is trained on before it is thrown away, and so needs the optimizer's."""
     judged: JudgedProgress | None = None
     """Reports the present phase's evaluations; None in control arms."""
 
@@ -171,17 +185,22 @@ class _TrialRunner:
             if self.previous is None:
                 self.state = TrialState.first(self.plan, self.measures.data.facts, self.runtime)
             else:
-                # `missing` names the latest lost phase. To run that one again restores the state before it, which comes
-                # here for the phases lost before.
-                while (lost := self._missing(self.previous)) is not None:
-                    self._run_again(lost)
+                self.regain(self.previous, moments=self.to_train)
                 self.state = TrialState.restored(
                     self.plan, self.previous, self.store, self.measures.data.facts, self.runtime
                 )
         return self.state
 
-    def _missing(self, key: str) -> str | None:
-        found: str | None = self.runtime.from_rank_0(self.store.missing(key) if self.runtime.rank == 0 else None)
+    def regain(self, key: str, *, moments: bool) -> None:
+        """Run again whatever the state after a phase needs and the store has no more; `moments` as in `missing`."""
+        # `missing` names the latest lost phase. To run that one again restores the state before it, which comes here
+        # for the phases lost before.
+        while (lost := self._missing(key, moments)) is not None:
+            self._run_again(lost)
+
+    def _missing(self, key: str, moments: bool) -> str | None:
+        leads = self.runtime.rank == 0
+        found: str | None = self.runtime.from_rank_0(self.store.missing(key, moments=moments) if leads else None)
         return found
 
     def _run_again(self, key: str) -> None:
@@ -189,14 +208,15 @@ class _TrialRunner:
 
         A trial that holds the lease of a phase takes leases of earlier phases only, so no trials wait in a circle.
         """
-        leads, before, judged = self.runtime.rank == 0, self.previous, self.judged
-        # Its evaluations were reported when it ran first.
-        self.judged = None
+        leads, before, judged, to_train = self.runtime.rank == 0, self.previous, self.judged, self.to_train
         chains = (self.plan.phases, *self.plan.controls.values())
         chain, at = next((chain, at) for chain in chains for at, phase in enumerate(chain) if phase.key == key)
+        # Its evaluations were reported when it ran first. The state is thrown away behind it, so that it needs the
+        # optimizer's only if it trains itself.
+        self.judged, self.to_train = None, chain[at].steps > 0
         with self.store.lease(key) if leads else nullcontext():
             # Another trial may have run it again while this one waited for the lease.
-            if self._missing(key) == key:
+            if self._missing(key, moments=True) == key:
                 self.warn(f"phase {chain[at].label} ({key}) is run again: its weights are no longer in the store.")
                 self.previous = chain[at - 1].key if at else None
                 outcome = self._run(chain[at], time.perf_counter())
@@ -204,7 +224,7 @@ class _TrialRunner:
                 earlier = self.store.find(key)
                 self._save(chain[at], replace(outcome, trial=earlier.trial) if earlier else outcome)
             self.runtime.barrier()
-        self.state, self.previous, self.judged = None, before, judged
+        self.state, self.previous, self.judged, self.to_train = None, before, judged, to_train
 
     # Kinds of phases: each changes the state, and returns what its record holds beyond the common measures.
 

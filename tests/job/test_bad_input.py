@@ -385,10 +385,10 @@ def test_a_sweep_whose_corpus_is_no_longer_what_it_was() -> None:
     assert message.startswith("sweep 'heads-1' cannot be continued: its model and data changed since it began. Start")
 
 
-def test_records_that_cannot_be_read_name_file_and_line() -> None:
+def test_records_of_another_raysweep_name_file_and_line() -> None:
     folder = finished_sweep(Path("results"))
     with (folder.path / "trials.jsonl").open("a") as stream:
-        stream.write("{}\n")
+        stream.write('{"schema": 99}\n')
     message = refused("status", "heads-1")
     assert message.startswith(f"{folder.path / 'trials.jsonl'}, line 4 cannot be read: ")
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from raysweep.errors import ArchiveError, DiskFullError, UsageError
 from raysweep.job.jobfile import Job, check_job
@@ -439,13 +437,6 @@ def test_a_full_disk_is_named_and_loses_the_line_only(sweep: SweepFolder, monkey
     assert list(sweep.trials()) == [1]
     sweep.add_trial(ended(2))
     assert list(sweep.trials()) == [1, 2]
-
-
-def test_a_look_at_a_sweep_does_not_keep_a_driver_out(sweep: SweepFolder) -> None:
-    looking = FileLock(sweep.path / ".lock", thread_local=False)
-    looking.acquire()
-    threading.Timer(0.05, looking.release).start()
-    sweep.lock().release()
 
 
 def test_a_sweep_knows_whether_it_runs(sweep: SweepFolder) -> None:

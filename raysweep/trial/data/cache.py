@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from raysweep.contracts import Examples
 from raysweep.errors import DataError
+from raysweep.records.locks import Lock
 
 
 def keep_arrays(folder: Path, build: Callable[[], dict[str, Examples]], tokenizer: Any) -> None:
@@ -36,7 +36,7 @@ def keep_arrays(folder: Path, build: Callable[[], dict[str, Examples]], tokenize
         if folder.exists():
             return
         # Looked up again under the lock: a process that waited for it finds the entry built.
-        with FileLock(lock_path(folder)):
+        with Lock(lock_path(folder)):
             if not folder.exists():
                 _build_entry(folder, build(), tokenizer)
 
@@ -63,7 +63,7 @@ def keep_file(path: Path, build: Callable[[], bytes]) -> None:
     with refuse_unwritable():
         if path.exists():
             return
-        with FileLock(lock_path(path)):
+        with Lock(lock_path(path)):
             if path.exists():
                 return
             content, partial = build(), _unfinished(path)

@@ -56,11 +56,12 @@ def restore(folder: SweepFolder, trial: int) -> FinishedTrial:
     records = _records(folder, trial)
     store = PhaseStore(folder.store_of(trial))
     # Before anything is loaded: with a checkpoint gone, the error should come at once.
-    lost = store.missing(records[-1].key)
+    lost = store.missing(records[-1].key, moments=False)
     if lost is not None:
         raise ArchiveError(
             f"trial {trial} of {folder.name!r}: the weights of phase {_name_of(lost, records)} ({lost}) are no longer "
-            f"in {str(store.folder)!r}: collected by 'raysweep gc', or damaged. Run the trial again in a new sweep."
+            f"in {str(store.folder)!r}: collected by 'raysweep gc', or damaged. Run them again with 'raysweep repair "
+            f"{folder.name} {trial}'."
         )
     # A changed corpus would give another tokenizer and other held-out examples than the model was trained with.
     job, about = folder.job(), folder.environment()

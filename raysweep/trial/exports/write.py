@@ -41,7 +41,7 @@ def export(folder: SweepFolder, trial: int, out: Path, form: Format) -> Manifest
         UsageError: `out` is not empty or cannot be written, or the trial cannot be exported.
         TrialError: the written model differs from the trial's.
     """
-    _check_free(out)
+    check_free(out)
     finished = restore(folder, trial)
     manifest = _manifest(finished, form)
     with _refused(out):
@@ -130,7 +130,7 @@ def _check_read_back(finished: FinishedTrial, folder: Path) -> None:
         raise TrialError(f"the exported model's logits differ from the trial's by {difference:.1e} (relative).")
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
     """Check that `out` does not exist or is an empty folder.
 
     Raises:

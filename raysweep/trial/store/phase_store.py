@@ -1,7 +1,8 @@
 """The phase store: outcomes of phases by key, so that trials share the phases that they have in common.
 
     <key>/outcome.json          record and decision
-    <key>/tensors.safetensors   all weights and optimizer state, after training phases only
+    <key>/tensors.safetensors   all weights, after training phases only
+    <key>/moments.safetensors   the optimizer's state there, which only a further training phase needs
     <key>/slices.safetensors    after a prune, the weights it removed; after a grow, the weights it wrote
     <key>/manifest.json         a checksum of each file, and which files were removed to free space
     <key>.partial/              the newest checkpoint inside a running training phase
@@ -24,17 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from raysweep.records import atomic_folders as entries
 from raysweep.records.atomic_folders import DamagedError
+from raysweep.records.locks import Lock
 
 OUTCOME = "outcome.json"
 PROGRESS = "progress.json"
 """What a checkpoint inside a phase holds beside tensors."""
 TENSORS = "tensors.safetensors"
+MOMENTS = "moments.safetensors"
 SLICES = "slices.safetensors"
+OPTIMIZER = "optimizer/"
+"""How the names of the tensors begin that make up the optimizer's state; see `TrialState.tensors`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +99,13 @@ class PhaseStore:
             return None
         return PhaseOutcome(**json.loads((folder / OUTCOME).read_text(encoding="utf-8")))
 
-    def missing(self, key: str) -> str | None:
+    def missing(self, key: str, *, moments: bool = True) -> str | None:
         """Return the last phase that must be run again before the state after `key` can be restored, or None.
 
         The checksum of every file that makes up the state is checked.
+
+        Args:
+            moments: whether the state is to be trained on, and so needs the optimizer's.
         """
         outcome = self.find(key)
         if outcome is None:
@@ -111,7 +118,8 @@ class PhaseStore:
                 return done
             # Files that were removed to free space are still listed in the manifest, with their names in `collected`.
             held = entries.manifest(self.folder / done)
-            wanted = [name for name in (SLICES, *(() if trained else (TENSORS,))) if name in held.sha256]
+            full = () if trained else (TENSORS, MOMENTS) if moments else (TENSORS,)
+            wanted = [name for name in (SLICES, *full) if name in held.sha256]
             if any(name in held.collected for name in wanted) or not self._as_written(self.folder / done, wanted):
                 return done
             trained = trained or TENSORS in wanted
@@ -133,7 +141,9 @@ class PhaseStore:
             slices: the slices that a prune or grow changed; None for other phases.
         """
         with entries.appearing(self.folder / key, self.folder) as folder:
-            for name, content in ((TENSORS, tensors), (SLICES, slices)):
+            weights = None if tensors is None else {n: t for n, t in tensors.items() if not n.startswith(OPTIMIZER)}
+            moments = {name: tensor for name, tensor in (tensors or {}).items() if name.startswith(OPTIMIZER)}
+            for name, content in ((TENSORS, weights), (MOMENTS, moments or None), (SLICES, slices)):
                 if content is not None:
                     save_file(_contiguous(content), folder / name)
             (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
@@ -141,11 +151,15 @@ class PhaseStore:
         shutil.rmtree(self._partial(key), ignore_errors=True)
 
     def tensors(self, key: str) -> dict[str, torch.Tensor] | None:
-        """Return the tensors of an entry that `missing` has checked; None if its phase stored none."""
+        """Return the tensors of an entry that `missing` has checked, without moments if those were removed.
+
+        None if its phase stored none.
+        """
         folder = self.folder / key
-        if not folder.is_dir() or TENSORS not in entries.manifest(folder).sha256:
+        if not folder.is_dir() or TENSORS not in (held := entries.manifest(folder)).sha256:
             return None
-        return load_file(folder / TENSORS)
+        moments = MOMENTS in held.sha256 and MOMENTS not in held.collected
+        return load_file(folder / TENSORS) | (load_file(folder / MOMENTS) if moments else {})
 
     def slices(self, key: str) -> dict[str, torch.Tensor]:
         """Return the slices that a prune removed or a grow wrote."""
@@ -184,10 +198,9 @@ class PhaseStore:
             return Partial(**progress, tensors=load_file(folder / TENSORS))
         return None
 
-    def lease(self, key: str) -> FileLock:
+    def lease(self, key: str) -> Lock:
         """Return the lock under which a phase is run, so that of several trials that need it one runs it."""
-        # A lock of the operating system, not a file that says so: it is freed when the process that holds it dies.
-        return FileLock(self.folder / f"{key}.lock")
+        return Lock(self.folder / f"{key}.lock")
 
     def _partial(self, key: str) -> Path:
         return self.folder / f"{key}.partial"

@@ -252,7 +252,7 @@ def test_the_command_says_that_it_is_a_simulation_and_leaves_nothing(
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     done = invoke("simulate", jobfile, "--trials", 20, "--lanes", 4, "--kill", 0.05, "--seed", 3)
     assert done.exit_code == 0 and done.stdout.startswith("SIMULATED, nothing was trained: ")
-    assert "on 4 lanes" in done.stdout and "13 of 13 held" in done.stdout
+    assert "on 4 lanes" in done.stdout and "16 of 16 held" in done.stdout
     assert list(scratch.iterdir()) == [] and not (tmp_path / "results").exists()
 
 
