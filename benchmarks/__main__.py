@@ -17,6 +17,8 @@ BENCHMARKS = (
     "bookkeeping",
     "events",
     "many_trials",
+    "disk",
+    "full_disk",
     "sharing",
     "simulate",
     "cliff",

@@ -22,6 +22,7 @@ from raysweep.records.folder import SweepFolder
 from raysweep.records.plans import plan_of
 from raysweep.sweep import signals
 from raysweep.sweep.agenda import Agenda
+from raysweep.sweep.keeping import Keeper
 from raysweep.sweep.limits import Limits
 from raysweep.sweep.mending import mend
 from raysweep.sweep.observer import Observer
@@ -88,6 +89,7 @@ class _Session:
         if not remaining:
             return None
         self.recorder = Recorder(self.folder, self.job, self.observer)
+        self.keeper = Keeper(self.folder, self.job)
         with self.limits:
             try:
                 with connected(address, self.job, lambda: self.limits.reached() is not None) as ended:
@@ -98,6 +100,7 @@ class _Session:
                 if not is_of_ray(error):
                     raise
                 raise ClusterError(f"Ray gave up: {one_line(error)}") from error
+            self.keeper.collect()
             if mended := mend(self.folder, self.job, self.fingerprints):
                 self.observer.mended(mended)
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -179,7 +182,7 @@ class _Session:
 
         own = self.scale.isolation == "process"
         return Tuning(
-            self.agenda, self.recorder, mailbox,
+            self.agenda, self.recorder, self.keeper, mailbox,
             plan_of=lambda proposal: plan_of(self.job, proposal, self.fingerprints),
             lane_of=(lambda trial: self._lane_config(f"trial-{trial}")) if own else None,
             scale=self.scale, name=self.name, storage=self.scratch,

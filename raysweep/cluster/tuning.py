@@ -18,13 +18,14 @@ import ray.tune
 from raysweep.cluster.client import TrialClient
 from raysweep.cluster.lane import LaneConfig
 from raysweep.cluster.searcher import SweepSearcher
-from raysweep.contracts.events import Event, OffLane
+from raysweep.contracts.events import Event, OffLane, TrialFinished
 from raysweep.job.plan import TrialPlan
 from raysweep.job.spec import ScaleSpec
 from raysweep.records.schema import Proposal
 from raysweep.sweep.admission import IN_HAND
 from raysweep.sweep.agenda import Agenda
 from raysweep.sweep.bookkeeping import record
+from raysweep.sweep.keeping import Keeper
 from raysweep.sweep.recorder import Recorder
 
 CLIENT_RESOURCES = {"memory": 1}
@@ -49,6 +50,7 @@ class Tuning:
         self,
         agenda: Agenda,
         recorder: Recorder,
+        keeper: Keeper,
         mailbox: Any,
         *,
         plan_of: Callable[[Proposal], TrialPlan],
@@ -57,7 +59,7 @@ class Tuning:
         name: str,
         storage: Path,
     ) -> None:
-        self._agenda, self._recorder, self._mailbox = agenda, recorder, mailbox
+        self._agenda, self._recorder, self._keeper, self._mailbox = agenda, recorder, keeper, mailbox
         self._plan_of, self._lane_of, self._scale = plan_of, lane_of, scale
         self._name, self._storage = name, storage
         self._tickets = itertools.count(1)
@@ -74,6 +76,9 @@ class Tuning:
         """Record an event, and tell the agenda what follows from it."""
         with self._news:
             record(event, self._recorder, self._agenda)
+            # No trial is proposed meanwhile that would begin with what is removed.
+            if isinstance(event, TrialFinished):
+                self._keeper.ended()
             if isinstance(event, OffLane):
                 self._recorded.add(event.trial)
                 self._news.notify_all()

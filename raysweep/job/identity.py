@@ -7,7 +7,7 @@ from raysweep.job.spec import JobSpec
 
 CHANGEABLE = (
     "budget.hours", "budget.flops", "budget.disk_gb", "search.trials", "scale.lanes", "scale.max_attempts",
-    "scale.checkpoint_every_steps", "scale.lane_timeout",
+    "scale.checkpoint_every_steps", "scale.lane_timeout", "scale.keep",
 )  # fmt: skip
 """Settings that decide how much is run and where, and cannot change a result."""
 

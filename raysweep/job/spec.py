@@ -118,6 +118,10 @@ class ScaleSpec(Section):
     max_attempts: int = Field(default=3, ge=1, le=bounds.ATTEMPTS)
     """Losses of its workers in a row, without a checkpoint or a finished phase between two of them, after which a trial
     is recorded as FAILED."""
+    keep: Literal["results", "best", "all"] = "results"
+    """Checkpoints that stay of trials that have ended, while the sweep runs and after: `results`, the latest and the
+    best weights of each trial, without the optimizer's moments, which a fork trains anew; `best`, the weights of the
+    best trials alone; `all`, all. What a trial may still need, or an export was made from, stays in any case."""
 
 
 class BudgetSpec(Section):

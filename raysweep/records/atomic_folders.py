@@ -124,7 +124,8 @@ def collect(folder: Path, name: str) -> None:
     # The manifest is written first: killed in between, the folder holds a file too many, which harms nothing. The other
     # order would leave a folder that looks damaged.
     if name not in found.collected:
-        _write(folder, FolderManifest(sha256=found.sha256, collected=[*found.collected, name]))
+        with refuse_when_full(folder):
+            _write(folder, FolderManifest(sha256=found.sha256, collected=[*found.collected, name]))
     (folder / name).unlink(missing_ok=True)
 
 

@@ -9,10 +9,7 @@ from pathlib import Path
 from raysweep.records import atomic_folders as entries
 from raysweep.records.atomic_folders import DamagedError
 from raysweep.records.schema import PhaseRecord
-
-# The names of trial/store/phase_store.py, which imports torch.
-OUTCOME, PROGRESS = "outcome.json", "progress.json"
-TENSORS, SLICES = "tensors.safetensors", "slices.safetensors"
+from raysweep.trial.store.names import OUTCOME, PROGRESS, SLICES, TENSORS
 
 
 def broken_parts(store: Path, key: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from raysweep.records.disk import refuse_when_full
 from raysweep.records.schema import TrialRecord
 from raysweep.sweep.history import Result
 
@@ -33,8 +34,12 @@ class Journal:
 
     def __init__(self, path: Path, objectives: tuple[str, ...], distributions: Mapping[str, BaseDistribution]) -> None:
         optuna.logging.set_verbosity(logging.ERROR)
-        self._distributions = distributions
+        self._distributions, self._path = distributions, path
         _repair(path)
+        with refuse_when_full(path):
+            self._open(path, objectives)
+
+    def _open(self, path: Path, objectives: tuple[str, ...]) -> None:
         storage = JournalStorage(JournalFileBackend(str(path)))
         # create_study with load_if_exists would append a line in every session.
         known = [study.study_name for study in storage.get_all_studies()]
@@ -59,7 +64,8 @@ class Journal:
         # Optuna sets both times to now; the dashboard shows how long a trial took.
         assert frozen.datetime_complete is not None
         frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=record.seconds)
-        self._study.add_trial(frozen)
+        with refuse_when_full(self._path):
+            self._study.add_trial(frozen)
         self._written.add(record.trial)
 
 

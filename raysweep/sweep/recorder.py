@@ -36,6 +36,7 @@ from raysweep.errors import RunError
 from raysweep.job.jobfile import Job
 from raysweep.job.plan import TrialPlan
 from raysweep.records import objectives
+from raysweep.records.disk import refuse_when_full
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
 from raysweep.records.silence import write_silent
@@ -98,7 +99,8 @@ class Recorder:
         self._tensorboard = folder.path / "tensorboard" if tensorboard else None
         # Before the first trial: TensorBoard shows the columns of the HParams table only where they are declared.
         if self._tensorboard is not None:
-            write_experiment(self._tensorboard, job.space)
+            with refuse_when_full(folder.path):
+                write_experiment(self._tensorboard, job.space)
 
     @property
     def open_trials(self) -> int:
@@ -110,9 +112,9 @@ class Recorder:
         with self._changed:
             self._left.discard(plan.trial)
             if plan.trial not in self._open:
-                self._open[plan.trial] = _OpenTrial(
-                    proposal=proposal, plan=plan, writer=self._writer(proposal), started=self._clock()
-                )
+                with refuse_when_full(self._folder.path):
+                    writer = self._writer(proposal)
+                self._open[plan.trial] = _OpenTrial(proposal=proposal, plan=plan, writer=writer, started=self._clock())
             self._observer.trial_started(plan)
 
     def _writer(self, proposal: Proposal) -> TrialWriter | NoWriter:
@@ -128,8 +130,10 @@ class Recorder:
                 return
             try:
                 # The retry line first, so that it is on the disk when the final record of its trial is.
-                self._retries.note(event)
-                self._record(event)
+                # TensorBoard's runs, too: whatever cannot be written ends the sweep with the same clear error.
+                with refuse_when_full(self._folder.path):
+                    self._retries.note(event)
+                    self._record(event)
             except Exception as error:
                 self.fail(error)
                 raise

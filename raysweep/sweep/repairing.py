@@ -10,8 +10,9 @@ from pathlib import Path
 from raysweep.records import atomic_folders as entries
 from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord
-from raysweep.sweep.checkpoints import OUTCOME, PROGRESS, broken_parts, damaged_files, damaged_in, differences
+from raysweep.sweep.checkpoints import broken_parts, damaged_files, damaged_in, differences
 from raysweep.sweep.wording import some
+from raysweep.trial.store.names import OUTCOME, PROGRESS
 
 
 @dataclass(frozen=True, kw_only=True)

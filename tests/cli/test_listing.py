@@ -96,7 +96,7 @@ def test_sweeps_are_listed_oldest_first_with_how_far_they_came(tmp_path: Path) -
 def test_a_sweep_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
     finished_sweep(tmp_path, "good")
     (make_sweep(tmp_path, "old").path / "job.yaml").write_text("name: old\nmodle: x\n")
-    (make_sweep(tmp_path, "torn").path / "phases.jsonl").write_text("{}\n")
+    (make_sweep(tmp_path, "torn").path / "phases.jsonl").write_text('{"schema": 99}\n')
     found = about(tmp_path)
     assert found["good"].startswith("gpt2-nano on")
     assert found["old"].startswith("cannot be read: ")

@@ -139,7 +139,7 @@ def test_tunes_thread_hears_of_the_end_wherever_it_waits(tmp_path: Path) -> None
     from raysweep.cluster.tuning import Over, Tuning
 
     tuning = Tuning(
-        None, None, None, plan_of=None, lane_of=None, scale=None, name="s", storage=tmp_path  # type: ignore[arg-type]
+        None, None, None, None, plan_of=None, lane_of=None, scale=None, name="s", storage=tmp_path  # type: ignore[arg-type]
     )  # fmt: skip
     waits = Task("Tune", lambda: tuning._ended(1))
     waits.join(0.05)

@@ -14,7 +14,7 @@ from raysweep.job.paths import set_path
 
 OTHER: dict[str, Any] = {
     "budget.hours": 3.0, "budget.flops": 1e12, "budget.disk_gb": 7.0, "search.trials": 9, "scale.lanes": 2,
-    "scale.max_attempts": 5, "scale.checkpoint_every_steps": 10,
+    "scale.max_attempts": 5, "scale.checkpoint_every_steps": 10, "scale.keep": "best",
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def print_estimate(job: Mapping[str, Any], estimate: Mapping[str, Any], console:
         "sharing": estimate["saving"] if estimate["trials"] > 1 else "",
         "time": _time(estimate),
         "memory": f"about {estimate['worker_memory_bytes'] / 2**30:.1f} GiB a worker",
-        "disk": f"about {estimate['disk_bytes'] / 2**30:.2f} GiB of checkpoints",
+        "disk": f"about {estimate['disk_bytes'] / 2**30:.2f} GiB of checkpoints at most",
         "budget": _budget(job.get("budget", {}), estimate),
     }
     table = Table(box=None, show_header=False, pad_edge=False)

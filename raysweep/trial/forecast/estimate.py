@@ -13,7 +13,7 @@ import torch
 
 from raysweep.job import registry
 from raysweep.job.jobfile import Job
-from raysweep.job.plan import TRAINING_PHASES, Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
+from raysweep.job.plan import Fingerprints, PhasePlan, TrialPlan, derived_seed, make_plan
 from raysweep.job.space import Values
 from raysweep.job.stages import Saving, Stage, StageTree, as_dicts
 from raysweep.networks.configuration import task_of
@@ -29,7 +29,7 @@ from raysweep.networks.plasticity.head_map import HeadMap
 from raysweep.networks.plasticity.model import PlasticModel
 from raysweep.records import points
 from raysweep.records.schema import PhaseRecord
-from raysweep.trial.forecast import calibration
+from raysweep.trial.forecast import calibration, disk
 from raysweep.trial.forecast.preflight import Checked
 
 TYPICAL_EFFICIENCY = 0.5
@@ -67,6 +67,7 @@ class Estimate:
     """What the time is estimated from."""
     worker_memory_bytes: int
     disk_bytes: int
+    """Of all checkpoints, when they are most."""
     example: list[dict[str, Any]]
     """The phases of the first trial."""
     stages: list[Stage]
@@ -116,7 +117,7 @@ def estimate(
         points: those that the search will propose, if they are known.
         calibrate: without such records, train a few steps on this machine.
     """
-    plans = list(_plans(job, checked.fingerprints, _drawn(job) if points is None else points))
+    plans = list(plans_of(job, checked.fingerprints, drawn(job) if points is None else points))
     tree = StageTree.of(plans)
     # Control arms included. With sharing, phases of equal keys are one, whichever trial they belong to.
     everything = [phase for plan in plans for phase in plan.every_phase()]
@@ -125,7 +126,6 @@ def estimate(
     parameters = active_parameters(model, HeadMap.full(*model.shape))
     # The best source first: real phases of this model, then a few real steps, then the speed of a matrix product.
     pace = _past_pace(list(past)) or _pace_here(job, plans[0], model, calibrate)
-    trained = sum(1 for phase in run if phase.kind in TRAINING_PHASES and phase.steps)
     return Estimate(
         trials=len(plans),
         foreseen=points is not None,
@@ -137,15 +137,20 @@ def estimate(
         seconds=_seconds(job, pace, run, len(plans)) if pace else None,
         seconds_from=pace.source if pace else "no GPU here to judge by",
         worker_memory_bytes=PROCESS_BYTES + _training_bytes(job, model, parameters),
-        # A checkpoint holds weights and two moments, 4 bytes each; only phases that train leave one.
-        disk_bytes=trained * parameters * 12,
+        disk_bytes=disk.peak_bytes(plans, job.spec.scale, _sizes(model, parameters), sharing=sharing),
         example=[{"phase": phase.label, "steps": phase.steps, "key": phase.key} for phase in plans[0].phases],
         stages=tree.roots,
         data=checked.data,
     )
 
 
-def _drawn(job: Job) -> list[Values]:
+def _sizes(model: PlasticModel, parameters: int) -> disk.Model:
+    layers, heads = model.shape
+    one_less = active_parameters(model, HeadMap.full(layers, heads).without([(0, 0)]))
+    return disk.Model(parameters=parameters, heads=layers * heads, head_parameters=parameters - one_less)
+
+
+def drawn(job: Job) -> list[Values]:
     """Draw a point at random for each trial of a search."""
     spec, search = job.spec, job.spec.search
     raw = spec.resolved()
@@ -154,7 +159,7 @@ def _drawn(job: Job) -> list[Values]:
     return [job.space.draw(raw, generator) if job.space else {} for _ in range(search.trials if search else 1)]
 
 
-def _plans(job: Job, fingerprints: Fingerprints, drawn: Sequence[Values]) -> Iterator[TrialPlan]:
+def plans_of(job: Job, fingerprints: Fingerprints, drawn: Sequence[Values]) -> Iterator[TrialPlan]:
     """Yield plans of the trials that a search may run: its proposals, then replicates and confirmations of the best.
 
     Which points will be best is not known; the first ones stand for them.

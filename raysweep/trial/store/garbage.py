@@ -17,7 +17,7 @@ from raysweep.records import disk, objectives, points
 from raysweep.records.folder import SweepFolder
 from raysweep.records.plans import plan_of
 from raysweep.records.schema import PhaseRecord, TrialRecord
-from raysweep.trial.store.phase_store import TENSORS
+from raysweep.trial.store.names import MOMENTS, TENSORS
 
 ENDED_FOR_GOOD = ("COMPLETE", "STOPPED", "DIVERGED")
 """Trials with another status may be resumed or retried, and keep all their checkpoints."""
@@ -37,9 +37,13 @@ class Keep:
     """Number of latest checkpoints kept of each trial."""
 
 
+POLICIES = {"results": Keep(), "best": Keep(trial_best=0, trial_latest=0)}
+"""What `scale.keep` names: what stays of trials that have ended while the sweep goes on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The tensors after a training phase, or what an interrupted or damaged phase left."""
+    """Weights or moments after a training phase, or what an interrupted or damaged phase left."""
 
     path: Path
     phase: str
@@ -63,16 +67,18 @@ def survey(folder: SweepFolder, keep: Keep) -> Survey:
     """Return which checkpoints in the phase store of a sweep are needed, and which are not; change nothing."""
     assert keep.sweep_best >= 1, "the best trial always stays"
     known = _Known(folder)
-    needed = known.needed(keep)
+    needed, trained_on = known.needed(keep), dict(known.trained_on())
     kept: list[Checkpoint] = []
     collected: list[Checkpoint] = []
     for place, path in _weights(folder):
         phase, trials = known.about(place)
+        moments = path.name == MOMENTS
         # A checkpoint without a record is kept: its phase may have ended just before the record was written.
-        why = needed.get(place) or (None if place in known.phases else "no record knows it")
-        found = Checkpoint(
-            path=path, phase=phase, trials=trials, bytes=disk.size(path), why=why or "superseded, and not shared"
+        why = (trained_on if moments else needed).get(place) or (
+            None if place in known.phases else "no record knows it"
         )
+        superseded = "moments of trials that have ended" if moments else "superseded, and not shared"
+        found = Checkpoint(path=path, phase=phase, trials=trials, bytes=disk.size(path), why=why or superseded)
         (kept if why else collected).append(found)
     # A trial that may resume would go on from the checkpoint inside its phase, so that is kept as long as any may.
     collected += list(_remains(folder, in_use=bool(known.open_trials)))
@@ -80,11 +86,11 @@ def survey(folder: SweepFolder, keep: Keep) -> Survey:
 
 
 def collect(found: Survey) -> None:
-    """Remove the checkpoints that nothing needs. No other process may be using the store."""
+    """Remove the checkpoints that nothing needs. Trials that were open at the survey may be running."""
     for checkpoint in found.collected:
         # Of an entry only the tensors go, and its manifest says so: a file missing without a word would be damage.
-        if checkpoint.path.name == TENSORS:
-            entries.collect(checkpoint.path.parent, TENSORS)
+        if checkpoint.path.name in (TENSORS, MOMENTS):
+            entries.collect(checkpoint.path.parent, checkpoint.path.name)
         else:
             entries.remove(checkpoint.path)
 
@@ -138,22 +144,13 @@ class _Known:
             last = [record.key for record in self.own[trial][-1:]]
             for key in [*last, *([halted["kept"]] if halted else [])]:
                 yield from self._behind(trial, key, f"trial {trial} is among the best")
-        for trial in self.open_trials:
-            # A fork begins with phases of its parent, so an open fork keeps those, too.
-            parent = self._proposals[trial].of if self._proposals[trial].proposer == "fork" else None
-            for needed in (trial, *([] if parent is None else [parent])):
-                yield from (
-                    (self._place(needed, key), f"trial {trial} may go on from it") for key in self._keys(needed)
-                )
+        yield from self.trained_on()
         # The phase that an export was made from can be restored as long as its checkpoint is kept.
         for trial, key in self._exported:
             yield from self._behind(trial, key, f"trial {trial} was exported")
         for place, records in self.phases.items():
             if len({record.trial for record in records}) > 1:
                 yield place, "several trials share it"
-            # While points are still to be proposed, every baseline may be the prefix of one of them.
-            elif self._search_left and any(record.phase == "baseline" for record in records):
-                yield place, "the next trials may share it"
         # A phase without steps has no tensors of its own, so it is no checkpoint to count.
         for trial in self._ended:
             trained = [record for record in self.own[trial] if record.phase in TRAINING_PHASES and record.steps]
@@ -161,6 +158,20 @@ class _Known:
                 yield self._place(trial, record.key), f"the latest of trial {trial}"
             for record in sorted(trained, key=lambda record: record.loss)[: keep.trial_best]:
                 yield self._place(trial, record.key), f"the best of trial {trial}"
+
+    def trained_on(self) -> Iterator[tuple[Place, str]]:
+        """Yield the checkpoints that trials still to come may train on, so that they need the optimizer's moments."""
+        for trial in self.open_trials:
+            # A fork begins with phases of its parent, so an open fork keeps those, too.
+            parent = self._proposals[trial].of if self._proposals[trial].proposer == "fork" else None
+            for needed in (trial, *([] if parent is None else [parent])):
+                yield from (
+                    (self._place(needed, key), f"trial {trial} may go on from it") for key in self._keys(needed)
+                )
+        # While points are still to be proposed, every baseline may be the prefix of one of them.
+        for place, records in self.phases.items() if self._search_left else ():
+            if any(record.phase == "baseline" and record.arm == "main" for record in records):
+                yield place, "the next trials may share it"
 
     def _best(self, count: int) -> list[int]:
         """Return the best trials, at least `count` of them, and every seed of the best points.
@@ -229,7 +240,7 @@ def _stores(folder: SweepFolder) -> list[Path]:
 def _weights(folder: SweepFolder) -> Iterator[tuple[Place, Path]]:
     """Yield the place and the tensor file of every undamaged entry that has one."""
     for store in _stores(folder):
-        for path in sorted(store.glob(f"*/{TENSORS}")):
+        for path in sorted([*store.glob(f"*/{TENSORS}"), *store.glob(f"*/{MOMENTS}")]):
             # What was set aside as damaged is no entry; it is listed among the remains.
             if path.parent.suffix != ".damaged":
                 yield (store, path.parent.name), path

@@ -30,13 +30,8 @@ from safetensors.torch import load_file, save_file
 from raysweep.records import atomic_folders as entries
 from raysweep.records.atomic_folders import DamagedError
 from raysweep.records.locks import Lock
+from raysweep.trial.store.names import MOMENTS, OUTCOME, PROGRESS, SLICES, TENSORS
 
-OUTCOME = "outcome.json"
-PROGRESS = "progress.json"
-"""What a checkpoint inside a phase holds beside tensors."""
-TENSORS = "tensors.safetensors"
-MOMENTS = "moments.safetensors"
-SLICES = "slices.safetensors"
 OPTIMIZER = "optimizer/"
 """How the names of the tensors begin that make up the optimizer's state; see `TrialState.tensors`."""
 

@@ -148,9 +148,30 @@ def test_without_a_gpu_nothing_is_claimed_about_one() -> None:
     assert found.to_dict()["seconds"] is None
 
 
-def test_disk_is_what_the_training_phases_that_are_run_leave() -> None:
-    assert estimated(NO_CHOICE).disk_bytes == 2 * PARAMETERS * 12
-    assert estimated(NO_CHOICE, sharing=False).disk_bytes == 6 * PARAMETERS * 12
+WEIGHTS, FULL = 4 * PARAMETERS, 12 * PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("keep", "lanes", "every", "expected"),
+    [
+        # Of two trials that have ended the weights of baseline and learn; all of the last one, which runs.
+        ("results", 1, 1_000, 2 * 2 * WEIGHTS + 2 * FULL),
+        ("results", 1, 10, 2 * 2 * WEIGHTS + 3 * FULL),  # and a checkpoint inside its phase while it is replaced
+        ("results", 2, 1_000, 2 * WEIGHTS + 2 * 2 * FULL),
+        ("best", 1, 1_000, WEIGHTS + 2 * FULL),
+        ("all", 1, 1_000, 3 * 2 * FULL),
+    ],
+)
+def test_disk_is_what_stays_of_ended_trials_and_all_of_running_ones(
+    keep: str, lanes: int, every: int, expected: int
+) -> None:
+    scale = {"keep": keep, "lanes": lanes, "checkpoint_every_steps": every}
+    found = estimated(NO_CHOICE, sharing=False, scale=scale).disk_bytes
+    assert expected <= found < expected + 3 * WEIGHTS, "beside those, slices of heads"
+
+
+def test_what_trials_share_is_on_the_disk_once() -> None:
+    assert 2 * FULL <= estimated(NO_CHOICE).disk_bytes < 2 * FULL + WEIGHTS
 
 
 def test_memory_grows_with_the_batch_of_a_worker() -> None:

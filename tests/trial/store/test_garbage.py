@@ -26,7 +26,8 @@ from raysweep.records.folder import SweepFolder
 from raysweep.records.schema import PhaseRecord, Proposal, Status
 from raysweep.trial.exports.load import load_model
 from raysweep.trial.store.garbage import Keep, Survey, collect, survey
-from raysweep.trial.store.phase_store import TENSORS, PhaseOutcome, PhaseStore
+from raysweep.trial.store.names import TENSORS
+from raysweep.trial.store.phase_store import PhaseOutcome, PhaseStore
 
 WEIGHTS = {"w": torch.zeros(100)}
 LABELS = ("baseline", "prune", "measure", "grow", "learn", "prune@2", "measure@2", "grow@2", "learn@2")
@@ -70,6 +71,31 @@ def collected(folder: SweepFolder, **keep: int) -> list[str]:
 
 
 NONE_OF_A_TRIAL = {"trial_best": 0, "trial_latest": 0}
+
+
+MOMENTS = {f"optimizer/{name}": weights.clone() for name, weights in WEIGHTS.items()}
+
+
+def gone(folder: SweepFolder) -> list[str]:
+    return [f"{entry.path.parent.name}/{entry.path.name}" for entry in survey(folder, Keep()).collected]
+
+
+def test_moments_go_with_the_last_trial_that_may_train_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, and no weights with them; a prune or a growth leaves none."""
+    monkeypatch.setitem(globals(), "WEIGHTS", {**WEIGHTS, **MOMENTS})
+    folder = empty_sweep(tmp_path, trials=2)
+    add(folder, 1, {"baseline": 3.0, "prune": 3.5, "learn": 2.0})
+    assert gone(folder) == ["learn-of-1/moments.safetensors"], "the next trial may begin with the baseline"
+    add(folder, 2, {"baseline": 3.0, "prune": 3.5}, status=None, shared={"baseline": 1})
+    assert gone(folder) == ["learn-of-1/moments.safetensors"], "trial 2 may train on the baseline"
+    folder.add_trial(trial_record(2, "DIVERGED", values=values_of(2)))
+    assert gone(folder) == ["baseline-of-1/moments.safetensors", "learn-of-1/moments.safetensors"]
+    collect(survey(folder, Keep()))
+    store = PhaseStore(folder.store)
+    tensors = store.tensors("learn-of-1")
+    assert tensors is not None and list(tensors) == ["w"]
+    assert store.missing("learn-of-1", moments=False) is None and store.missing("learn-of-1") == "learn-of-1"
+    assert gone(folder) == []
 
 
 # Policies.
@@ -348,6 +374,6 @@ def test_the_best_trial_can_be_exported_after_all_else_is_gone(results: Path, tm
         api.export("s", trial, tmp_path / f"again-{trial}", results=results)
     ours, theirs = (load_model(tmp_path / name).state_dict() for name in ("other", f"again-{other}"))
     assert all(torch.equal(weights, theirs[name]) for name, weights in ours.items())
-    with pytest.raises(ArchiveError, match=f"trial {third} of 's': the weights of phase learn .*'raysweep gc'"):
-        api.export("s", third, tmp_path / "third", results=results)
-    assert not (tmp_path / "third").exists()
+    told: list[str] = []
+    api.export("s", third, tmp_path / "third", results=results, tell=told.append)
+    assert len(told) == 1 and f"trial {third}, learn: its checkpoint is lost" in told[0], "its phase is run again"
