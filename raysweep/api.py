@@ -31,11 +31,8 @@ if TYPE_CHECKING:  # for signatures alone: trial/ loads torch
 
 # Functions import what needs torch or Ray when they are called: checking a job or reading a sweep waits for neither.
 RESULTS = Path("results")
-Tell = Callable[[str], None]
-"""Is called with a line for each thing that is done."""
-
-
-def _quiet(text: str) -> None: ...
+Tell = Callable[[str], object]
+"""Is called with a line for each thing that is done; `str` takes it in silence."""
 
 
 def run(
@@ -194,15 +191,10 @@ def retry(
 
 
 def stop(sweep: str, *, results: Path = RESULTS, waiting: Callable[[float], None] = lambda seconds: None) -> bool:
-    """Stop a running sweep, on whatever machine its driver is, and wait until it has stopped.
-
-    Its trials stop at their next step, with a checkpoint.
+    """Stop a running sweep, wherever its driver is, and wait until it has stopped; return False if it was not running.
 
     Args:
-        waiting: called every second with the seconds waited so far.
-
-    Returns:
-        False where the sweep was not running.
+        waiting: called every second with the seconds waited so far; trials stop at their next step, with a checkpoint.
 
     Raises:
         ArchiveError: no such sweep.
@@ -240,7 +232,7 @@ def load(sweep: str, *, results: Path = RESULTS) -> SweepFolder:
     return SweepFolder.open(results, sweep)
 
 
-def repair(sweep: str, trial: int | None = None, *, results: Path = RESULTS, tell: Tell = _quiet) -> list[Repaired]:
+def repair(sweep: str, trial: int | None = None, *, results: Path = RESULTS, tell: Tell = str) -> list[Repaired]:
     """Run phases again whose checkpoints are damaged or gone; records stay as they are.
 
     Args:
@@ -254,7 +246,7 @@ def repair(sweep: str, trial: int | None = None, *, results: Path = RESULTS, tel
 
 
 def export(
-    sweep: str, trial: int, out: str | Path, *, format: Format = "compact", results: Path = RESULTS, tell: Tell = _quiet
+    sweep: str, trial: int, out: str | Path, *, format: Format = "compact", results: Path = RESULTS, tell: Tell = str
 ) -> Manifest:
     """Write a trial's model as a folder, with its tokenizer and a model card; return the content of its raysweep.json.
 

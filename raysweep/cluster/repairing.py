@@ -18,7 +18,7 @@ from raysweep.sweep.repairing import LostPhase, Repaired, compared, lost_of_resu
 from raysweep.sweep.wording import some
 
 
-def regain(folder: SweepFolder, trial: int, tell: Callable[[str], None]) -> None:
+def regain(folder: SweepFolder, trial: int, tell: Callable[[str], object]) -> None:
     """Run again what the result of a trial has lost, if it has lost anything; as `repair`."""
     if lost_of_result(folder, trial):
         for each in repair(folder, trial, tell):
@@ -26,7 +26,7 @@ def regain(folder: SweepFolder, trial: int, tell: Callable[[str], None]) -> None
                 tell(f"trial {trial}, {each.phase}: run again, it differs from its record in {some(each.differs)}")
 
 
-def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], None]) -> list[Repaired]:
+def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], object]) -> list[Repaired]:
     """Run lost phases again, on as many ranks and on the kind of device that they ran on first.
 
     Args:
@@ -49,8 +49,8 @@ def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], None]) 
             set_aside(folder, ())
             return []
         check_same(folder, job)
-        values = (proposal.values for proposal in folder.proposals().values())
-        check_code(folder, code_of(job, values), accept=False)
+        proposals = folder.proposals()
+        check_code(folder, code_of(job, (each.values for each in proposals.values())), accept=False)
         # Imported only now: torch takes seconds, and most sweeps have lost nothing.
         from raysweep.trial.forecast.preflight import check_unchanged
         from raysweep.trial.repairing import run_lost
@@ -60,13 +60,10 @@ def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], None]) 
             tell(
                 f"trial {each.record.trial}, {each.record.phase}: its checkpoint is lost ({each.why}); it is run again"
             )
-        proposals = folder.proposals()
         plans = {trial: plan_of(job, proposals[trial], fingerprints) for trial in {e.record.trial for e in lost}}
         _check_planned(folder, lost, {phase.key for plan in plans.values() for phase in plan.every_phase()})
         set_aside(folder, lost)
-        run_lost(
-            [(plans[each.record.trial], each.record.key, each.store) for each in lost], job.spec.scale
-        )  # fmt: skip
+        run_lost([(plans[each.record.trial], each.record.key, each.store) for each in lost], job.spec.scale)
         return compared(lost)
 
 
