@@ -14,7 +14,7 @@ from raysweep.records.folder import SweepFolder
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.code import check_code, code_of, record_code
 from raysweep.sweep.lifecycle import check_same
-from raysweep.sweep.mending import mend
+from raysweep.sweep.mending import mend, set_damaged_aside
 from raysweep.sweep.observer import Observer
 
 
@@ -36,10 +36,11 @@ def go_on(
     watching = observer or Silent()
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
         stored, about = folder.job(), folder.environment()
+        # Before any record is looked at.
+        mended = set_damaged_aside(folder)
         # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
         before = with_modules(check_job(stored.spec.resolved(), stored.source), _open_points(folder))
-        # Before any record is looked at: what is known by now may change what is left to do.
-        if mended := mend(folder, before, Fingerprints(**about["fingerprints"])):
+        if mended := [*mended, *mend(folder, before, Fingerprints(**about["fingerprints"]))]:
             watching.mended(mended)
         check_same(folder, before)
         job = change(before)

@@ -8,12 +8,13 @@ from raysweep.cluster.ownership import driving
 from raysweep.errors import ArchiveError
 from raysweep.job import code
 from raysweep.job.jobfile import check_job
+from raysweep.job.permission import with_modules
 from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.records.plans import plan_of
 from raysweep.sweep.code import check_code, code_of
 from raysweep.sweep.lifecycle import check_same
-from raysweep.sweep.mending import mend
+from raysweep.sweep.mending import mend, set_damaged_aside
 from raysweep.sweep.repairing import LostPhase, Repaired, compared, lost_of_result, lost_phases, set_aside
 from raysweep.sweep.wording import some
 
@@ -41,8 +42,10 @@ def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], object]
     code.read_again()
     with driving(folder):
         stored, about = folder.job(), folder.environment()
-        job = check_job(stored.spec.resolved(), stored.source)
-        for text in mend(folder, job, Fingerprints(**about["fingerprints"])):
+        done = set_damaged_aside(folder)
+        points = [proposal.values for proposal in folder.proposals().values()]
+        job = with_modules(check_job(stored.spec.resolved(), stored.source), points)
+        for text in [*done, *mend(folder, job, Fingerprints(**about["fingerprints"]))]:
             tell(text)
         lost = lost_phases(folder) if trial is None else lost_of_result(folder, trial)
         if not lost:
@@ -50,16 +53,14 @@ def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], object]
             return []
         check_same(folder, job)
         proposals = folder.proposals()
-        check_code(folder, code_of(job, (each.values for each in proposals.values())), accept=False)
+        check_code(folder, code_of(job, points), accept=False)
         # Imported only now: torch takes seconds, and most sweeps have lost nothing.
         from raysweep.trial.forecast.preflight import check_unchanged
         from raysweep.trial.repairing import run_lost
 
         fingerprints = check_unchanged(job, about, folder.name)
         for each in lost:
-            tell(
-                f"trial {each.record.trial}, {each.record.phase}: its checkpoint is lost ({each.why}); it is run again"
-            )
+            tell(f"trial {each.record.trial}, {each.record.phase}: its checkpoint is lost ({each.why}); run again")
         plans = {trial: plan_of(job, proposals[trial], fingerprints) for trial in {e.record.trial for e in lost}}
         _check_planned(folder, lost, {phase.key for plan in plans.values() for phase in plan.every_phase()})
         set_aside(folder, lost)

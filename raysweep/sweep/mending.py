@@ -32,12 +32,18 @@ def mend(folder: SweepFolder, job: Job, fingerprints: Fingerprints) -> list[str]
     Raises:
         ArchiveError: a record is of another schema.
     """
+    done = set_damaged_aside(folder)
+    _mend_journal(folder)
+    return [*done, *_mend_plans(folder), *_mend_phases(folder, job, fingerprints)]
+
+
+def set_damaged_aside(folder: SweepFolder) -> list[str]:
+    """Set damaged lines aside, and say which; as `mend`, of which it is the first part."""
     done = []
     for file, lines in folder.damaged().items():
         folder.set_aside(file, lines)
         done.append(f"{described(folder.path / file, lines)} set aside in {file}.damaged")
-    _mend_journal(folder)
-    return [*done, *_mend_plans(folder), *_mend_phases(folder, job, fingerprints)]
+    return done
 
 
 def _mend_journal(folder: SweepFolder) -> None:
