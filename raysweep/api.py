@@ -36,17 +36,10 @@ Tell = Callable[[str], object]
 
 
 def run(
-    job: str | Path | Mapping[str, Any],
-    *,
-    overrides: Sequence[str] = (),
-    trials: int | None = None,
-    address: str | None = None,
-    name: str | None = None,
-    results: Path = RESULTS,
-    sharing: bool = True,
-    private: bool = False,
-    observer: Observer | None = None,
-) -> SweepFolder:
+    job: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = (), trials: int | None = None,
+    address: str | None = None, name: str | None = None, results: Path = RESULTS, sharing: bool = True,
+    private: bool = False, observer: Observer | None = None,
+) -> SweepFolder:  # fmt: skip
     """Run a sweep to its end and return its folder.
 
     Args:
@@ -64,13 +57,10 @@ def run(
     """
     # Before the imports below, which take seconds.
     checked = with_modules(load_job(job, _with_trials(overrides, trials)))
-    from raysweep.cluster.connection import check_address, check_local_room
+    from raysweep.cluster.connection import check_place
 
     code.read_again()
-    if address is None:  # what a cluster has is only known once Ray is connected to it
-        check_local_room(checked)
-    else:
-        check_address(address)
+    check_place(checked, address)
     check_new_sweep(results, name)  # before the preflight, which may download a model
     from raysweep.cluster.driver import run_sweep
     from raysweep.trial.forecast.preflight import preflight
@@ -280,13 +270,9 @@ def load_model(folder: str | Path) -> Any:
 
 
 def plan(
-    job: str | Path | Mapping[str, Any],
-    *,
-    overrides: Sequence[str] = (),
-    trials: int | None = None,
-    results: Path = RESULTS,
-    calibrate: bool = False,
-) -> tuple[Job, Estimate]:
+    job: str | Path | Mapping[str, Any], *, overrides: Sequence[str] = (), trials: int | None = None,
+    results: Path = RESULTS, calibrate: bool = False,
+) -> tuple[Job, Estimate]:  # fmt: skip
     """Check a job and estimate what it would take; nothing is started.
 
     Args:

@@ -54,6 +54,7 @@ class Sender:
 
     def __init__(self, mailbox: Any, lane: str, group: str, name: str) -> None:
         self._mailbox, self._from = mailbox, (lane, group, name)
+        self.group = group
         self._number = 0
 
     def tell(self, what: str, *content: Any) -> Any:

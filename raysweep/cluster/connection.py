@@ -92,6 +92,19 @@ def check_address(address: str) -> None:
         ) from error
 
 
+def check_place(job: Job, address: str | None) -> None:
+    """Check what can be known of the place where a job is to run before Ray is connected to it.
+
+    Raises:
+        SpecError: it needs more processors than this machine has.
+        ClusterError: no cluster answers at the address.
+    """
+    if address is None:
+        check_local_room(job)
+    else:
+        check_address(address)
+
+
 def check_local_room(job: Job) -> None:
     """Check that a job fits on this machine.
 

@@ -35,13 +35,8 @@ def go_on(
     code.read_again()
     watching = observer or Silent()
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
-        stored, about = folder.job(), folder.environment()
-        # Before any record is looked at.
-        mended = set_damaged_aside(folder)
-        # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
-        before = with_modules(check_job(stored.spec.resolved(), stored.source), _open_points(folder))
-        if mended := [*mended, *mend(folder, before, Fingerprints(**about["fingerprints"]))]:
-            watching.mended(mended)
+        about = folder.environment()
+        before = _mended(folder, Fingerprints(**about["fingerprints"]), watching)
         check_same(folder, before)
         job = change(before)
         # Before the model and the data are looked at: other code may see other data in the same files.
@@ -64,6 +59,19 @@ def go_on(
         # With or without sharing, as it began: its records must count the same work throughout.
         run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=watching)
     return folder
+
+
+def _mended(folder: SweepFolder, fingerprints: Fingerprints, watching: Observer) -> Job:
+    """Bring a sweep's records in order; return its job, checked."""
+    stored = folder.job()
+    # Before any record is looked at.
+    mended = set_damaged_aside(folder)
+    # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
+    job = with_modules(check_job(stored.spec.resolved(), stored.source), _open_points(folder))
+    mended += mend(folder, job, fingerprints)
+    if mended:
+        watching.mended(mended)
+    return job
 
 
 def _record(folder: SweepFolder, job: Job, changed: bool) -> None:

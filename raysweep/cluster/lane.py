@@ -121,45 +121,20 @@ class Lane:
 def work(config: dict[str, Any]) -> None:
     """Run trials until the mailbox has no more. This is the function that every worker of a lane executes."""
     # Imported here: the driver and the trial clients load this module, too, and torch takes seconds.
-    import ray.train.torch
     import torch
-    from torch import distributed
-
-    from raysweep.trial.runtime import Runtime, keep_quiet
 
     lane = LaneConfig(**config)
     mailbox = mailbox_of(lane.mailbox)
-    # A new name for each start: when Ray starts the group again, the mailbox knows by it that the old one is lost.
-    start = uuid.uuid4().hex
-    device = torch.device(ray.train.torch.get_device())
-    group = Runtime(device=device).from_rank_0(start)
-    sender = Sender(mailbox, lane.name, group, start)
-    leads = group == start
-    runtime = Runtime(
-        device=device,
-        # It waits until the mailbox has the event, so that events arrive in the order in which they happened.
-        emit=lambda event: sender.tell("post", to_json(event)),
-        ask_sweep=lambda question: sender.tell("ask", to_json(question)),
-        # Every rank waits for all others in each step, so rank 0 speaks for all.
-        beat=Heart(mailbox, lane.name, group, lane.timeout_s / BEATS).beat if leads else keep_quiet,
-    )
-    pids: list[int] = [0] * runtime.world_size
-    if runtime.world_size > 1:
-        distributed.all_gather_object(pids, os.getpid())
-    else:
-        pids = [os.getpid()]
-    if leads:
-        runtime.emit(LaneStarted(lane=lane.name, group=group, pids=pids))
+    runtime, sender = _joined(lane, mailbox)
+    round_s = min(ROUND_S, lane.timeout_s / ROUNDS)
     finished = -1
 
-    round_s = min(ROUND_S, lane.timeout_s / ROUNDS)
-
     def ask() -> Any:
-        return answer_of(lambda: mailbox.next_trial.remote(lane.name, group, finished, round_s), round_s)
+        return answer_of(lambda: mailbox.next_trial.remote(lane.name, sender.group, finished, round_s), round_s)
 
     while True:
         # Rank 0 asks for all, and the others hear in each round: far within the collectives' timeout.
-        found = runtime.from_rank_0(ask() if leads else None)
+        found = runtime.from_rank_0(ask() if runtime.rank == 0 else None)
         if found == "idle":
             continue
         if found == "leave":
@@ -171,6 +146,35 @@ def work(config: dict[str, Any]) -> None:
         gc.collect()
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _joined(lane: LaneConfig, mailbox: Any) -> tuple[Runtime, Sender]:
+    """Return what this rank runs trials with, after its group has said that it stands."""
+    import ray.train.torch
+    import torch
+    from torch import distributed
+
+    from raysweep.trial.runtime import Runtime, keep_quiet
+
+    # A new name for each start: when Ray starts the group again, the mailbox knows by it that the old one is lost.
+    start = uuid.uuid4().hex
+    device = torch.device(ray.train.torch.get_device())
+    group = Runtime(device=device).from_rank_0(start)
+    sender = Sender(mailbox, lane.name, group, start)
+    runtime = Runtime(
+        device=device,
+        # It waits until the mailbox has the event, so that events arrive in the order in which they happened.
+        emit=lambda event: sender.tell("post", to_json(event)),
+        ask_sweep=lambda question: sender.tell("ask", to_json(question)),
+        # Every rank waits for all others in each step, so rank 0 speaks for all.
+        beat=Heart(mailbox, lane.name, group, lane.timeout_s / BEATS).beat if group == start else keep_quiet,
+    )
+    pids = [os.getpid()] * runtime.world_size
+    if runtime.world_size > 1:
+        distributed.all_gather_object(pids, os.getpid())
+    if runtime.rank == 0:
+        runtime.emit(LaneStarted(lane=lane.name, group=group, pids=pids))
+    return runtime, sender
 
 
 def _run(assignment: Assignment, lane: LaneConfig, runtime: Runtime, sender: Sender) -> None:

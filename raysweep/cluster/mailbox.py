@@ -7,14 +7,14 @@ each lane, one of each trial client and one of the driver wait here at a time.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from raysweep.cluster.clients import Clients
 from raysweep.cluster.delivery import Inbox, Numbered, Outbox
+from raysweep.cluster.idle_lanes import Found, IdleLanes
 from raysweep.contracts import Decision, Report, StoppingRule
 from raysweep.contracts.events import (
     ClientSilent,
@@ -33,11 +33,8 @@ from raysweep.job.spec import MAX_LANES
 from raysweep.sweep.admission import IN_HAND
 from raysweep.sweep.dispatcher import Dispatcher
 from raysweep.sweep.heartbeats import Heartbeats
-from raysweep.sweep.lanes import Assignment
 
 NAMESPACE = "raysweep"
-CLIENT_S = 30.0
-"""How long a trial's client may give no sign of life. It gives one every few seconds, whatever it waits for."""
 STEPS = tuple(f'{{"event": "{kind.__name__}"' for kind in (StepLogged, Reported))
 """How questions begin that are asked from within a training."""
 GIVEN_UP = Decision(action="leave", reason="its workers were given up for lost")
@@ -45,27 +42,6 @@ CALLS = 2 * (1 + IN_HAND) * MAX_LANES
 """Calls that the actor takes at a time. Ray's default of 1,000 would be used up by those that wait, and nobody could
 bring them what they wait for. Those are a call of each lane and of its IN_HAND trial clients; as many may be at work.
 """
-
-Found = Assignment | Literal["idle", "leave"]
-
-
-@dataclass(kw_only=True)
-class _Start:
-    """One start of a trial by the driver, and what its client is to hear."""
-
-    ticket: int
-    client: Any
-    """Handle of its client's actor."""
-    box: Outbox[str] = field(default_factory=Outbox)
-
-
-@dataclass(kw_only=True)
-class _IdleLane:
-    """A lane that waits for a trial."""
-
-    group: str
-    finished: int
-    found: asyncio.Future[Found]
 
 
 class Mailbox:
@@ -83,16 +59,13 @@ class Mailbox:
         self._dispatcher = Dispatcher(max_attempts=max_attempts, rule=rule, sharing=sharing)
         self._events: Outbox[str] = Outbox()
         """For the driver."""
-        self._starts: dict[int, _Start] = {}
-        """The latest start of each trial."""
         self._told = Inbox()
-        self._idle: dict[str, _IdleLane] = {}
-        """Lanes that wait for a trial, the longest first."""
+        self._idle = IdleLanes()
         self._own: set[str] = set()
         """Lanes that serve a single trial each."""
         self._clock = clock
         self._lanes = Heartbeats(timeout_s=lane_timeout_s)
-        self._clients = Heartbeats(timeout_s=CLIENT_S)
+        self._clients = Clients()
         self._groups: dict[str, str] = {}
         """The group of each lane that was heard of last."""
         self._placement: dict[str, Any] = {}
@@ -163,7 +136,7 @@ class Mailbox:
 
     async def client_of(self, ticket: int) -> Any:
         """Return the handle of the client that started a trial under a ticket; None where it was not given."""
-        return next((start.client for start in self._starts.values() if start.ticket == ticket), None)
+        return self._clients.handle_of(ticket)
 
     # The trial clients' side.
 
@@ -175,25 +148,19 @@ class Mailbox:
             client: handle of the client's actor, for the driver to end it where it gives no sign of life.
         """
         trial_plan = TrialPlan.from_json(plan)
-        self._clients.beat(str(ticket), self._clock())
         if lane is not None:
             self._own.add(lane)
             self._lanes.beat(lane, self._clock(), starting=True)
-        earlier = self._starts.get(trial_plan.trial)
-        if earlier is not None and earlier.ticket == ticket:
-            earlier.client = client
-            return
-        # A new box: events from before a pause are no news to the client of the resumed trial.
-        self._starts[trial_plan.trial] = _Start(ticket=ticket, client=client)
-        self._do(lambda: self._dispatcher.submit(trial_plan, lane))
+        if self._clients.started(trial_plan.trial, ticket, client, self._clock()):
+            self._do(lambda: self._dispatcher.submit(trial_plan, lane))
 
     async def trial_events(self, trial: int, taken: int, timeout_s: float) -> list[Numbered[str]]:
         """Return a trial's finished phases and its end after number `taken`; see `events`."""
-        return await self._starts[trial].box.after(taken, timeout_s)
+        return await self._clients.box_of(trial).after(taken, timeout_s)
 
     async def client_beat(self, ticket: int) -> None:
         """Take a sign of life of a trial's client."""
-        self._clients.beat(str(ticket), self._clock())
+        self._clients.beat(ticket, self._clock())
 
     async def is_silent(self, lane: str) -> bool:
         """Return whether no more signs of life are expected of a lane."""
@@ -222,16 +189,7 @@ class Mailbox:
         if found != "idle":
             self._stop_waiting(lane, found)
             return found
-        waits = asyncio.get_running_loop().create_future()
-        self._idle[lane] = _IdleLane(group=group, finished=finished, found=waits)
-        try:
-            return await asyncio.wait_for(waits, timeout_s)
-        except TimeoutError:
-            return "idle"
-        finally:
-            # Unless somebody else waits for the lane by now.
-            if lane in self._idle and self._idle[lane].found is waits:
-                del self._idle[lane]
+        return await self._idle.wait(lane, group, finished, timeout_s)
 
     async def tell(self, lane: str, group: str, sender: str, number: int, what: str, *content: Any) -> Any:
         """Take in what a worker tells, once; return the answer.
@@ -277,15 +235,14 @@ class Mailbox:
             if silence.overdue:
                 self._lost.add(self._groups.pop(silence.name, ""))
                 self._do(partial(self._dispatcher.lane_lost, silence.name))
-        for silence in self._clients.look(now):
-            if silence.overdue:
-                self._events.add(to_json(ClientSilent(ticket=int(silence.name))))
+        for ticket in self._clients.silent(now):
+            self._events.add(to_json(ClientSilent(ticket=ticket)))
 
     def _do(self, act: Callable[[], Any]) -> Any:
         """Change the dispatcher, hand out the events of that, and give lanes that wait what is ready."""
         answer = act()
         self._hand_out()
-        for lane in list(self._idle):
+        for lane in self._idle:
             # Lanes are alike: where one finds nothing, the next ones would not either. Lanes of single trials are not.
             if not self._answer(lane) and lane not in self._own:
                 break
@@ -312,19 +269,15 @@ class Mailbox:
         return True
 
     def _answer_all(self) -> None:
-        for lane in list(self._idle):
+        for lane in self._idle:
             self._answer(lane)
 
     def _stop_waiting(self, lane: str, found: Found) -> None:
-        waits = self._idle.pop(lane, None)
         if found == "leave":
             self._lanes.forget(lane)
         elif found != "idle":
             self._lanes.beat(lane, self._clock(), loading=True)
-        # Its call may have been cancelled, or have come to its time limit, and not have gone on yet. Then the lane asks
-        # again, and gets the same.
-        if waits is not None and not waits.found.done():
-            waits.found.set_result(found)
+        self._idle.answer(lane, found)
 
     def _hand_out(self) -> None:
         """Sort new events into the driver's box and those of the trials' clients."""
@@ -332,5 +285,5 @@ class Mailbox:
         for event in events:
             text = to_json(event)
             self._events.add(text)
-            if isinstance(event, PhaseFinished | OffLane) and event.trial in self._starts:
-                self._starts[event.trial].box.add(text)
+            if isinstance(event, PhaseFinished | OffLane):
+                self._clients.deliver(event.trial, text)

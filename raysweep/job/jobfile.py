@@ -176,9 +176,8 @@ def check_job(raw: Mapping[str, Any], source: str) -> Job:
     constants = space.constants if space else {}
     outside = [path for path in constants if path.split(".")[0] not in TRIAL_SECTIONS]
     try:
-        spec = _parse_spec(
-            apply_values(raw, {path: constants[path] for path in constants if path not in outside}), source
-        )
+        inside = {path: value for path, value in constants.items() if path not in outside}
+        spec = _parse_spec(apply_values(raw, inside), source)
     except SpecError as error:
         # A fault of a fixed value stands in the file of the space.
         own = [space.fault(f.key, f.message, f.value) if space and f.key in constants else f for f in error.faults]

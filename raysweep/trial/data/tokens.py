@@ -80,13 +80,7 @@ def prepare(
         {"text": digests, "tokenizer": identity, "max_tokens": data.max_tokens, "pieces": PIECE_CHARACTERS}
     )
     folder = cache_folder() / "tokens" / fingerprint
-    limits = {"train": data.max_tokens}
-    keep_arrays(
-        folder, lambda: {name: _encode(text, built)[: limits.get(name)] for name, text in texts.items()}, built
-    )  # fmt: skip
-    # Mapped, not read: all ranks of a node share one copy in the page cache, and none can write to it.
-    tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in texts}
-    _check_length(tokens, data)
+    tokens = _kept(folder, texts, built, data)
     return TokenStore(
         folder=folder,
         train=tokens["train"],
@@ -98,6 +92,18 @@ def prepare(
         facts=facts,
         samples=corpus.with_contents(lambda text: text[:SAMPLE]),
     )
+
+
+def _kept(folder: Path, texts: Mapping[str, str], tokenizer: Any, data: DataSpec) -> dict[str, Tokens]:
+    """Return the tokens of each split as its folder of the cache holds them, made now where it does not."""
+    limits = {"train": data.max_tokens}
+    keep_arrays(
+        folder, lambda: {name: _encode(text, tokenizer)[: limits.get(name)] for name, text in texts.items()}, tokenizer
+    )
+    # Mapped, not read: all ranks of a node share one copy in the page cache, and none can write to it.
+    tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in texts}
+    _check_length(tokens, data)
+    return tokens
 
 
 def _check_length(tokens: Mapping[str, Tokens], data: DataSpec) -> None:

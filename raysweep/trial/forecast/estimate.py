@@ -100,14 +100,9 @@ class Estimate:
 
 
 def estimate(
-    job: Job,
-    checked: Checked,
-    past: Iterable[PhaseRecord],
-    sharing: bool = True,
-    *,
-    points: Sequence[Values] | None = None,
-    calibrate: bool = False,
-) -> Estimate:
+    job: Job, checked: Checked, past: Iterable[PhaseRecord], sharing: bool = True, *,
+    points: Sequence[Values] | None = None, calibrate: bool = False,
+) -> Estimate:  # fmt: skip
     """Estimate what a job takes.
 
     Args:
