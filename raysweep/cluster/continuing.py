@@ -36,7 +36,7 @@ def go_on(
     watching = observer or Silent()
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
         about = folder.environment()
-        before = _mended(folder, Fingerprints(**about["fingerprints"]), watching)
+        before = _mended(folder, about, watching)
         check_same(folder, before)
         job = change(before)
         # Before the model and the data are looked at: other code may see other data in the same files.
@@ -61,14 +61,14 @@ def go_on(
     return folder
 
 
-def _mended(folder: SweepFolder, fingerprints: Fingerprints, watching: Observer) -> Job:
+def _mended(folder: SweepFolder, about: Mapping[str, Any], watching: Observer) -> Job:
     """Bring a sweep's records in order; return its job, checked."""
     stored = folder.job()
     # Before any record is looked at.
     mended = set_damaged_aside(folder)
     # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
     job = with_modules(check_job(stored.spec.resolved(), stored.source), _open_points(folder))
-    mended += mend(folder, job, fingerprints)
+    mended += mend(folder, job, Fingerprints(**about["fingerprints"]))
     if mended:
         watching.mended(mended)
     return job

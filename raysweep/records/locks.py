@@ -61,7 +61,8 @@ class Lock:
         self._released = threading.Event()
 
     def __enter__(self) -> Lock:
-        while not self.take():
+        # A lock that was taken already is only given back at the end: to wait for oneself would have no end.
+        while not self._is_mine(self._token) and not self.take():
             time.sleep(POLL_S)
         return self
 

@@ -327,7 +327,7 @@ def test_tensorboard_is_ended_with_the_command_that_started_it(monkeypatch: pyte
 PLAN_FIELDS = {
     "trials", "phases", "phases_shared", "steps", "steps_shared", "parameters", "seconds", "seconds_from",
     "worker_memory_bytes", "data", "disk_bytes", "example", "distinct", "saving", "trials_reusing", "prefixes_reused",
-    "stages",
+    "stages", "foreseen",
 }  # fmt: skip
 
 

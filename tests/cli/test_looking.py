@@ -23,7 +23,7 @@ RESULTS = Path("results")
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a dotted strategy that is not importable here": (
         {"cycle.grow.strategy": "their_package.their_growth"},
-        "cycle.grow.strategy = 'their_package.their_growth': no module 'their_package.their_growth' can be imported",
+        "cycle.grow.strategy = 'their_package.their_growth': no module 'their_package.their_growth' can be found",
     ),
     "a strategy whose name no longer exists": (
         {"cycle.grow.strategy": "balancde"},

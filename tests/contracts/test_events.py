@@ -12,8 +12,11 @@ import pytest
 from raysweep.contracts import Decision, Interrupted, Report
 from raysweep.contracts.events import (
     KINDS,
+    ClientSilent,
     ControlFailed,
     Event,
+    LaneHeard,
+    LaneSilent,
     LaneStarted,
     OffLane,
     PhaseClaimed,
@@ -56,6 +59,9 @@ EVENTS: list[Event] = [
     TrialLeft(trial=1),
     TrialFinished(trial=1, ending=TrialEnding(status="STOPPED", stopped="worse"), attempts=2),
     SweepInterrupted(reason="asked"),
+    LaneSilent(lane="lane-2", seconds=70.5, lost=True),
+    LaneHeard(lane="lane-2"),
+    ClientSilent(ticket=3),
 ]
 
 
@@ -65,7 +71,7 @@ def test_an_event_is_the_same_behind_its_json(event: Event) -> None:
 
 
 def test_all_kinds_are_tried_here() -> None:
-    assert {type(event) for event in EVENTS} == set(KINDS.values()) and len(EVENTS) == len(KINDS) == 16
+    assert {type(event) for event in EVENTS} == set(KINDS.values()) and len(EVENTS) == len(KINDS) == 19
     assert set(get_args(Question)) < set(KINDS.values()) and set(get_args(OffLane)) < set(KINDS.values())
 
 

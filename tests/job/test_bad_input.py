@@ -372,7 +372,9 @@ def test_an_unknown_trial_names_those_there_are() -> None:
 
 def test_a_sweep_that_another_process_runs() -> None:
     lock = finished_sweep(Path("results")).lock()
-    assert refused("resume", "heads-1") == "sweep 'heads-1' is being run by another process."
+    said = refused("resume", "heads-1")
+    assert said.startswith(f"sweep 'heads-1' is being run by another process: process {os.getpid()} on ")
+    assert said.endswith("If that is gone, 'raysweep unlock heads-1' says so.")
     lock.release()
 
 
@@ -380,7 +382,6 @@ def test_a_sweep_whose_corpus_is_no_longer_what_it_was() -> None:
     folder = finished_sweep(Path("results"))
     about = {**folder.environment(), "fingerprints": {"model": "other", "data": "other"}}
     (folder.path / "env.json").write_text(json.dumps(about))
-    (folder.path / ".lock").touch()
     message = refused("resume", "heads-1")
     assert message.startswith("sweep 'heads-1' cannot be continued: its model and data changed since it began. Start")
 

@@ -110,6 +110,7 @@ SETTINGS: dict[str, tuple[Any, int]] = {
     "scale.isolation": ("process", NEVER),
     "scale.checkpoint_every_steps": (3, NEVER),
     "scale.lane_timeout": (60.0, NEVER),
+    "scale.keep": ("best", NEVER),
     "scale.max_attempts": (1, NEVER),
     "budget.hours": (1.0, NEVER),
     "budget.flops": (1e12, NEVER),

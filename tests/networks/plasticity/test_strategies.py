@@ -381,7 +381,7 @@ def test_a_pruner_asks_for_what_only_it_needs() -> None:
         ({"taylor": 0.0}, "positive"),
         ({"taylor": float("inf")}, "positive"),
         ({}, "at least one"),
-        ({"taylor": "much"}, "valid number"),
+        ({"taylor": "much"}, "must be a number"),
     ],
 )
 def test_weights_that_cannot_be_are_faults(weights: Any, said: str) -> None:

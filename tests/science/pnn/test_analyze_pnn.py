@@ -27,10 +27,10 @@ SIZE = 80
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models `model`, `stack` of layers and `ungated`, and a text in two splits."""
     path = tmp_path_factory.mktemp("pnn")
-    texts = {"train": TEXT, "valid": TEXT[7:1700], "short/train": TEXT, "short/valid": TEXT[:90],
+    texts = {"text/train": TEXT, "text/valid": TEXT[7:1700], "short/train": TEXT, "short/valid": TEXT[:90],
              "unknown/train": "\u2603 " * 999, "unknown/valid": "\u2604 " * 999}  # fmt: skip
     for split, text in texts.items():
-        file = path / "text" / f"{split}.txt"
+        file = path / f"{split}.txt"
         file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text(text, encoding="utf-8")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -154,8 +154,8 @@ def test_another_network_is_refused(folder: Path, tmp_path: Path) -> None:
         ({"model": "missing"}, "is no folder with a config.json"),
         ({"data": None}, "does not say what it was trained on. Name a text with --data"),
         ({"data": "missing.txt"}, "no such file or folder"),
-        ({"data": "text/short"}, "held-out sequences"),
-        ({"data": "text/unknown"}, "special or unknown tokens alone"),
+        ({"data": "short"}, "held-out sequences"),
+        ({"data": "unknown"}, "special or unknown tokens alone"),
         ({"more": ["--seq-len", "17"]}, "has 16 positions, fewer than --seq-len 17"),
         ({"more": ["--compare", "nowhere"]}, "model 'nowhere' is no folder"),
         ({"more": ["--out", "/dev/null/folder"]}, "cannot be made"),
