@@ -86,6 +86,16 @@ def record_of(kind: Callable[..., Record], line: Any) -> Record:
     return kind(**found)
 
 
+def phase_line(line: Any) -> PhaseRecord:
+    """Return what a line of phases.jsonl says: the outcome of a phase."""
+    record = record_of(PhaseRecord, line)
+    for name in ("curve", "evaluations", "trajectory", "events"):
+        # What they hold besides depends on the phase; where in it they were measured does not.
+        if any("step" not in point for point in getattr(record, name) or []):
+            raise ValueError(f"field {name!r}: a point of it says no step")
+    return record
+
+
 def trial_line(line: Any) -> TrialRecord | Reopened:
     """Return what a line of trials.jsonl says: how a trial ended, or that it is open again."""
     if isinstance(line, dict) and "reopened" in line:
@@ -117,7 +127,7 @@ def _reader(kind: Callable[..., Record]) -> Callable[[Any], Record]:
 
 READERS: Mapping[str, Callable[[Any], Any]] = {
     "plans.jsonl": _reader(Proposal),
-    "phases.jsonl": _reader(PhaseRecord),
+    "phases.jsonl": phase_line,
     "trials.jsonl": trial_line,
     "reports.jsonl": report_line,
     "retries.jsonl": _reader(Retry),

@@ -111,6 +111,8 @@ def _check_damage(sweep: SweepFolder, file: str, kind: str) -> None:
         ("trials.jsonl", "phases", {"phases": 3}), ("trials.jsonl", "trial", {"trial": "2"}),
         ("trials.jsonl", "schema", {}), ("trials.jsonl", "schema", {"schema": "1"}),
         ("phases.jsonl", "head_map", {"head_map": [["x"]]}), ("phases.jsonl", "loss", {"loss": None}),
+        ("phases.jsonl", "curve", {"curve": [{"loss": 3.0}]}),
+        ("phases.jsonl", "evaluations", {"evaluations": [{"loss": 3.0}]}),
         ("phases.jsonl", "key", {}), ("plans.jsonl", "values", {"values": []}),
         ("plans.jsonl", "trial", {"trial": True}),
         ("lanes.jsonl", "pids", {}), ("exports.jsonl", "key", {"key": 7}), ("reports.jsonl", "share", {}),

@@ -96,6 +96,7 @@ def test_a_task_that_equals_the_other_forgets_nothing() -> None:
         assert turn.forgotten.high < 0 and turn.relearned is None
 
 
+@pytest.mark.slow
 def test_another_task_is_forgotten_and_learned_again() -> None:
     turns = list(alternation(subject_of(steps=20)))
     assert turns[0].forgotten is None and turns[0].relearned is None and turns[1].relearned is None
@@ -290,6 +291,7 @@ def everything(subject: StressSubject) -> dict[str, Any]:
     return found.to_dict()
 
 
+@pytest.mark.slow
 def test_every_arm_starts_from_the_same_network_and_answers_are_repeated() -> None:
     network = network_of()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

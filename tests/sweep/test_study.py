@@ -47,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SAMPLERS = registry.available("samplers")
 TRIALS = dict.fromkeys(SAMPLERS, 19) | {"gp": 8}
 """As many as show what there is to see: a proposal of the Gaussian process takes seconds."""
+GP_SLOW = [pytest.param("gp", marks=pytest.mark.slow)]
 
 
 def space_for(name: str) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def test_a_resumed_study_proposes_what_an_uninterrupted_one_does(sampler: str) -
     assert len(sweep.proposed) == TRIALS[sampler]
 
 
-@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"grid"}))
+@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"grid", "gp"}) + GP_SLOW)
 def test_equal_seeds_propose_equal_points_and_others_other_ones(sampler: str) -> None:
     def points(seed: int) -> list[Values]:
         raw = some_job(sampler).spec.resolved()
@@ -314,7 +315,7 @@ def test_a_job_that_allows_no_point_ends_in_a_clear_error(monkeypatch: pytest.Mo
 # Several objectives and constraints
 
 
-@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"cmaes", "grid", "strategy_bandit"}))
+@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"cmaes", "grid", "strategy_bandit", "gp"}) + GP_SLOW)
 def test_several_objectives_and_constraints_reach_the_sampler_and_resume(sampler: str) -> None:
     job = some_job(sampler, minimize=["loss", "params"], constraints=["perplexity <= 3"])
     sweep = Sweep(job)

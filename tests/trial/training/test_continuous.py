@@ -37,7 +37,9 @@ def continuous(**changes: Any) -> TrialPlan:
 
 
 @pytest.mark.parametrize("model", ["gpt2-nano", "llama-nano"])
-@pytest.mark.parametrize("strategies", [("taylor", "gradient_sensitivity"), ("random", "random")])
+@pytest.mark.parametrize(
+    "strategies", [("taylor", "gradient_sensitivity"), pytest.param(("random", "random"), marks=pytest.mark.slow)]
+)
 def test_one_event_before_the_first_step_is_the_discrete_cycle(
     model: str, strategies: tuple[str, str], tmp_path: Path
 ) -> None:
