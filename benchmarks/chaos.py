@@ -24,10 +24,11 @@ from typing import Any
 
 from benchmarks.kill_loop import command, differences
 from benchmarks.reference import figure, write
-from raysweep.cluster.local_ray import PROC, end_session, members
+from raysweep.cluster.local_ray import end_session, members
 from raysweep.job.yamlfile import dump_mapping
 from raysweep.records.environment import commit
 from raysweep.records.folder import SweepFolder
+from raysweep.records.machine import PROC, stat_of
 from raysweep.sweep.invariants import check
 
 SIGNALS = ("SIGKILL", "SIGSTOP")
@@ -167,9 +168,10 @@ class Command:
         """Return the process that leads the session of its Ray: its own child."""
         for entry in PROC.iterdir():
             with suppress(OSError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1] if entry.name.isdigit() else "0"
+                stat = stat_of(int(entry.name)) if entry.name.isdigit() else []
                 if (
-                    int(parent) == self.process.pid
+                    stat
+                    and int(stat[1]) == self.process.pid
                     and b"raysweep.cluster.local_ray" in (entry / "cmdline").read_bytes()
                 ):
                     return int(entry.name)

@@ -6,7 +6,6 @@ Results go to stdout, progress to stderr. Exit 0: done; 1: the run failed; 2: yo
 
 from __future__ import annotations
 
-import errno
 from typing import Any
 
 import click
@@ -15,11 +14,10 @@ from raysweep.cli import export, jobs, lifecycle, look, repair, settings, simula
 from raysweep.cli import run as work
 from raysweep.cli.analyze import heads as analyze
 from raysweep.cli.common import notes_of_damage, say
+from raysweep.records.disk import UNUSABLE
 
 # `work` and `analyze` are named apart from `run` and `heads`, which are commands in the modules of these names.
 
-FOLDER_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-"""Errors of a folder that cannot be written or read, or has no room."""
 PLACES = (
     "Results go to --results (RAYSWEEP_RESULTS), prepared data to RAYSWEEP_CACHE, downloads to HF_HOME, temporary "
     "files to TMPDIR: choose another folder."
@@ -47,7 +45,7 @@ class _Commands(click.Group):
             ctx.exit(error.exit_code)
         except OSError as error:
             # Not a bug, but a folder or a disk; only those of which it is clear what to do.
-            if error.errno not in FOLDER_ERRORS or error.filename is None:
+            if error.errno not in UNUSABLE or error.filename is None:
                 raise
             say(f"error: {str(error.filename)!r} cannot be used ({error.strerror}). {PLACES}", err=True)
             ctx.exit(1)

@@ -7,14 +7,13 @@ from typing import Any
 
 from raysweep.cluster.ownership import driving
 from raysweep.job import code
-from raysweep.job.jobfile import Job, check_job
-from raysweep.job.permission import with_modules
+from raysweep.job.jobfile import Job
 from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.reports.live.progress import Silent
 from raysweep.sweep.code import check_code, code_of, record_code
 from raysweep.sweep.lifecycle import check_same
-from raysweep.sweep.mending import mend, set_damaged_aside
+from raysweep.sweep.mending import mended_job
 from raysweep.sweep.observer import Observer
 
 
@@ -36,7 +35,9 @@ def go_on(
     watching = observer or Silent()
     with driving(folder):  # from here on no other process can run or change the sweep: what is checked stays true
         about = folder.environment()
-        before = _mended(folder, about, watching)
+        before, mended = mended_job(folder, _open_points)
+        if mended:
+            watching.mended(mended)
         check_same(folder, before)
         job = change(before)
         # Before the model and the data are looked at: other code may see other data in the same files.
@@ -59,19 +60,6 @@ def go_on(
         # With or without sharing, as it began: its records must count the same work throughout.
         run_sweep(folder, job, fingerprints, address=address, sharing=about["sharing"], observer=watching)
     return folder
-
-
-def _mended(folder: SweepFolder, about: Mapping[str, Any], watching: Observer) -> Job:
-    """Bring a sweep's records in order; return its job, checked."""
-    stored = folder.job()
-    # Before any record is looked at.
-    mended = set_damaged_aside(folder)
-    # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
-    job = with_modules(check_job(stored.spec.resolved(), stored.source), _open_points(folder))
-    mended += mend(folder, job, Fingerprints(**about["fingerprints"]))
-    if mended:
-        watching.mended(mended)
-    return job
 
 
 def _record(folder: SweepFolder, job: Job, changed: bool) -> None:

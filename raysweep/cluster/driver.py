@@ -159,12 +159,12 @@ class _Session:
                 # Tune starts it again, and it reads on.
                 if client is not None:
                     ray.kill(client)
+            # `_look` sets `stopped` before it interrupts. Without that, a worker did so: it could not write.
+            case SweepInterrupted() if self.stopped is None:
+                self.stopped, self.error = event.reason, DiskFullError(event.reason)
+                self.tuning.propose_no_more()
             case _:
                 pass
-        # `_look` sets `stopped` before it interrupts. Without that, a worker did so: it could not write.
-        if isinstance(event, SweepInterrupted) and self.stopped is None:
-            self.stopped, self.error = event.reason, DiskFullError(event.reason)
-            self.tuning.propose_no_more()
 
     def _start_mailbox(self) -> Any:
         import ray

@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from raysweep.records.machine import PROC, stat_of
 
 END_S = 5.0
 """How long Ray may take to end by itself, before its processes are killed."""
@@ -29,7 +30,6 @@ STOPPED_S = 15.0
 """How long a central process may be stopped (SIGSTOP): it answers nobody, and all that asks it waits for ever."""
 CENTRAL = ("raylet", "gcs_server")
 """Processes without which Ray cannot go on."""
-PROC = Path("/proc")
 
 
 class LocalRay:
@@ -119,15 +119,6 @@ def members(leader: int) -> list[int]:
     """Return the processes of a session that have not ended."""
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
     return [pid for pid in pids if (stat := stat_of(pid)) and stat[0] != "Z" and int(stat[3]) == leader]
-
-
-def stat_of(pid: int) -> list[str]:
-    """Return the state, parent, process group and session of a process, and more; [] if it has ended."""
-    try:
-        # The name, field 2, may hold spaces and parentheses: split behind the last one.
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
 
 
 def main() -> None:

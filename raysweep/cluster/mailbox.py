@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 from raysweep.cluster.clients import Clients
@@ -126,9 +125,8 @@ class Mailbox:
     async def lane_lost(self, lane: str) -> None:
         """Give up the workers of a lane; any lane may go on with their trial."""
         self._lanes.forget(lane)
-        self._lost.add(self._groups.pop(lane, ""))
         self._stop_waiting(lane, "leave")
-        self._do(lambda: self._dispatcher.lane_lost(lane))
+        self._give_up(lane)
 
     async def lane_died(self, lane: str, reason: str) -> None:
         """Note that a lane that was lost will not be started again."""
@@ -233,10 +231,13 @@ class Mailbox:
         for silence in self._lanes.look(now):
             self._events.add(to_json(LaneSilent(lane=silence.name, seconds=silence.seconds, lost=silence.overdue)))
             if silence.overdue:
-                self._lost.add(self._groups.pop(silence.name, ""))
-                self._do(partial(self._dispatcher.lane_lost, silence.name))
+                self._give_up(silence.name)
         for ticket in self._clients.silent(now):
             self._events.add(to_json(ClientSilent(ticket=ticket)))
+
+    def _give_up(self, lane: str) -> None:
+        self._lost.add(self._groups.pop(lane, ""))
+        self._do(lambda: self._dispatcher.lane_lost(lane))
 
     def _do(self, act: Callable[[], Any]) -> Any:
         """Change the dispatcher, hand out the events of that, and give lanes that wait what is ready."""

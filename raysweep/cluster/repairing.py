@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from raysweep.cluster.ownership import driving
 from raysweep.errors import ArchiveError
 from raysweep.job import code
-from raysweep.job.jobfile import check_job
-from raysweep.job.permission import with_modules
-from raysweep.job.plan import Fingerprints
 from raysweep.records.folder import SweepFolder
 from raysweep.records.plans import plan_of
 from raysweep.sweep.code import check_code, code_of
 from raysweep.sweep.lifecycle import check_same
-from raysweep.sweep.mending import mend, set_damaged_aside
+from raysweep.sweep.mending import mended_job
 from raysweep.sweep.repairing import LostPhase, Repaired, compared, lost_of_result, lost_phases, set_aside
 from raysweep.sweep.wording import some
 
@@ -41,11 +39,9 @@ def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], object]
     """
     code.read_again()
     with driving(folder):
-        stored, about = folder.job(), folder.environment()
-        done = set_damaged_aside(folder)
-        points = [proposal.values for proposal in folder.proposals().values()]
-        job = with_modules(check_job(stored.spec.resolved(), stored.source), points)
-        for text in [*done, *mend(folder, job, Fingerprints(**about["fingerprints"]))]:
+        about = folder.environment()
+        job, mended = mended_job(folder, _points)
+        for text in mended:
             tell(text)
         lost = lost_phases(folder) if trial is None else lost_of_result(folder, trial)
         if not lost:
@@ -53,7 +49,7 @@ def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], object]
             return []
         check_same(folder, job)
         proposals = folder.proposals()
-        check_code(folder, code_of(job, points), accept=False)
+        check_code(folder, code_of(job, _points(folder)), accept=False)
         # Imported only now: torch takes seconds, and most sweeps have lost nothing.
         from raysweep.trial.forecast.preflight import check_unchanged
         from raysweep.trial.repairing import run_lost
@@ -66,6 +62,11 @@ def repair(folder: SweepFolder, trial: int | None, tell: Callable[[str], object]
         set_aside(folder, lost)
         run_lost([(plans[each.record.trial], each.record.key, each.store) for each in lost], job.spec.scale)
         return compared(lost)
+
+
+def _points(folder: SweepFolder) -> list[Mapping[str, Any]]:
+    """Return the values of all trials: phases of those that have ended are run again, too."""
+    return [proposal.values for proposal in folder.proposals().values()]
 
 
 def _check_planned(folder: SweepFolder, lost: Sequence[LostPhase], planned: Collection[str]) -> None:

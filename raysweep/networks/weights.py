@@ -13,14 +13,13 @@ from typing import Any
 from raysweep.errors import ModelError
 from raysweep.job.spec import ModelSpec
 from raysweep.networks.loading import BESIDE, check_loads
+from raysweep.records.disk import LFS_POINTER
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The file of all weights, and the list of the files that they are divided among."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Formats of safetensors for numbers that can be trained."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-POINTER = b"version https://git-lfs.github.com/spec/"
-"""Beginning of the file that Git LFS puts in the place of one that was not downloaded."""
 READ_AT_ONCE = 2**24
 """Numbers that are looked at together: this bounds the memory."""
 
@@ -151,7 +150,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
     try:
         with path.open("rb") as stream:
-            pointer = stream.read(len(POINTER)) == POINTER
+            pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
         if pointer:
             raise ModelError(f"model file {str(path)!r} is a pointer of Git LFS. Get its content with `git lfs pull`.")
         with safe_open(path, framework="pt") as tensors:

@@ -12,6 +12,10 @@ from raysweep.errors import DiskFullError
 
 # A full disk, and a user's full quota on a disk that has room.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, *FULL)
+"""Errors of a folder that cannot be written or read, or has no room."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""Beginning of the file that Git LFS puts in the place of one that was not downloaded."""
 
 
 @contextmanager

@@ -10,6 +10,22 @@ from pathlib import Path
 PROC = Path("/proc")
 
 
+STARTED = 19
+"""Place of the time at which a process started, in clock ticks since boot, in what `stat_of` returns."""
+
+
+def stat_of(pid: int) -> list[str]:
+    """Return the fields of a process's stat (proc(5)) from the third on; [] if there is none.
+
+    They begin with the state, the parent, the process group and the session.
+    """
+    try:
+        # The name, field 2, is in parentheses and may hold spaces and parentheses itself: split behind the last.
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """A process, as it names itself to others."""
@@ -39,13 +55,9 @@ class Machine:
 
     def started(self, pid: int) -> str:
         """Return when a process started; empty where there is none, or the system does not say."""
-        try:
-            # The name, field 2, is in parentheses and may hold spaces and parentheses itself: split behind the last.
-            after_name = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return ""
-        # Field 22 of proc(5)'s stat; the list begins with field 3, which is Z for a process that has ended.
-        return "" if after_name[0] == "Z" else after_name[19]
+        stat = stat_of(pid)
+        # Z for a process that has ended.
+        return "" if not stat or stat[0] == "Z" else stat[STARTED]
 
     def is_alive(self, pid: int) -> bool:
         """Return whether there is a process of this number."""

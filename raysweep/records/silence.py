@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from raysweep.records.disk import replace_text
 
 FILE = "silent.json"
 
@@ -17,10 +18,7 @@ def write_silent(folder: Path, since: Mapping[str, float]) -> None:
     if not since:
         path.unlink(missing_ok=True)
         return
-    # By a rename, so that a reader never sees half a file.
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(since), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(since))
 
 
 def read_silent(folder: Path) -> dict[str, float]:

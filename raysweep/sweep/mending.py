@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from raysweep.job.jobfile import Job
+from raysweep.job.jobfile import Job, check_job
+from raysweep.job.permission import with_modules
 from raysweep.job.plan import Fingerprints, TrialPlan
 from raysweep.records.folder import SweepFolder
 from raysweep.records.jsonlines import DamagedLine, described
@@ -21,6 +23,25 @@ from raysweep.records.plans import plan_of
 from raysweep.records.schema import PhaseRecord, Proposal, TrialRecord
 from raysweep.sweep.checkpoints import stored_record
 from raysweep.sweep.wording import some
+
+
+def mended_job(
+    folder: SweepFolder, points: Callable[[SweepFolder], Iterable[Mapping[str, Any]]]
+) -> tuple[Job, list[str]]:  # fmt: skip
+    """Mend the records of a sweep that is to be worked on; return its job, checked, and in words what was done.
+
+    Args:
+        points: returns the values of the trials whose strategies are needed; see `with_modules`.
+
+    Raises:
+        UsageError: the stored job is not valid here, or a record is of another schema.
+    """
+    stored = folder.job()
+    # Before any record is looked at.
+    done = set_damaged_aside(folder)
+    # The stored job is read without a check, so that any sweep can be looked at; work needs it to be valid here.
+    job = with_modules(check_job(stored.spec.resolved(), stored.source), points(folder))
+    return job, [*done, *_bring_back(folder, job, Fingerprints(**folder.environment()["fingerprints"]))]
 
 
 def mend(folder: SweepFolder, job: Job, fingerprints: Fingerprints) -> list[str]:
@@ -32,9 +53,13 @@ def mend(folder: SweepFolder, job: Job, fingerprints: Fingerprints) -> list[str]
     Raises:
         ArchiveError: a record is of another schema.
     """
-    done = set_damaged_aside(folder)
+    return [*set_damaged_aside(folder), *_bring_back(folder, job, fingerprints)]
+
+
+def _bring_back(folder: SweepFolder, job: Job, fingerprints: Fingerprints) -> list[str]:
+    """Bring back what records have lost; none may hold a damaged line."""
     _mend_journal(folder)
-    return [*done, *_mend_plans(folder), *_mend_phases(folder, job, fingerprints)]
+    return [*_mend_plans(folder), *_mend_phases(folder, job, fingerprints)]
 
 
 def set_damaged_aside(folder: SweepFolder) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
-PROC = Path("/proc")
+from raysweep.records.machine import PROC, STARTED, stat_of
+
 WORKER_TITLE = b"ray::"
 """How the command line of a Ray worker begins: Ray renames its processes."""
 
@@ -31,11 +31,8 @@ def _is_worker(pid: int) -> bool:
 
 def _started(pid: int) -> float:
     """Return when a process started, in seconds since the epoch; infinity if it has ended meanwhile."""
-    try:
-        # The name, field 2, is in parentheses and may hold spaces and parentheses itself: split behind the last one.
-        after_name = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    stat = stat_of(pid)
+    if not stat:
         return float("inf")
     boot = next(line for line in (PROC / "stat").read_text().splitlines() if line.startswith("btime"))
-    # Field 22 of proc(5)'s stat, in clock ticks since boot; the list begins with field 3.
-    return int(boot.split()[1]) + int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    return int(boot.split()[1]) + int(stat[STARTED]) / os.sysconf("SC_CLK_TCK")

@@ -11,7 +11,7 @@ from raysweep.job.names import DIGITS, EMBEDDED
 from raysweep.job.spec import DataSpec
 from raysweep.trial.data import hub
 from raysweep.trial.data.files import TABLES, TEXTS, check_readable, check_regular, ending, read_prose
-from raysweep.trial.data.local import Reader, file_corpus, folder_corpus
+from raysweep.trial.data.local import Item, Reader, file_corpus, folder_corpus
 from raysweep.trial.data.splits import (
     Corpus,
     Split,
@@ -44,7 +44,6 @@ def load_splits(data: DataSpec) -> Corpus[str]:
 
 def _corpus(data: DataSpec) -> Corpus[list[str]]:
     """Return the blocks or documents of a corpus by split; each but the last of a text ends a line."""
-    path = os.path.expanduser(data.name)
     if data.name == EMBEDDED:
         check_names_no_split(data, "text")
         check_no_table(data, EMBEDDED)
@@ -54,16 +53,28 @@ def _corpus(data: DataSpec) -> Corpus[list[str]]:
         kinds=(TEXTS, TABLES), read=lambda file: _read_file(file, data), mark=_mark,
         wanted=f"no text to learn from: no file that ends with {', '.join((*TEXTS, *TABLES))}",
     )  # fmt: skip
+    if (here := corpus_here(data, reader)) is not None:
+        return here
+    chosen, found = hub.text_splits(data)
+    packed = {name: split.holding(list(_packed(split.content))) for name, split in found.items()}
+    return split_corpus(chosen, packed, _mark)
+
+
+def corpus_here(data: DataSpec, reader: Reader[Item]) -> Corpus[list[Item]] | None:
+    """Return the corpus of a file or folder on this machine; None for a name of the hub.
+
+    Raises:
+        DataError: it cannot be read, or a name that can only be a path leads nowhere.
+    """
+    path = os.path.expanduser(data.name)
     # Unlike those of Path, these return False for a name that cannot be a path, such as one that is too long or empty.
     if os.path.isdir(path):
         return folder_corpus(Path(path), data, reader)
     if os.path.exists(path):
         return file_corpus(Path(path), data, reader)
     check_there(data.name)
-    check_no_header(data)
-    chosen, found = hub.text_splits(data)
-    packed = {name: split.holding(list(_packed(split.content))) for name, split in found.items()}
-    return split_corpus(chosen, packed, _mark)
+    _check_no_header(data)
+    return None
 
 
 def _mark(text: str) -> bytes:
@@ -97,11 +108,13 @@ def _documents(path: Path, data: DataSpec) -> Iterator[str]:
 def _packed(documents: Iterable[str]) -> Iterator[str]:
     """Yield documents, short ones together in blocks, so that lines of one text stay together where it is split."""
     block: list[str] = []
+    length = 0
     for document in documents:
         block.append(_as_line(document))
-        if sum(map(len, block)) >= BLOCK_CHARACTERS:
+        length += len(block[-1])
+        if length >= BLOCK_CHARACTERS:
             yield "".join(block)
-            block = []
+            block, length = [], 0
     if block:
         yield "".join(block)
 
@@ -156,7 +169,7 @@ def check_there(name: str) -> None:
         raise DataError(f"data.name = {name!r}: no such file or folder.")
 
 
-def check_no_header(data: DataSpec) -> None:
+def _check_no_header(data: DataSpec) -> None:
     """Check that a job does not say that a data set of the hub has no header.
 
     Raises:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import DataError
+from raysweep.records.disk import LFS_POINTER
 
 TEXTS = (".txt", ".text", ".tokens", ".raw")
 """Endings of text files in a folder; a single file may have any other that is not in `REFUSED`."""
@@ -33,8 +34,6 @@ MOST_FILES = 100_000
 KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """Beginnings of a file by which Windows programs name its encoding."""
-POINTER = b"version https://git-lfs.github.com/spec/"
-"""Beginning of the file that Git LFS puts in the place of one that was not downloaded."""
 
 
 def check_regular(path: str | Path) -> None:
@@ -134,7 +133,7 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"data file {str(path)!r} cannot be read ({reason}).") from None
-    if content.startswith(POINTER):
+    if content.startswith(LFS_POINTER):
         raise DataError(f"data file {str(path)!r} is a pointer of Git LFS. Get its content with `git lfs pull`.")
     return content
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from raysweep.errors import DataError, known_names_hint
 from raysweep.job.names import EMBEDDED, GLUE, HUB
 from raysweep.job.spec import DataSpec
+from raysweep.records.disk import UNUSABLE
 from raysweep.trial.data.columns import choose_columns
 from raysweep.trial.data.split_names import Chosen, choose_splits
 from raysweep.trial.data.splits import Split
@@ -25,9 +25,6 @@ STREAMED_EVALUATION_CHARACTERS = 2_000_000
 
 # More than an English token has on average, so that a stream yields enough; the token store cuts to the exact count.
 CHARACTERS_PER_TOKEN = 5
-
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-"""Errors of a folder that cannot be written, or has no room."""
 
 Item = TypeVar("Item")
 
@@ -126,7 +123,7 @@ def hub_errors(name: str, known: Collection[str], local: str) -> Iterator[None]:
         # Raised by our own reading of rows inside the block: it says more than the general error would.
         raise
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in UNUSABLE:
             raise _not_loaded(name, known, local, error) from error
         raise DataError(
             f"data.name = {name!r}: the cache of the hub cannot be written ({error.strerror}: {error.filename}). Free "

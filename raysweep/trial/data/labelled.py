@@ -12,9 +12,9 @@ from raysweep.errors import DataError
 from raysweep.job.names import EMBEDDED, GLUE, HUB
 from raysweep.job.spec import DataSpec
 from raysweep.trial.data import hub
-from raysweep.trial.data.corpora import check_no_header, check_there
+from raysweep.trial.data.corpora import corpus_here
 from raysweep.trial.data.files import TABLES, check_readable, ending
-from raysweep.trial.data.local import Reader, file_corpus, folder_corpus
+from raysweep.trial.data.local import Reader
 from raysweep.trial.data.splits import Corpus, split_corpus
 from raysweep.trial.data.tables import Row, read_table
 
@@ -67,12 +67,8 @@ def _corpus(data: DataSpec) -> Corpus[Sentences]:
         kinds=(TABLES,), read=lambda file: read_sentences(file, data), mark=_mark,
         wanted=f"no table of labelled sentences: no file that ends with {', '.join(TABLES)}",
     )  # fmt: skip
-    if os.path.isdir(path):
-        return folder_corpus(Path(path), data, reader)
-    if os.path.exists(path):
-        return file_corpus(Path(path), data, reader)
-    check_there(data.name)
-    check_no_header(data)
+    if (here := corpus_here(data, reader)) is not None:
+        return here
     chosen, found = hub.labelled_splits(data)
     named = f"data.name = {data.name!r}"
     sentences = {name: split.holding([_labelled(row, named) for row in split.content]) for name, split in found.items()}
