@@ -117,8 +117,10 @@ class Lock:
         # Two processes that find the same dead owner must not remove each other's new lock: one at a time looks again
         # and removes.
         breaking = self.path.with_name(f"{self.path.name}.breaking")
-        if breaking.exists() and self.now() - breaking.stat().st_mtime > DEADLINE_S:
-            breaking.unlink(missing_ok=True)
+        # Whoever is removing may be through between two looks, and its file gone.
+        with suppress(FileNotFoundError):
+            if breaking.stat().st_mtime < self.now() - DEADLINE_S:
+                breaking.unlink()
         try:
             os.close(os.open(breaking, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,21 +152,17 @@ def test_of_many_that_find_a_dead_owner_one_takes_the_lock(path: Path) -> None:
     for round_ in range(20):
         assert Lock(path, Elsewhere("a", alive=())).take()
         contenders = [Lock(path) for _ in range(4)]
-        taken: list[Lock] = []
         barrier = threading.Barrier(len(contenders))
 
-        def contend(lock: Lock, barrier: threading.Barrier = barrier, taken: list[Lock] = taken) -> None:
+        def contend(lock: Lock, barrier: threading.Barrier = barrier) -> bool:
             barrier.wait()
-            if lock.take():
-                taken.append(lock)
+            return lock.take()
 
         # The dead owner is of another host here, so that only the deadline tells.
         silent_for(path, DEADLINE_S + 10)
-        threads = [threading.Thread(target=contend, args=(lock,)) for lock in contenders]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        # With a pool, whose results bring up what a contender raises: one that meets another must not fail.
+        with ThreadPoolExecutor(len(contenders)) as pool:
+            taken = [lock for lock, took in zip(contenders, pool.map(contend, contenders), strict=True) if took]
         assert len(taken) <= 1, round_
         for lock in taken:
             lock.release()
